@@ -1,0 +1,35 @@
+"""basisconv: convolution layers that train a few basis filters and combine them into the rest."""
+
+from basisconv.cost import LayerCost, Summary, summary
+from basisconv.layer import BasisConv2d
+from basisconv.plan import (
+    Plan,
+    apply_plan,
+    dense_state_dict,
+    layers,
+    load_dense_state_dict,
+    make_plan,
+    plan_of,
+    restore,
+)
+from basisconv.timing import Timing, TunedLayer, compare, tune
+
+__version__ = "0.1.0"
+__all__ = [
+    "BasisConv2d",
+    "LayerCost",
+    "Plan",
+    "Summary",
+    "Timing",
+    "TunedLayer",
+    "apply_plan",
+    "compare",
+    "dense_state_dict",
+    "layers",
+    "load_dense_state_dict",
+    "make_plan",
+    "plan_of",
+    "restore",
+    "summary",
+    "tune",
+]

@@ -1,0 +1,206 @@
+"""`python -m basisconv …`: the reproduction's commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 1 with one sentence on stderr when not."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        command(options)
+    except (ValueError, OSError, RuntimeError, LookupError) as error:
+        print(f"basisconv: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("basisconv: interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m basisconv", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Command, text: str, profile: bool = True, runs: bool = False
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        if runs:
+            sub.add_argument("--runs", type=Path, default=None, metavar="DIR",
+                             help="the store of records; default: build/PROFILE/runs")  # fmt: skip
+        if profile:
+            sub.add_argument("--profile", default=None, help="smoke, quick, desk or paper")
+            sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                             help="change a setting of the profile")  # fmt: skip
+        return sub
+
+    add("reproduce", _reproduce, "run every notebook in order and build the paper")
+    add("check", _check, "see that everything a reproduction declares is there")
+    run = add("run", _run, "train what is missing, without notebooks", runs=True)
+    run.add_argument("--minutes", type=float, default=None, help="start no run after these")
+    run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
+    add("status", _status, "how many runs are done and missing, and the hours left", runs=True)
+    merge = add("merge", _merge, "take in records made elsewhere", runs=True)
+    merge.add_argument("folder", type=Path)
+    publish = add("publish", _publish, "copy a section's records beside the paper", runs=True)
+    publish.add_argument("section")
+    add("paper", _paper, "build the paper from what there is")
+    bench = add("bench", _bench, "time layers and training steps on this device", profile=False)
+    bench.add_argument("--repeats", type=int, default=20)
+    bench.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
+    data = add("data", _data, "the data sets", profile=False)
+    data.add_argument("action", choices=["where", "verify", "sample", "pack"])
+    data.add_argument("name", nargs="?", help="a data set for pack, a folder for verify")
+    data.add_argument("--out", type=Path, help="the folder to write, for sample and pack")
+    return parser
+
+
+def _study(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from basisconv.study.environment import device
+    from basisconv.study.protocol import Study
+
+    name = options.profile or ("paper" if device().type == "cuda" else "quick")
+    return Study.open(name, options.set, getattr(options, "runs", None))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from basisconv.study.environment import ROOT
+    from basisconv.study.reproduce import reproduce
+
+    study = _study(options)
+    started = time.monotonic()
+    paths = reproduce(study, options.set)
+    print(
+        f"{len(paths)} files in {study.folder.relative_to(ROOT)}/, "
+        f"{(time.monotonic() - started) / 60:.1f} minutes.\n"
+        f"The paper: {paths[-1].relative_to(ROOT)}"
+    )
+
+
+def _check(options: argparse.Namespace) -> None:
+    from basisconv.study.reproduce import declared
+
+    print(f"{len(declared(_study(options)))} declared files are there.")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from basisconv.study.experiments import DRAFTS
+    from basisconv.study.sections import Unfinished, make_section
+
+    study = _study(options)
+    started = time.monotonic()
+    failed: list[str] = []
+    for name in DRAFTS:
+        minutes = None
+        if options.minutes is not None:
+            minutes = max(0.0, options.minutes - (time.monotonic() - started) / 60)
+        try:
+            make_section(study, name, None, minutes, options.retry_failed)
+        except Unfinished as unfinished:
+            print(unfinished, file=sys.stderr)
+            failed += unfinished.failed
+    if failed:  # being out of time is what --minutes asks for; a failure is not
+        raise RuntimeError(f"{len(failed)} runs failed")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from basisconv.study.experiments import DRAFTS, Waiting, draft
+    from basisconv.study.status import status
+
+    study = _study(options)
+    print(f"profile {study.profile.name}: {study.profile.about}")
+    for name in DRAFTS:
+        try:
+            runs = draft(study, name).runs.values()
+        except Waiting as waiting:
+            print(f"{name:<18} {waiting}")
+            continue
+        now = status(runs, study.store, study.profile.workers)
+        left = "unknown time" if now.hours is None else f"{now.hours:.1f} h"
+        print(
+            f"{name:<18} {now.done:>5} done {now.failed:>5} failed {now.missing:>5} missing"
+            f"  {left} left"
+        )
+
+
+def _merge(options: argparse.Namespace) -> None:
+    report = _study(options).store.merge(options.folder)
+    print(
+        f"{len(report.added)} added, {len(report.known)} known, {len(report.kept)} from another "
+        f"kind of device not taken: {', '.join(report.kept) or 'none'}"
+    )
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from basisconv.study.protocol import published_folder
+    from basisconv.study.publish import publish
+    from basisconv.study.sections import make_section
+
+    study = _study(options)
+    section = make_section(study, options.section)
+    report = publish(study.store, section, published_folder(study.profile.name))
+    print(f"{options.section}: {len(report.added)} records published, {len(report.known)} known")
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from basisconv.study.environment import ROOT
+    from basisconv.study.paper import best_published, build_paper, build_published
+
+    shown = None if options.profile else best_published()
+    path = build_published(shown) if shown else build_paper(_study(options))
+    print(path.relative_to(ROOT))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import os
+
+    from basisconv.study import bench
+    from basisconv.study.environment import ROOT
+    from basisconv.study.experiments import DRAFTS, Waiting, draft
+    from basisconv.study.protocol import Study, published_folder
+
+    if options.costs:
+        # Which plans there are does not hang on the costs, but sizing their runs does: without
+        # a table yet, executed MACs stand in.
+        table = published_folder(options.costs) / "costs.json"
+        study = Study.open(options.costs, [] if table.exists() else ["costs=macs"])
+        drafts = []
+        for name in DRAFTS:
+            try:
+                drafts.append(draft(study, name))
+            except Waiting as waiting:
+                print(f"{name} {waiting}; call again when they are there", file=sys.stderr)
+        print(bench.measure_costs(study, drafts, options.repeats).relative_to(ROOT))
+        return
+    facts = bench.measure(
+        "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats, os.cpu_count() or 1
+    )
+    print(bench.markdown(facts))
+    print(bench.save(facts).relative_to(ROOT))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from basisconv.study import data
+
+    if options.action == "where":
+        print(data.data_where())
+    elif options.action == "verify":
+        print(data.data_verify(options.name))
+    elif options.out is None:
+        raise ValueError(f"data {options.action} writes a folder: name it with --out.")
+    elif options.action == "sample":
+        print(data.data_sample(options.out))
+    elif options.name is None:
+        raise ValueError("data pack needs the data set's name: cifar10 or cifar100.")
+    else:
+        print(data.data_pack(options.name, options.out))

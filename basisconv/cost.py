@@ -1,0 +1,305 @@
+"""What a model costs, layer by layer: parameters, multiply-accumulates (MACs), bytes.
+
+Two counts of MACs are kept apart. *Executed* MACs are what forward runs: in both forms a
+k×k convolution to m channels and a 1×1 from m to C_out. *Parameters'* MACs count every
+weight once for each position it is used at, which credits the subset form with the outputs
+that pass through; nothing runs that fast, so the clock is held against the executed ones.
+
+    dense               P · C_out · N             N = C_in/groups · kH · kW,  P = batch · H' · W'
+    factored            P · (m · N + C_out · m/blocks)         executed, both forms
+                        P · (m · N + (C_out - m) · m/blocks)   by parameters, subset form
+    rebuilt             P · C_out · N + C_out · m/blocks · N   executed
+
+The backward pass costs the forward pass twice, once for the weights and once for the input;
+a layer whose input needs no gradient (the stem) pays once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from basisconv.layer import BasisConv2d
+from basisconv.plan import Plan
+from basisconv.surgery import Convolution
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's cost for the input that it was measured with.
+
+    Attributes:
+        name: the layer's name in the model.
+        kind: "Conv2d", "BasisConv2d" or "Linear".
+        input_shape: (N, C_in, H, W) or, for Linear, (…, features).
+        output_shape: likewise.
+        n_basis: basis filters, None for a dense layer.
+        parameters: trained numbers, the bias included.
+        macs: executed by one forward pass.
+        macs_by_parameters: one for each use of a weight; equal to `macs` for a dense layer.
+        macs_backward: executed by one backward pass.
+        bytes_moved: read and written by one forward pass if every tensor moves once: inputs,
+            weights, outputs, and the basis output twice.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    n_basis: int | None
+    parameters: int
+    macs: int
+    macs_by_parameters: int
+    macs_backward: int
+    bytes_moved: int
+
+    @property
+    def intensity(self) -> float:
+        """MACs for each byte moved: the horizontal axis of a roofline."""
+        return self.macs / self.bytes_moved
+
+    def roofline_seconds(self, macs_per_second: float, bytes_per_second: float) -> float:
+        """The least time of the forward pass (Williams, Waterman & Patterson, 2009)."""
+        return max(self.macs / macs_per_second, self.bytes_moved / bytes_per_second)
+
+
+class Observed(NamedTuple):
+    """A layer with what it was given and what it returned in one forward pass."""
+
+    module: Any
+    input: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The costs of a model. Print it, call `to_frame()`, or show it in a notebook.
+
+    Attributes:
+        rows: the convolutions and linear layers in the order of the forward pass.
+        parameters: of the whole model, layers without a row (batch-norm) included.
+        input_size: what it was measured with.
+    """
+
+    rows: tuple[LayerCost, ...]
+    parameters: int
+    input_size: tuple[int, ...]
+
+    @property
+    def macs(self) -> int:
+        """Executed by one forward pass."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def macs_by_parameters(self) -> int:
+        """One for each use of a weight."""
+        return sum(row.macs_by_parameters for row in self.rows)
+
+    @property
+    def macs_backward(self) -> int:
+        """Executed by one backward pass."""
+        return sum(row.macs_backward for row in self.rows)
+
+    def __getitem__(self, name: str) -> LayerCost:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"No layer {name!r}. There are: {', '.join(r.name for r in self.rows)}.")
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a layer, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name")
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "output", "n_basis", "parameters", "MACs", "by parameters")
+        table = [head]
+        for r in self.rows:
+            size = "×".join(map(str, r.output_shape[1:]))
+            basis = "" if r.n_basis is None else f"{r.n_basis}"
+            table.append(
+                (r.name, r.kind, size, basis, f"{r.parameters:,}", f"{r.macs:,}",
+                 f"{r.macs_by_parameters:,}")
+            )  # fmt: skip
+        table.append(
+            ("total", "", "", "", f"{self.parameters:,}", f"{self.macs:,}",
+             f"{self.macs_by_parameters:,}")
+        )  # fmt: skip
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = [
+            "  ".join(
+                c.ljust(w) if i < 3 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join(
+            [f"input {self.input_size}", lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        )
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = None) -> Summary:
+    """Measure shapes with one forward pass of zeros and count what each layer costs.
+
+    Args:
+        model: the network; it runs in evaluation mode and is left as it was.
+        input_size: (N, C, H, W) of the input; MACs and bytes are for the whole batch.
+        plan: count as if this plan had been applied, which decomposes nothing. None counts
+            the model as it stands.
+
+    Raises:
+        ValueError: if the plan names a layer that the forward pass does not reach.
+    """
+    like = next(model.parameters())
+    x = torch.zeros(tuple(input_size), device=like.device, dtype=like.dtype)
+    layers = observe(model, x, (nn.Conv2d, BasisConv2d, nn.Linear))
+    rows = []
+    first = True
+    saved = 0
+    for name, (module, given, returned) in layers.items():
+        input_shape, output_shape = tuple(given.shape), tuple(returned.shape)
+        itemsize = given.element_size()
+        if isinstance(module, nn.Linear):
+            rows.append(_linear(name, module, input_shape, output_shape, itemsize))
+        else:
+            row = _convolution(name, module, plan, input_shape, output_shape, itemsize, first)
+            saved += sum(p.numel() for p in module.parameters()) - row.parameters
+            rows.append(row)
+        first = False
+    if plan is not None and (unseen := plan.layers.keys() - layers.keys()):
+        raise ValueError(
+            f"The plan names {', '.join(sorted(unseen))}, which the forward pass does not reach. "
+            f"It reaches {', '.join(layers)}."
+        )
+    parameters = sum(p.numel() for p in model.parameters()) - saved
+    return Summary(tuple(rows), parameters, tuple(input_size))
+
+
+def observe(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> dict[str, Observed]:
+    """Run a model once on x and keep what its layers of some kinds were given and returned.
+
+    The model runs in evaluation mode without gradients and is left as it was. Layers appear in
+    the order of their (last) call.
+    """
+    names: dict[nn.Module, str] = {m: n for n, m in model.named_modules()}
+    seen: dict[str, Observed] = {}
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.pop(names[module], None)
+        seen[names[module]] = Observed(module, args[0], output)
+
+    handles = [m.register_forward_hook(hook) for m in names if issubclass(type(m), kinds)]
+    training = [m for m in names if m.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    return seen
+
+
+def _linear(
+    name: str, layer: nn.Linear, inputs: tuple[int, ...], outputs: tuple[int, ...], itemsize: int
+) -> LayerCost:
+    macs = math.prod(outputs) * layer.in_features
+    parameters = sum(p.numel() for p in layer.parameters())
+    moved = (math.prod(inputs) + math.prod(outputs) + parameters) * itemsize
+    return LayerCost(name, "Linear", inputs, outputs, None, parameters, macs, macs, 2 * macs, moved)
+
+
+def _convolution(
+    name: str,
+    conv: Convolution,
+    plan: Plan | None,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    itemsize: int,
+    first: bool,
+) -> LayerCost:
+    rows, columns = conv.out_channels, conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+    positions = math.prod(outputs) // rows
+    bias = rows if conv.bias is not None else 0
+    form = _form_of(name, conv, plan)
+    passes = 1 if first else 2  # gradients of the weights and, but for the stem, of the input
+    ends = math.prod(inputs) + math.prod(outputs)
+    if form is None:
+        macs, weights = positions * rows * columns, rows * columns
+        return LayerCost(
+            name, "Conv2d", inputs, outputs, None, weights + bias, macs, macs, passes * macs,
+            (ends + weights + bias) * itemsize,
+        )  # fmt: skip
+    m, width, combined, q = form.n_basis, form.width, form.combined, form.rank
+    basis = m * columns
+    coef = combined * width if q is None else combined * q + form.blocks * q * width
+    by_parameters = positions * (basis + coef)
+    # Matrices multiplied out once a step, whatever the batch: A of a subset form with a
+    # coef_rank, and the kernel of a rebuilt layer.
+    assembled = 0 if q is None else combined * q * width
+    if form.mode == "rebuilt":
+        assembled += rows * width * columns
+        main, moved = positions * rows * columns, ends + basis + coef + bias
+        backward = passes * main + 2 * assembled
+    else:
+        if form.subset or q is None:
+            one_by_one = positions * rows * width
+        else:
+            one_by_one, assembled = positions * coef, 0
+        main = positions * basis + one_by_one
+        moved = ends + basis + coef + bias + 2 * positions * m
+        backward = passes * positions * basis + 2 * one_by_one + 2 * assembled
+    return LayerCost(
+        name, "BasisConv2d", inputs, outputs, m, basis + coef + bias, main + assembled,
+        by_parameters, backward, moved * itemsize,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """A layer's basis form, of the layer itself or of a plan for it."""
+
+    n_basis: int
+    subset: bool
+    blocks: int
+    rank: int | None
+    mode: str
+    rows: int
+
+    @property
+    def width(self) -> int:
+        return self.n_basis // self.blocks
+
+    @property
+    def combined(self) -> int:
+        return self.rows - self.n_basis if self.subset else self.rows
+
+
+def _form_of(name: str, conv: Convolution, plan: Plan | None) -> _Basis | None:
+    if plan is None:
+        if not isinstance(conv, BasisConv2d):
+            return None
+        m, form, rank = conv.n_basis, conv.form, conv.coef_rank
+        blocks, mode = conv.blocks, str(conv.mode)
+    else:
+        if name not in plan.layers:
+            return None
+        m, form = plan.layers[name], plan.form
+        blocks, mode = conv.groups * plan.coef_groups, plan.modes.get(name, "factored")
+        rank = None if plan.coef_rank is None else min(plan.coef_rank, m // blocks)
+    return _Basis(m, form == "subset", blocks, rank, mode, conv.out_channels)

@@ -1,0 +1,178 @@
+"""Dense kernel -> basis filters and coefficients, one block of filters at a time.
+
+A block is a matrix W of shape (rows, columns): `rows` filters, each flattened to
+`columns` = C_in/groups * kH * kW weights. It is written as
+
+    W  ~  A · B        B: (m, columns) the basis filters      A: (rows, m) the coefficients
+
+In the *full* form A is free. In the *subset* form m of the filters are themselves the basis
+and pass through, so A = [I; C][order] with C of shape (rows - m, m).
+
+`svd` reaches the best rank-m kernel (Eckart & Young, 1936) in both forms; `qr` keeps m of the
+real filters, chosen by column-pivoted QR, and fits the others to them by least squares.
+Everything is computed in float64: kernels are small, and factors of an ill-conditioned kernel
+lose half of their digits otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Form = Literal["subset", "full"]
+Method = Literal["svd", "qr"]
+FORMS: tuple[Form, ...] = ("subset", "full")
+METHODS: tuple[Method, ...] = ("svd", "qr")
+
+
+class Factors(NamedTuple):
+    """A block's factors; `assemble(factors)` @ `basis` is its kernel."""
+
+    basis: Tensor  # (m, columns)
+    coef: Tensor  # (rows - m, m) in the subset form, (rows, m) in the full form
+    order: Tensor | None  # (rows,) into [basis rows, combined rows]; None in the full form
+
+
+def assemble(factors: Factors) -> Tensor:
+    """The coefficient matrix A of shape (rows, m)."""
+    if factors.order is None:
+        return factors.coef
+    m = len(factors.basis)
+    identity = torch.eye(m, dtype=factors.coef.dtype, device=factors.coef.device)
+    return torch.cat([identity, factors.coef])[factors.order]
+
+
+def decompose(
+    weight: Tensor, n_basis: int, method: Method = "svd", form: Form = "subset"
+) -> Factors:
+    """Factor one block of filters.
+
+    Args:
+        weight: (rows, columns), any real floating dtype; the factors are float64.
+        n_basis: m, from 1 to `rows`. Above the kernel's rank the product is exact and the
+            spare basis filters are real rows (subset) or zeros (full).
+        method: "svd" for the best rank-m kernel, "qr" for m real filters and a least-squares
+            fit of the others.
+        form: "subset" or "full".
+
+    Raises:
+        ValueError: if n_basis, method or form is none of these.
+    """
+    rows = len(weight)
+    if not 1 <= n_basis <= rows:
+        raise ValueError(f"n_basis={n_basis} is outside 1..{rows}, the filters of this block.")
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is unknown. Forms: {', '.join(FORMS)}.")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown. Methods: {', '.join(METHODS)}.")
+    weight = weight.detach().to(torch.float64)
+    if form == "subset" and n_basis == rows:  # every filter passes through
+        order = torch.arange(rows, device=weight.device)
+        return Factors(weight, weight.new_zeros(0, rows), order)
+    return (_svd if method == "svd" else _qr)(weight, n_basis, form)
+
+
+def _svd(weight: Tensor, m: int, form: Form) -> Factors:
+    rows, columns = weight.shape
+    rank = min(m, columns)  # a kernel of `columns` columns has no more than that
+    left, right = _lq(weight)
+    u, s, vh = torch.linalg.svd(left, full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank] @ right
+    if form == "full":
+        # sqrt(s) on both sides keeps the two factors' scales, and so their gradients, alike.
+        root = s.sqrt()
+        a = torch.cat([u * root, u.new_zeros(rows, m - rank)], dim=1)
+        b = torch.cat([root[:, None] * vh, vh.new_zeros(m - rank, columns)])
+        return Factors(b, a, None)
+    picked = pivoted_rows(u, rank)
+    spare = _others(picked, rows)[: m - rank]
+    picked = torch.cat([picked, spare])
+    rest = _others(picked, rows)
+    # W_m[rest] = U[rest] S V = (U[rest] U[p]^-1) (U[p] S V): the same best kernel, from real rows.
+    coef = torch.linalg.solve(u[picked[:rank]].T, u[rest].T).T
+    coef = torch.cat([coef, coef.new_zeros(len(rest), m - rank)], dim=1)
+    basis = (u[picked] * s) @ vh
+    return Factors(basis, coef, torch.argsort(torch.cat([picked, rest])))
+
+
+def _qr(weight: Tensor, m: int, form: Form) -> Factors:
+    left, _ = _lq(weight)
+    picked = pivoted_rows(left, m)
+    rest = _others(picked, len(weight))
+    # The pseudo-inverse gives the minimum-norm fit; bases above the rank have many.
+    coef = left[rest] @ torch.linalg.pinv(left[picked])
+    factors = Factors(weight[picked], coef, torch.argsort(torch.cat([picked, rest])))
+    return factors if form == "subset" else Factors(factors.basis, assemble(factors), None)
+
+
+def pivoted_rows(matrix: Tensor, count: int) -> Tensor:
+    """Indices of `count` well-conditioned rows: greedy column-pivoted QR of the transpose.
+
+    Each step takes the row with the largest part orthogonal to those already taken
+    (Businger & Golub, 1965). Rows past the rank are the first ones not yet taken.
+
+    Args:
+        matrix: (rows, columns).
+        count: how many rows, at most `rows`.
+
+    Returns:
+        int64 tensor of shape (count,), in the order of the pivots.
+    """
+    rest = matrix.clone()
+    free = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+    floor = rest.square().sum(1).max() * torch.finfo(matrix.dtype).eps ** 2 * max(matrix.shape)
+    taken: list[int] = []
+    while len(taken) < count:
+        norms = rest.square().sum(1).masked_fill(~free, -1.0)
+        pivot = int(norms.argmax())
+        if norms[pivot] <= floor:  # nothing but rounding is left: every row is as good
+            spare = free.nonzero().flatten().tolist()
+            taken += spare[: count - len(taken)]
+            break
+        taken.append(pivot)
+        free[pivot] = False
+        direction = rest[pivot] / norms[pivot].sqrt()
+        rest.addr_(rest @ direction, direction, alpha=-1)
+    return torch.tensor(taken, device=matrix.device)
+
+
+def low_rank(coef: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Coefficients through `rank` channels: coef ~ out · in with the least error in the kernel.
+
+    The SVD is that of coef · L, where B = L · Q has orthonormal rows in Q, so that what is cut
+    off is measured in the kernel coef · B and not in the coefficients, whose scale is arbitrary.
+
+    Args:
+        coef: (rows, m).
+        basis: (m, columns).
+        rank: q, from 1 to m.
+
+    Returns:
+        out of shape (rows, q) and in of shape (q, m).
+    """
+    left, _ = _lq(basis)
+    u, s, vh = torch.linalg.svd(coef @ left, full_matrices=False)
+    root = s[:rank].sqrt()
+    inner = root[:, None] * vh[:rank] @ torch.linalg.pinv(left)
+    short = rank - len(root)  # fewer singular values than channels: the spare ones are zero
+    outer = torch.cat([u[:, :rank] * root, u.new_zeros(len(u), short)], dim=1)
+    return outer, torch.cat([inner, inner.new_zeros(short, inner.shape[1])])
+
+
+def _lq(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """L and Q with L · Q = matrix and orthonormal rows in Q.
+
+    L is (rows, min(rows, columns)) and has the matrix's row inner products, so what depends on
+    those alone is found from L, several times faster for the many columns of a kernel.
+    """
+    q, r = torch.linalg.qr(matrix.T)
+    return r.T, q.T
+
+
+def _others(picked: Tensor, rows: int) -> Tensor:
+    """The indices below `rows` that are not in `picked`, in order."""
+    free = torch.ones(rows, dtype=torch.bool, device=picked.device)
+    free[picked] = False
+    return free.nonzero().flatten()

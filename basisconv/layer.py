@@ -1,0 +1,392 @@
+"""BasisConv2d: a convolution that trains a few basis filters and combines them into the rest.
+
+              basis (m filters, k×k)             A (C_out × m, 1×1)
+    x ───────────────────────────────▶ z ───────────────────────────▶ y      mode "factored"
+                                       m channels
+
+    x ──────────────────────────────────────────────────────────────▶ y      mode "rebuilt"
+                        W = A · basis (C_out filters, k×k)
+
+    subset form:  A = [I; C][order]     m of the outputs are basis filters, the rest combine them
+    full form:    A free                every output combines them
+
+With `groups` the convolution, and with `coef_groups` the coefficients too, fall into
+blocks = groups · coef_groups blocks of C_out/blocks outputs, each with its own m/blocks basis
+filters; A is block-diagonal over them and runs as one grouped 1×1 convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from basisconv.decompose import FORMS, Factors, Form, decompose, low_rank
+
+Mode = Literal["factored", "rebuilt"]
+Init = Literal["svd", "qr", "random"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+INITS: tuple[Init, ...] = get_args(Init)
+
+
+class BasisConv2d(nn.Module):
+    """A 2-d convolution with `n_basis` trained filters and a matrix that combines them.
+
+    The arguments are those of `torch.nn.Conv2d`, and:
+
+    Args:
+        n_basis: trained filters m, from 1 to `out_channels`, a multiple of
+            `groups * coef_groups`.
+        form: "subset" (m outputs are the basis filters themselves) or "full".
+        coef_groups: blocks of the coefficient matrix within each group of the convolution;
+            it has `coef_groups` times fewer coefficients.
+        coef_rank: channels, a block, through which the coefficients are a product of two
+            matrices; None for a plain matrix.
+        mode: "factored" (two convolutions: the fast way) or "rebuilt" (the dense kernel, then
+            one convolution: saves parameters, not time). May be set at any time.
+
+    Attributes:
+        basis: parameter of shape (m, in_channels/groups, kH, kW).
+        coef: parameter of shape (R, m/blocks) with R = out_channels in the full form and
+            out_channels - m in the subset form; absent when `coef_rank` is set, then
+        coef_out: (R, coef_rank) and
+        coef_in: (blocks * coef_rank, m/blocks).
+        order: int64 buffer of shape (out_channels,), subset form alone: where each output
+            stands among its block's basis filters followed by the combined ones.
+
+    Raises:
+        ValueError: for any of these out of its range, naming the range.
+    """
+
+    basis: nn.Parameter
+    coef: nn.Parameter
+    coef_out: nn.Parameter
+    coef_in: nn.Parameter
+    bias: nn.Parameter | None
+    order: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        n_basis: int,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        form: Form = "subset",
+        coef_groups: int = 1,
+        coef_rank: int | None = None,
+        mode: Mode = "factored",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        # nn.Conv2d knows the rules of its own arguments; on `meta` asking it costs no memory.
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device="meta",
+        )  # fmt: skip
+        check_basis(conv, n_basis, form, coef_groups, coef_rank)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.padding, self.dilation, self.groups = conv.padding, conv.dilation, groups
+        self.padding_mode = padding_mode
+        # What F.pad takes for the padding modes other than zeros.
+        self._pad = tuple(conv._reversed_padding_repeated_twice)
+        self.n_basis, self.form = n_basis, form
+        self.coef_groups, self.coef_rank = coef_groups, coef_rank
+        self.mode = mode
+        blocks = self.blocks
+        combined = out_channels - n_basis if form == "subset" else out_channels
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.basis = parameter(n_basis, in_channels // groups, *self.kernel_size)
+        if coef_rank is None:
+            self.coef = parameter(combined, n_basis // blocks)
+        else:
+            self.coef_out = parameter(combined, coef_rank)
+            self.coef_in = parameter(blocks * coef_rank, n_basis // blocks)
+        self.bias = parameter(out_channels) if bias else None
+        order = torch.arange(out_channels, device=device) if form == "subset" else None
+        self.register_buffer("order", order)
+        self.reset_parameters()
+
+    @property
+    def blocks(self) -> int:
+        """Diagonal blocks of the coefficient matrix: groups * coef_groups."""
+        return self.groups * self.coef_groups
+
+    @property
+    def mode(self) -> Mode:
+        """How forward runs: "factored" or "rebuilt"."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} is unknown. Modes: {', '.join(MODES)}.")
+        self._mode = mode
+
+    def reset_parameters(
+        self, std: float | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """New random factors whose product W has the variance of a dense layer's kernel.
+
+        Args:
+            std: standard deviation of the dense kernel that is stood in for; by default that
+                of `torch.nn.Conv2d`, 1/sqrt(3 · fan_in) with fan_in = C_in/groups · kH · kW.
+            generator: of any device; None for torch's own. The draws do not depend on the
+                memory format.
+
+        Each of the m/blocks products that make an entry of W adds v/(m/blocks), so the basis
+        filters have variance v = std² and the coefficients blocks/m. Basis filters that pass
+        through are then an ordinary layer's filters.
+        """
+        fan_in = self.basis[0].numel()
+        with torch.no_grad():
+            self.basis.copy_(
+                _draw(torch.randn, self.basis, generator)
+                * ((3 * fan_in) ** -0.5 if std is None else std)
+            )
+            matrices = [self.coef] if self.coef_rank is None else [self.coef_out, self.coef_in]
+            for matrix in matrices:
+                matrix.copy_(_draw(torch.randn, matrix, generator) * matrix.shape[1] ** -0.5)
+            if self.bias is not None:
+                uniform = 2 * _draw(torch.rand, self.bias, generator) - 1
+                self.bias.copy_(uniform * fan_in**-0.5)
+
+    @property
+    def combine(self) -> Tensor:
+        """The assembled coefficients A, blocks stacked: (C_out, m/blocks), differentiable."""
+        return self._coefficients(self.basis.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense kernel W = A · B, (C_out, C_in/groups, kH, kW), differentiable."""
+        return self._kernel(self.basis.dtype)
+
+    def _coefficients(self, dtype: torch.dtype) -> Tensor:
+        width = self.n_basis // self.blocks
+        if self.coef_rank is None:
+            coef = self.coef.to(dtype)
+        else:
+            outer = self.coef_out.to(dtype).view(self.blocks, -1, self.coef_rank)
+            inner = self.coef_in.to(dtype).view(self.blocks, self.coef_rank, width)
+            coef = (outer @ inner).flatten(0, 1)
+        if self.order is None:
+            return coef
+        eye = torch.eye(width, dtype=coef.dtype, device=coef.device)
+        if self.blocks == 1:
+            stacked = torch.cat([eye, coef])
+        else:
+            combined = coef.view(self.blocks, -1, width)
+            passed = eye.expand(self.blocks, width, width)
+            stacked = torch.cat([passed, combined], dim=1).flatten(0, 1)
+        # Rows of a small matrix move here, never channels of an activation.
+        return stacked.index_select(0, self.order)
+
+    def _kernel(self, dtype: torch.dtype) -> Tensor:
+        width = self.n_basis // self.blocks
+        a = self._coefficients(dtype).view(self.blocks, -1, width)
+        b = self.basis.to(dtype)
+        # Flattened in the order that the filters have in memory: nothing is copied on the way,
+        # and the kernel has the basis's memory format.
+        if last := _memory_format(b) == torch.channels_last:
+            b = b.permute(0, 2, 3, 1)
+        kernel = (a @ b.reshape(self.blocks, width, -1)).reshape(-1, *b.shape[1:])
+        return kernel.permute(0, 3, 1, 2) if last else kernel
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Conv2d's own name
+        """(N, C_in, H, W) or (C_in, H, W) -> the same as `nn.Conv2d` with kernel `weight`."""
+        if self.mode == "rebuilt":
+            return self._conv(input, self.weight, self.bias)
+        z = self._conv(input, self.basis, None)
+        if self.coef_rank is not None and self.form == "full":
+            z = F.conv2d(z, _as_1x1(self.coef_in), groups=self.blocks)
+            return F.conv2d(z, _as_1x1(self.coef_out), self.bias, groups=self.blocks)
+        return F.conv2d(z, _as_1x1(self.combine), self.bias, groups=self.blocks)
+
+    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._pad, mode=self.padding_mode)
+            padding = (0, 0)
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        n_basis: int,
+        init: Init = "svd",
+        form: Form = "subset",
+        coef_groups: int = 1,
+        coef_rank: int | None = None,
+        mode: Mode = "factored",
+        generator: torch.Generator | None = None,
+    ) -> BasisConv2d:
+        """The basis form of a dense layer: same device, dtype, memory format and training flag.
+
+        Args:
+            conv: the layer to decompose; it is not changed, and its bias is copied.
+            n_basis: trained filters.
+            init: "svd" for the best kernel of rank n_basis, "qr" for n_basis of the layer's own
+                filters and a least-squares fit of the others (see `basisconv.decompose`),
+                "random" for new factors whose product has the mean square of the kernel. With
+                `coef_groups` each block is decomposed by itself, which is the best
+                block-diagonal approximation; with `coef_rank` the coefficients are then cut
+                to that rank with the least error in the kernel.
+            form: "subset" or "full".
+            coef_groups: as in the class.
+            coef_rank: as in the class.
+            mode: as in the class.
+            generator: source of the random factors (`init="random"` alone uses it).
+
+        Raises:
+            ValueError: for arguments out of range, and for a kernel that is not finite.
+        """
+        if not conv.weight.is_floating_point() or not torch.isfinite(conv.weight).all():
+            raise ValueError("Only a kernel of finite real numbers has a decomposition.")
+        if init not in INITS:
+            raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
+        # skip_init: nothing is drawn from torch's generator for values that are replaced.
+        layer: BasisConv2d = skip_init(
+            cls, **_arguments(conv, conv.weight), n_basis=n_basis, form=form,
+            coef_groups=coef_groups, coef_rank=coef_rank, mode=mode,
+        )  # fmt: skip
+        with torch.no_grad():
+            if init == "random":
+                layer.reset_parameters(conv.weight.square().mean().sqrt().item(), generator)
+                if layer.order is not None:
+                    layer.order.copy_(torch.arange(layer.out_channels))
+            else:
+                rows = layer.out_channels // layer.blocks
+                flat = conv.weight.detach().reshape(layer.blocks, rows, -1)
+                layer._fill([decompose(w, n_basis // layer.blocks, init, form) for w in flat])
+            if layer.bias is not None and conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+        _match_format(layer.basis, conv.weight)
+        for name, parameter in layer.named_parameters():
+            given = conv.bias if name == "bias" else conv.weight
+            parameter.requires_grad_(given is not None and given.requires_grad)
+        return layer.train(conv.training)
+
+    def _fill(self, parts: list[Factors]) -> None:
+        self.basis.copy_(torch.cat([p.basis for p in parts]).view_as(self.basis))
+        if self.coef_rank is None:
+            self.coef.copy_(torch.cat([p.coef for p in parts]))
+        else:
+            pairs = [low_rank(p.coef, p.basis, self.coef_rank) for p in parts]
+            self.coef_out.copy_(torch.cat([outer for outer, _ in pairs]))
+            self.coef_in.copy_(torch.cat([inner for _, inner in pairs]))
+        if self.order is not None:
+            rows = self.out_channels // self.blocks
+            orders = [p.order + i * rows for i, p in enumerate(parts) if p.order is not None]
+            self.order.copy_(torch.cat(orders))
+
+    def to_conv2d(self) -> nn.Conv2d:
+        """The dense layer with kernel `weight`: same function, device, dtype and memory format."""
+        conv: nn.Conv2d = skip_init(nn.Conv2d, **_arguments(self, self.basis))
+        with torch.no_grad():
+            conv.weight.copy_(self.dense_kernel())
+            if self.bias is not None and conv.bias is not None:
+                conv.bias.copy_(self.bias)
+                conv.bias.requires_grad_(self.bias.requires_grad)
+        factors = [p for n, p in self.named_parameters() if n != "bias"]
+        conv.weight.requires_grad_(any(p.requires_grad for p in factors))
+        _match_format(conv.weight, self.basis)
+        return conv.train(self.training)
+
+    @torch.no_grad()
+    def dense_kernel(self) -> Tensor:
+        """`weight`, detached and multiplied out in float64, then rounded once to the dtype."""
+        return self._kernel(torch.float64).to(self.basis.dtype)
+
+    def config(self) -> dict[str, Any]:
+        """What `from_conv2d` needs, beside the dense layer, to make a layer like this one."""
+        names = ("n_basis", "form", "coef_groups", "coef_rank", "mode")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        """The arguments, as `nn.Conv2d` prints its own."""
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"n_basis={self.n_basis}, stride={self.stride}"
+        )
+        optional = {
+            "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros",
+            "form": "subset", "coef_groups": 1, "coef_rank": None, "mode": "factored",
+        }  # fmt: skip
+        shown = {k: getattr(self, k) for k, default in optional.items()}
+        text += "".join(f", {k}={v}" for k, v in shown.items() if v != optional[k])
+        return text + (", bias=False" if self.bias is None else "")
+
+
+def check_basis(
+    conv: nn.Conv2d | BasisConv2d,
+    n_basis: int,
+    form: str,
+    coef_groups: int,
+    coef_rank: int | None,
+) -> None:
+    """Raise ValueError unless a layer of `conv`'s shape has such a basis form."""
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is unknown. Forms: {', '.join(FORMS)}.")
+    if not isinstance(n_basis, int) or not 1 <= n_basis <= conv.out_channels:
+        raise ValueError(
+            f"n_basis={n_basis!r} is not a whole number from 1 to out_channels={conv.out_channels}."
+        )
+    if not isinstance(coef_groups, int) or coef_groups < 1:
+        raise ValueError(f"coef_groups={coef_groups!r} is not a whole number >= 1.")
+    blocks = conv.groups * coef_groups
+    if conv.out_channels % blocks or n_basis % blocks:
+        raise ValueError(
+            f"out_channels={conv.out_channels} and n_basis={n_basis} must be divisible by "
+            f"groups * coef_groups = {conv.groups} * {coef_groups}."
+        )
+    width = n_basis // blocks
+    if coef_rank is not None and (not isinstance(coef_rank, int) or not 1 <= coef_rank <= width):
+        raise ValueError(
+            f"coef_rank={coef_rank!r} is not a whole number from 1 to {width}, the basis filters "
+            f"of each of the {blocks} blocks."
+        )
+
+
+def _as_1x1(matrix: Tensor) -> Tensor:
+    return matrix[:, :, None, None]
+
+
+def _arguments(conv: nn.Conv2d | BasisConv2d, kernel: Tensor) -> dict[str, Any]:
+    """What the constructors of both kinds of layer take, as `conv` has it."""
+    names = (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+        "padding_mode",
+    )  # fmt: skip
+    own = {name: getattr(conv, name) for name in names}
+    return own | {"bias": conv.bias is not None, "device": kernel.device, "dtype": kernel.dtype}
+
+
+def _match_format(parameter: Tensor, like: Tensor) -> None:
+    parameter.data = parameter.data.to(memory_format=_memory_format(like))
+
+
+def _draw(source: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return source(like.shape, generator=generator, device=device, dtype=like.dtype)
+
+
+def _memory_format(kernel: Tensor) -> torch.memory_format:
+    # By the strides, as conv2d itself decides: a kernel of one channel is contiguous in both.
+    _, channels, _, width = kernel.shape
+    last = kernel.stride()[1:] == (1, width * channels, channels)
+    return torch.channels_last if last else torch.contiguous_format

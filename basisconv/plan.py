@@ -1,0 +1,419 @@
+"""Plan: which layers are in basis form, with how many basis filters; and making a model match.
+
+    plan  = make_plan(model, ratio=0.25, layers=["layer3.*"])
+    small = apply_plan(model, plan)        # dense -> basis, basis -> dense, basis -> other basis
+    dense = restore(small)                 # apply_plan with the empty plan
+
+Everything is checked before anything is changed, so a plan that does not fit leaves the model
+as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basisconv.decompose import FORMS, Form
+from basisconv.layer import INITS, MODES, BasisConv2d, Init, Mode, check_basis
+from basisconv.surgery import Convolution, convolutions, module_aliases, swap, untouchable
+
+Match = str | Sequence[str] | Callable[[str, Convolution], bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`{layer name: n_basis}` and the form that those layers share. `Plan({})` is dense.
+
+    Attributes:
+        layers: basis filters of each layer in basis form.
+        form: "subset" or "full".
+        coef_groups: blocks of the coefficient matrix in each group of a convolution.
+        coef_rank: channels, a block, that the coefficients pass through; a layer with fewer
+            basis filters in a block has that many instead. None for a plain matrix.
+        modes: the layers that run otherwise than "factored", as `tune` sets them.
+    """
+
+    layers: Mapping[str, int] = field(default_factory=dict)
+    form: Form = "subset"
+    coef_groups: int = 1
+    coef_rank: int | None = None
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for mapping in (self.layers, self.modes):
+            if not isinstance(mapping, Mapping):
+                raise ValueError(f"A plan maps layer names to values, and {mapping!r} does not.")
+        for name, n_basis in self.layers.items():
+            if not isinstance(name, str) or type(n_basis) is not int or n_basis < 1:
+                raise ValueError(
+                    f"A plan maps layer names to n_basis >= 1, not {name!r} to {n_basis!r}."
+                )
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} is unknown. Forms: {', '.join(FORMS)}.")
+        for value in (self.coef_groups, 1 if self.coef_rank is None else self.coef_rank):
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"coef_groups and coef_rank are whole numbers >= 1, not {value!r}."
+                )
+        for name, mode in self.modes.items():
+            if name not in self.layers or mode not in MODES:
+                raise ValueError(
+                    f"modes[{name!r}]={mode!r}: the name must be a layer of the plan and the mode "
+                    f"one of {', '.join(MODES)}."
+                )
+        # Private copies, so that a plan cannot change under those who hold it; "factored" is
+        # what an unnamed layer has, so that equal plans compare equal.
+        object.__setattr__(self, "layers", dict(self.layers))
+        object.__setattr__(self, "modes", {k: v for k, v in self.modes.items() if v != MODES[0]})
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values; `from_dict` reads it back."""
+        return {
+            "layers": dict(self.layers),
+            "form": self.form,
+            "coef_groups": self.coef_groups,
+            "coef_rank": self.coef_rank,
+            "modes": dict(self.modes),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote.
+
+        Raises:
+            ValueError: for an unknown key or a value out of its range.
+        """
+        known = cls().to_dict().keys()
+        if not isinstance(values, Mapping) or not known >= values.keys():
+            raise ValueError(f"A plan has the keys {', '.join(known)}, not {values!r}.")
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            ValueError: if the file is not JSON or not a plan.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a plan: {error}") from error
+
+    def only(self, names: Sequence[str]) -> Plan:
+        """The plan restricted to some of its layers.
+
+        Raises:
+            ValueError: if one of them is not in the plan.
+        """
+        unknown = [n for n in names if n not in self.layers]
+        if unknown:
+            raise ValueError(f"{unknown} are not in the plan. It has: {', '.join(self.layers)}.")
+        return Plan(
+            {n: m for n, m in self.layers.items() if n in names}, self.form, self.coef_groups,
+            self.coef_rank, {n: m for n, m in self.modes.items() if n in names},
+        )  # fmt: skip
+
+
+def layers(model: nn.Module) -> dict[str, Convolution]:
+    """The convolutions that a plan may name, dense or in basis form, in the model's order."""
+    found = convolutions(model)
+    return {name: conv for name, conv in found.items() if untouchable(model, name, conv) is None}
+
+
+def make_plan(
+    model: nn.Module,
+    ratio: float | None = None,
+    n_basis: int | None = None,
+    layers: Match | None = None,
+    skip: Match | None = None,
+    multiple_of: int = 1,
+    form: Form = "subset",
+    coef_groups: int = 1,
+    coef_rank: int | None = None,
+) -> Plan:
+    """A plan for the layers that match.
+
+    1×1 and depthwise convolutions and the stem (the first convolution) are left out unless
+    named: by their exact name, or by a callable, which decides alone.
+
+    Args:
+        model: the network; it is only read.
+        ratio: basis filters as a share of a layer's outputs, in (0, 1]:
+            n_basis = max(1, round(ratio · C_out)), rounded up to a multiple of
+            groups · coef_groups and of `multiple_of`, at most C_out. Give this or n_basis.
+        n_basis: the same number for every layer, a multiple of groups · coef_groups; rounded
+            up to a multiple of `multiple_of`, at most C_out.
+        layers: globs and names, or `callable(name, conv) -> bool`; None for all.
+        skip: the layers to leave out, in the same way.
+        multiple_of: what the hardware likes the number of channels to be a multiple of.
+        form: "subset" or "full".
+        coef_groups: as in `Plan`.
+        coef_rank: as in `Plan`.
+
+    Raises:
+        ValueError: if the ratio or n_basis does not fit, a pattern matches nothing, or no
+            layer is left; the message lists what there is.
+    """
+    if (ratio is None) == (n_basis is None):
+        raise ValueError(f"Give either ratio= or n_basis=, not {ratio=} and {n_basis=}.")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio={ratio} is outside (0, 1].")
+    if type(multiple_of) is not int or multiple_of < 1:
+        raise ValueError(f"multiple_of={multiple_of!r} is not a whole number >= 1.")
+    empty = Plan({}, form, coef_groups, coef_rank)
+    found = convolutions(model)
+    wanted = _matching(found, layers, "layers") if layers is not None else set(found)
+    named = _named(layers, wanted)
+    stem = next(iter(found), None)
+    wanted -= {n for n in wanted - named if n == stem or _is_trivial(found[n])}
+    if skip is not None:
+        wanted -= _matching(found, skip, "skip")
+    barred = {n: why for n in wanted if (why := untouchable(model, n, found[n]))}
+    for name, why in barred.items():
+        if name in named and not callable(layers):
+            raise ValueError(f"{name} cannot be put in basis form: {why}.")
+    if barred:
+        told = "; ".join(f"{name}: {why}" for name, why in barred.items())
+        warnings.warn(f"Left dense: {told}.", stacklevel=2)
+    chosen = [name for name in found if name in wanted - barred.keys()]
+    if not chosen:
+        raise ValueError(
+            f"No Conv2d is left for the plan (layers={layers!r}, skip={skip!r}): 1×1 and "
+            f"depthwise convolutions and the stem count only when named. "
+            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
+        )
+    plan: dict[str, int] = {}
+    for name in chosen:
+        conv = found[name]
+        if ratio is not None:
+            m = max(1, round(ratio * conv.out_channels))
+        elif n_basis is not None:
+            _check(name, conv, n_basis, empty)  # before rounding up, which could hide an error
+            m = n_basis
+        step = math.lcm(conv.groups * coef_groups, multiple_of)
+        plan[name] = min(-(-m // step) * step, conv.out_channels)
+        _check(name, conv, plan[name], empty)
+    _warn_wasted(found, plan, coef_groups)
+    return replace(empty, layers=plan)
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan,
+    init: Init = "svd",
+    inplace: bool = False,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Make every convolution of a model match a plan, from whatever form it is in.
+
+    Layers in the plan are decomposed, layers that are not become plain `nn.Conv2d` again
+    (W = A · B, exact), layers in another basis form are multiplied out and decomposed anew,
+    and layers that match already are left alone. Hooks move to the new layers; parameters are
+    new, so make the optimizer afterwards.
+
+    Args:
+        model: the network.
+        plan: what it should be; `Plan({})` for dense.
+        init: "svd", "qr" or "random": see `BasisConv2d.from_conv2d`.
+        inplace: change `model` itself rather than a deep copy.
+        generator: source of the random factors (`init="random"` alone uses it).
+
+    Returns:
+        The model that matches.
+
+    Raises:
+        ValueError: for unknown layers, layers that have no basis form, n_basis that does not
+            fit, and kernels that are not finite. The model is then unchanged.
+    """
+    if isinstance(model, BasisConv2d):
+        raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
+    if init not in INITS:
+        raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
+    found = convolutions(model)
+    unknown = [name for name in plan.layers if name not in found]
+    if unknown:
+        raise ValueError(
+            f"The plan names {', '.join(map(repr, unknown))}, which the model does not have. "
+            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
+        )
+    for name, m in plan.layers.items():
+        if why := untouchable(model, name, found[name]):
+            raise ValueError(f"{name} cannot be put in basis form: {why}.")
+        _check(name, found[name], m, plan)
+    if not inplace:
+        model = copy.deepcopy(model)
+        found = convolutions(model)
+    replaced: dict[str, nn.Module] = {}
+    for name, conv in found.items():
+        if name not in plan.layers:
+            if isinstance(conv, BasisConv2d):
+                replaced[name] = conv.to_conv2d()
+            continue
+        config = _config(plan, name, conv)
+        if isinstance(conv, BasisConv2d):
+            if _matches(conv, config):
+                continue
+            conv = conv.to_conv2d()
+        replaced[name] = _basis_form(name, conv, init=init, generator=generator, **config)
+    aliases = module_aliases(model)
+    for name, new in replaced.items():
+        swap(model, found[name], new, aliases)
+    for name, conv in convolutions(model).items():
+        if isinstance(conv, BasisConv2d):
+            conv.mode = plan.modes.get(name, MODES[0])
+    return model
+
+
+def restore(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Plain `nn.Conv2d` everywhere, with the same function: `apply_plan` with `Plan({})`."""
+    return apply_plan(model, Plan({}), inplace=inplace)
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that a model matches.
+
+    Raises:
+        ValueError: if its basis layers differ in what a plan's layers share.
+    """
+    found = {n: c for n, c in convolutions(model).items() if isinstance(c, BasisConv2d)}
+    if not found:
+        return Plan({})
+    first = next(iter(found.values()))
+    ranks = [c.coef_rank for c in found.values() if c.coef_rank is not None]
+    plan = Plan(
+        {n: c.n_basis for n, c in found.items()},
+        first.form,
+        first.coef_groups,
+        max(ranks, default=None),
+        {n: c.mode for n, c in found.items()},
+    )
+    unlike = [n for n, c in found.items() if not _matches(c, _config(plan, n, c))]
+    if unlike:
+        raise ValueError(
+            f"No plan describes this model: form, coef_groups or coef_rank of "
+            f"{', '.join(unlike)} differ from the other basis layers'."
+        )
+    return plan
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the dense network with the same function."""
+    return restore(model).state_dict()
+
+
+def load_dense_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor], init: Init = "svd"
+) -> None:
+    """Load a dense network's checkpoint into a model with basis layers, decomposing on the way.
+
+    Raises:
+        ValueError: for missing, unknown or wrong-shaped entries. The model is then unchanged.
+    """
+    dense = restore(model)
+    try:
+        dense.load_state_dict(state_dict)
+    except RuntimeError as error:  # it names every entry that is missing, unknown or misshapen
+        raise ValueError(
+            f"The checkpoint is not one of this model's dense form. {error}"
+        ) from error
+    found, aliases = convolutions(dense), module_aliases(dense)
+    for name, layer in convolutions(model).items():
+        conv = found[name]
+        if isinstance(layer, BasisConv2d) and isinstance(conv, nn.Conv2d):
+            new = _basis_form(name, conv, init=init, **layer.config())
+            swap(dense, conv, new, aliases)
+    model.load_state_dict(dense.state_dict())
+
+
+def _config(plan: Plan, name: str, conv: Convolution) -> dict[str, Any]:
+    """The arguments of `from_conv2d` that give a layer of the plan its basis form."""
+    m, rank = plan.layers[name], plan.coef_rank
+    if rank is not None:
+        rank = min(rank, m // (conv.groups * plan.coef_groups))
+    return {
+        "n_basis": m,
+        "form": plan.form,
+        "coef_groups": plan.coef_groups,
+        "coef_rank": rank,
+    }
+
+
+def _basis_form(name: str, conv: nn.Conv2d, **settings: Any) -> BasisConv2d:
+    try:
+        return BasisConv2d.from_conv2d(conv, **settings)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _matches(layer: BasisConv2d, config: dict[str, Any]) -> bool:
+    return layer.config() | config == layer.config()
+
+
+def _check(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
+    """Raise ValueError unless the layer has a basis form of the plan's kind with n_basis."""
+    try:
+        # A plan's coef_rank is an upper bound, cut to what each layer has: any fits.
+        check_basis(conv, n_basis, plan.form, plan.coef_groups, None)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _matching(found: Mapping[str, Convolution], match: Match, what: str) -> set[str]:
+    if callable(match):
+        return {name for name, conv in found.items() if match(name, conv)}
+    chosen: set[str] = set()
+    for pattern in [match] if isinstance(match, str) else match:
+        names = {n for n in found if n == pattern or fnmatchcase(n, pattern)}
+        if not names:
+            raise ValueError(
+                f"No Conv2d matches {what}=[{pattern!r}]. Available: "
+                f"{', '.join(found) or 'none'}. See basisconv.layers(model)."
+            )
+        chosen |= names
+    return chosen
+
+
+def _named(match: Match | None, wanted: set[str]) -> set[str]:
+    """The layers asked for one by one, which the default exclusions do not touch."""
+    if match is None:
+        return set()
+    if callable(match):
+        return set(wanted)
+    return wanted & ({match} if isinstance(match, str) else set(match))
+
+
+def _is_trivial(conv: Convolution) -> bool:
+    depthwise = conv.groups > 1 and conv.groups == conv.in_channels
+    return depthwise or tuple(conv.kernel_size) == (1, 1)
+
+
+def _warn_wasted(
+    found: Mapping[str, Convolution], plan: Mapping[str, int], coef_groups: int
+) -> None:
+    wasted = []
+    for name, m in plan.items():
+        conv = found[name]
+        # Each block has filters of C_in/groups · kH · kW weights, so no more of them are of use.
+        useful = conv.in_channels * coef_groups * math.prod(conv.kernel_size)
+        if m > useful:
+            wasted.append(f"{name} (n_basis={m}, of which {useful} can be independent)")
+    if wasted:
+        warnings.warn(f"Basis filters are wasted in {', '.join(wasted)}.", stacklevel=3)

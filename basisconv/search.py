@@ -1,0 +1,311 @@
+"""Scores and savings in, a plan out: which of the candidate layers go into basis form.
+
+A layer's *score* is its sensitivity, the rise in loss when that layer alone is in basis form;
+its *saving* is the time (or MACs, or parameters) that this saves. Both are taken to add up over
+layers. A score below zero is noise, and counts as no loss rather than as a gain to be spent:
+
+    predicted loss = Σ max(score, 0)        predicted time = total - Σ saving
+
+Only layers that save something are ever chosen, and a plan that comes back has the candidates'
+form, n_basis and modes. The searches are exact (integer programs), and where two subsets are
+equally good a second criterion, stated with each, decides: a plan names runs, so it must not
+hang on a solver's mood.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basisconv.plan import Plan
+
+Floats = NDArray[np.float64]
+Bound = tuple[Floats, float, float]  # values, and the least and the most that they add up to
+Subset = tuple[bool, ...]
+ROUNDING = 1e-9  # of the largest value: 0.1 + 0.1 + 0.1 is within a budget of 0.3
+DRAWS = 100_000
+
+
+def select(
+    scores: Mapping[str, float], savings: Mapping[str, float], budget: float, candidates: Plan
+) -> Plan:
+    """The layers that save most within a budget of predicted loss: an exact knapsack.
+
+    Of subsets that save the same, the one with the smaller predicted loss.
+
+    Args:
+        scores: sensitivity of each candidate.
+        savings: what each candidate saves, in any one unit; it may be zero or negative.
+        budget: the most that the predicted loss may be, in the scores' unit.
+        candidates: the plan to choose layers from.
+
+    Returns:
+        `candidates` restricted to the chosen layers; dense where none fits.
+
+    Raises:
+        ValueError: if scores or savings miss a candidate, name another layer or hold a value
+            that is not finite, or if the budget is negative or not finite.
+        ImportError: if scipy is not installed.
+    """
+    names, loss, saving = _table(scores, savings, candidates)
+    _check_number("budget", budget, least=0)
+    if not names:
+        return candidates.only([])
+    bounds = [(loss, 0.0, budget)]
+    best = _solve(saving, bounds)
+    assert best is not None  # nothing at all fits every budget
+    kept = _solve(-loss, [*bounds, (saving, _sum(saving, best), math.inf)])
+    return candidates.only(_names(names, best if kept is None else kept))
+
+
+def select_by_threshold(scores: Mapping[str, float], threshold: float, candidates: Plan) -> Plan:
+    """The paper's rule: every layer whose score is at most a threshold.
+
+    Raises:
+        ValueError: as `select`, and if the threshold is not finite.
+    """
+    _check_values("scores", scores, candidates)
+    if not math.isfinite(threshold):
+        raise ValueError(f"threshold={threshold} must be a finite number.")
+    return candidates.only([name for name in candidates.layers if scores[name] <= threshold])
+
+
+def random_subset(
+    savings: Mapping[str, float],
+    total: float,
+    target: float,
+    candidates: Plan,
+    seed: int,
+    tolerance: float = 0.02,
+) -> Plan:
+    """A random subset of a given predicted time, each such subset as likely as any other.
+
+    Args:
+        savings: what each candidate saves.
+        total: the time of the dense network, in the unit of the savings.
+        target: the predicted time to match.
+        candidates: the plan to choose layers from.
+        seed: of the draw; the same seed gives the same subset.
+        tolerance: how far the predicted time may be from the target, relative to it.
+
+    Raises:
+        ValueError: as `select`, and if no subset is that near; the message says what is.
+        ImportError: if scipy is not installed.
+    """
+    names, _, saving = _table(dict.fromkeys(candidates.layers, 0.0), savings, candidates)
+    low, high = _window(saving, total, target, tolerance)
+    if not names:
+        return candidates.only([])
+    # Subsets are counted on savings rounded to a grid, over a window widened by all that the
+    # rounding can add up to. Those outside the true window are then drawn again, so that
+    # the draw is uniform whatever the grid.
+    grid = max((high - low) / len(names), math.fsum(saving) / 5_000)
+    steps = [round(value / grid) for value in saving]
+    first = math.floor(low / grid - len(steps) / 2)
+    last = math.ceil(high / grid + len(steps) / 2)
+    below = _count(steps)
+    generator = random.Random(seed)
+    for _ in range(DRAWS):
+        drawn = _draw(steps, below, first, last, generator)
+        if _fits(drawn, (saving, low, high)):
+            return candidates.only(_names(names, drawn))
+    raise ValueError(f"No subset found in {DRAWS} draws: tolerance={tolerance} is too small.")
+
+
+def inverted_subset(
+    scores: Mapping[str, float],
+    savings: Mapping[str, float],
+    total: float,
+    target: float,
+    candidates: Plan,
+    tolerance: float = 0.02,
+) -> Plan:
+    """The worst subset of a given predicted time: the one with the largest predicted loss.
+
+    Of subsets with the same predicted loss, the one with the larger sum of raw scores.
+
+    Args:
+        scores: sensitivity of each candidate.
+        savings: what each candidate saves.
+        total: the time of the dense network, in the unit of the savings.
+        target: the predicted time to match.
+        candidates: the plan to choose layers from.
+        tolerance: how far the predicted time may be from the target, relative to it.
+
+    Raises:
+        ValueError: as `select`, and if no subset is that near; the message says what is.
+        ImportError: if scipy is not installed.
+    """
+    names, loss, saving = _table(scores, savings, candidates)
+    bounds = [(saving, *_window(saving, total, target, tolerance))]
+    if not names:
+        return candidates.only([])
+    best = _solve(loss, bounds)
+    assert best is not None  # _window has found one
+    raw = np.array([scores[name] for name in names])
+    kept = _solve(raw, [*bounds, (loss, _sum(loss, best), math.inf)])
+    return candidates.only(_names(names, best if kept is None else kept))
+
+
+def _solve(gain: Floats, bounds: Sequence[Bound]) -> Subset | None:
+    """The subset with the largest gain whose sums lie in their bounds, or None.
+
+    Bounds hold up to `ROUNDING`. The solver's layers are whole numbers only up to 1e-6, so that
+    a subset of its own may break one by more: it is cut off and the program solved again.
+    """
+    optimize = _scipy_optimize()
+    count = len(gain)
+    rows: list[Floats] = []
+    lows: list[float] = []
+    highs: list[float] = []
+    for values, low, high in bounds:
+        # The solver keeps rows to 1e-6, which this scale makes ROUNDING of the largest value.
+        scale = (float(np.abs(values).max()) or 1.0) / 1e3
+        rows.append(values / scale)
+        lows.append(low / scale)
+        highs.append(high / scale)
+    # Gains far above the solver's absolute gap of 1e-6, so that near ties are told apart. It
+    # minimises.
+    objective = -gain / (float(np.abs(gain).max()) or 1.0) * 1e4
+    while True:
+        found = optimize.milp(
+            objective,
+            integrality=np.ones(count),
+            bounds=optimize.Bounds(0, 1),
+            constraints=optimize.LinearConstraint(np.array(rows), lows, highs),
+            # Presolve has lost the best subset where one that is better breaks a bound by little
+            # more than the tolerance. Without it a network's few dozen layers take milliseconds.
+            options={"mip_rel_gap": 0, "presolve": False},
+        )
+        if found.status == 2:  # infeasible
+            return None
+        if found.x is None:
+            raise RuntimeError(f"scipy.optimize.milp found no subset: {found.message}")
+        subset = tuple(bool(value > 0.5) for value in found.x)
+        if all(_fits(subset, bound) for bound in bounds):
+            return subset
+        # Σ over its layers (1 - x) + Σ over the others x >= 1: any subset but this one.
+        rows.append(np.where(subset, -1.0, 1.0))
+        lows.append(1.0 - sum(subset))
+        highs.append(math.inf)
+
+
+def _window(saving: Floats, total: float, target: float, tolerance: float) -> tuple[float, float]:
+    """The sums of savings that meet the target; a ValueError if no subset's does."""
+    _check_number("total", total, least=0)
+    _check_number("target", target, least=0)
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} is outside (0, 1).")
+    low, high = total - target * (1 + tolerance), total - target * (1 - tolerance)
+    if low <= 0 <= high:
+        return low, high  # dense itself is near enough
+    if len(saving) and _solve(np.zeros(len(saving)), [(saving, low, high)]) is not None:
+        return low, high
+    # What is there instead: the largest sum below the window and the smallest above it.
+    near = [0.0]
+    if len(saving):
+        for gain, span in ((saving, (-math.inf, low)), (-saving, (high, math.inf))):
+            subset = _solve(gain, [(saving, *span)])
+            near += [] if subset is None else [_sum(saving, subset)]
+    nearest = min((total - value for value in near), key=lambda time: abs(time - target))
+    raise ValueError(
+        f"No subset of these {len(saving)} layers has a predicted time within "
+        f"{tolerance:.1%} of {target:g}: the nearest is {nearest:g}, and all times lie from "
+        f"{total - math.fsum(saving):g} to {total:g}. Change the target or the tolerance."
+    )
+
+
+def _count(steps: Sequence[int]) -> list[list[int]]:
+    """below[i][v]: how many subsets of steps[i:] have a sum below v, exactly."""
+    ways = [1] + [0] * sum(steps)
+    counts = [ways]
+    for step in reversed(steps):
+        ways = [n + (ways[v - step] if v >= step else 0) for v, n in enumerate(ways)]
+        counts.append(ways)
+    below = []
+    for ways in reversed(counts):
+        sums = [0]
+        for n in ways:
+            sums.append(sums[-1] + n)
+        below.append(sums)
+    return below
+
+
+def _draw(
+    steps: Sequence[int],
+    below: Sequence[Sequence[int]],
+    first: int,
+    last: int,
+    generator: random.Random,
+) -> Subset:
+    """A uniform draw from the subsets whose steps add up to first..last: one layer at a time."""
+
+    def count(sums: Sequence[int], taken: int) -> int:
+        top = len(sums) - 1
+        low = min(max(first - taken, 0), top)
+        return sums[min(max(last + 1 - taken, low), top)] - sums[low]
+
+    taken, drawn = 0, []
+    for i, step in enumerate(steps):
+        without, with_it = count(below[i + 1], taken), count(below[i + 1], taken + step)
+        drawn.append(generator.randrange(without + with_it) >= without)
+        taken += step if drawn[-1] else 0
+    return tuple(drawn)
+
+
+def _table(
+    scores: Mapping[str, float], savings: Mapping[str, float], candidates: Plan
+) -> tuple[list[str], Floats, Floats]:
+    """Names, predicted losses and savings of the candidates that save something."""
+    _check_values("scores", scores, candidates)
+    _check_values("savings", savings, candidates)
+    names = [name for name in candidates.layers if savings[name] > 0]
+    loss = np.array([max(float(scores[name]), 0.0) for name in names])
+    return names, loss, np.array([float(savings[name]) for name in names])
+
+
+def _fits(subset: Subset, bound: Bound) -> bool:
+    values, low, high = bound
+    slack = ROUNDING * float(np.abs(values).max())
+    return low - slack <= _sum(values, subset) <= high + slack
+
+
+def _sum(values: Floats, subset: Subset) -> float:
+    return math.fsum(value for value, chosen in zip(values, subset, strict=True) if chosen)
+
+
+def _names(names: Sequence[str], subset: Subset) -> list[str]:
+    return [name for name, chosen in zip(names, subset, strict=True) if chosen]
+
+
+def _check_values(what: str, values: Mapping[str, float], candidates: Plan) -> None:
+    known = list(candidates.layers)
+    missing = [name for name in known if name not in values]
+    unknown = [name for name in values if name not in candidates.layers]
+    if missing or unknown:
+        raise ValueError(
+            f"{what} must name the candidates exactly: missing {missing}, unknown {unknown}. "
+            f"Candidates: {', '.join(known) or 'none'}."
+        )
+    bad = [f"{name}={values[name]}" for name in known if not math.isfinite(values[name])]
+    if bad:
+        raise ValueError(f"{what} must be finite numbers; these are not: {', '.join(bad)}.")
+
+
+def _check_number(what: str, value: float, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{what}={value} must be a finite number of at least {least:g}.")
+
+
+def _scipy_optimize() -> Any:
+    # Here and not at the top: applying a plan needs no scipy.
+    try:
+        from scipy import optimize
+    except ImportError as error:
+        raise ImportError("The search needs scipy: pip install scipy.") from error
+    return optimize

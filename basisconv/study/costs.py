@@ -1,0 +1,107 @@
+"""What a training step of a plan costs, in units of the profile's dense step.
+
+Two sources. *Executed MACs*, forward and backward, where nothing was measured; and a *cost
+table* (`paper/runs/<profile>/costs.json`), the ratios of measured step times, each taken beside
+dense in one quiet process. A table only grows: Runs were sized by its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from basisconv.cost import Summary, summary
+from basisconv.plan import Plan
+from basisconv.study.files import read_json, write_json
+from basisconv.study.models import build
+
+
+class Costs(Protocol):
+    """Where the cost of a training step comes from."""
+
+    unit: str
+
+    def step(self, plan: Plan, width: int) -> float:
+        """Cost of one step at the profile's batch, in dense steps of the profile's width."""
+
+
+class MacCosts:
+    """Executed MACs, forward and backward, over those of dense at the profile's width."""
+
+    unit = "executed MACs"
+
+    def __init__(self, network: str, width: int, classes: int) -> None:
+        self._network, self._classes = network, classes
+        self._dense = self._macs(Plan(), width)
+
+    def step(self, plan: Plan, width: int) -> float:
+        return self._macs(plan, width) / self._dense
+
+    def _macs(self, plan: Plan, width: int) -> int:
+        costs = network_costs(self._network, width, self._classes, plan)
+        return costs.macs + costs.macs_backward
+
+
+class MeasuredCosts:
+    """A table of measured ratios; a subset without a row is dense less its single savings."""
+
+    def __init__(self, table: Mapping[str, Any], path: Path, width: int) -> None:
+        self._path = path
+        self.unit = f"seconds on {table['device']}"
+        rows = {_key(Plan.from_dict(r["plan"]), r["width"]): r["ratio"] for r in table["rows"]}
+        self._rows = rows
+        self._dense = self._row(Plan(), width)
+
+    def step(self, plan: Plan, width: int) -> float:
+        key = _key(plan, width)
+        if key in self._rows:
+            return float(self._rows[key]) / self._dense
+        dense = self._row(Plan(), width)
+        saved = sum(dense - self._row(plan.only([name]), width) for name in plan.layers)
+        return (dense - saved) / self._dense
+
+    def _row(self, plan: Plan, width: int) -> float:
+        try:
+            return float(self._rows[_key(plan, width)])
+        except KeyError:
+            what = ", ".join(plan.layers) or "dense"
+            raise ValueError(
+                f"{self._path} has no row for width {width} with {what}. Measure it: "
+                f"python -m basisconv bench --costs {self._path.parent.name}"
+            ) from None
+
+
+def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Add measured rows to a cost table, or start one; rows that are there stay as they are.
+
+    Args:
+        path: the table.
+        head: what the rows were measured on and with: "device", "threads", "batch_size",
+            "network", "precision".
+        rows: {"plan", "width", "ratio"} and the quartiles of the ratio.
+
+    Raises:
+        ValueError: if the table is of another device or setting.
+    """
+    table: dict[str, Any] = {**head, "rows": []}
+    if path.exists():
+        table = read_json(path)
+        other = {k: table.get(k) for k in head if table.get(k) != head[k]}
+        if other:
+            raise ValueError(f"{path} was measured with {other}, not {dict(head)}.")
+    known = {_key(Plan.from_dict(r["plan"]), r["width"]) for r in table["rows"]}
+    new = [r for r in rows if _key(Plan.from_dict(r["plan"]), r["width"]) not in known]
+    write_json(path, {**table, "rows": table["rows"] + new})
+
+
+@lru_cache(maxsize=4096)
+def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
+    """Parameters and MACs of one 32×32 image through a network that follows a plan."""
+    return summary(build(network, width, classes), (1, 3, 32, 32), plan)
+
+
+def _key(plan: Plan, width: int) -> str:
+    return json.dumps([plan.to_dict(), width], sort_keys=True)

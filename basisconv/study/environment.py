@@ -1,0 +1,83 @@
+"""What this machine is, in words that a record can keep."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def device() -> torch.device:
+    """Where training runs: CUDA when there is any, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache
+def environment() -> dict[str, str]:
+    """Device, software and the state of the source; never compared, only told.
+
+    `device_kind` names the kind of hardware whose results are bit-identical to one another.
+    """
+    return {
+        "device_kind": device_kind(),
+        "device": _device_name(),
+        "cores": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "platform": platform.platform(terse=True),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "tree": {"": "clean", None: "unknown"}.get(_git("status", "--porcelain"), "modified"),
+    }
+
+
+@lru_cache
+def device_kind() -> str:
+    """The GPU's name, or the CPU's maker and the instruction set that torch computes with."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def computes_bfloat16() -> bool:
+    """Whether this device multiplies bfloat16 itself rather than emulating it."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory held so far: on the GPU by torch, else by this process."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name() -> str:
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

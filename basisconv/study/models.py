@@ -1,0 +1,85 @@
+"""Networks for 32×32 images, dense, of any width, with initial weights keyed by layer name."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from basisconv.layer import BasisConv2d
+from basisconv.study.rng import generator
+from basisconv.study.vision import torchvision
+
+
+def build(network: str, width: int, classes: int) -> nn.Module:
+    """A dense network, channels-last, its weights not yet drawn (see `initialise`).
+
+    Args:
+        network: "resnet18": torchvision's, with a 3×3 stride-1 stem and no max-pooling, as is
+            usual on CIFAR (He et al., 2016, section 4.2).
+        width: channels of the first stage; 64 is the published network, and the later stages
+            have 2, 4 and 8 times as many.
+        classes: outputs.
+
+    Raises:
+        ValueError: for another network.
+    """
+    if network != "resnet18":
+        raise ValueError(f"network={network!r} is unknown. There is: resnet18.")
+    model = _resnet(width, classes)
+    # torch's own stubs do not know this keyword.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _resnet(width: int, classes: int) -> nn.Module:
+    resnet = torchvision().models.resnet
+
+    class CifarResNet(resnet.ResNet):  # type: ignore[misc, name-defined]
+        """torchvision's ResNet with every stage's channels scaled by width/64."""
+
+        def _make_layer(self, block: type, planes: int, *args: int, **kwargs: int) -> nn.Module:
+            if planes == 64:
+                self.inplanes = width  # torchvision fixes the stem's channels at 64
+            layer: nn.Module = super()._make_layer(block, planes * width // 64, *args, **kwargs)
+            return layer
+
+    model: nn.Module = CifarResNet(resnet.BasicBlock, [2, 2, 2, 2])
+    model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(width)
+    model.maxpool = nn.Identity()
+    model.fc = nn.Linear(8 * width, classes)
+    return model
+
+
+def initialise(model: nn.Module, seed: int, *purpose: str | int) -> None:
+    """Draw every layer's weights from a stream keyed by (seed, purpose, layer name).
+
+    Networks that share a layer's name and shape share its initial weights, whatever the rest.
+    """
+    for name, module in model.named_modules():
+        initialise_layer(module, generator(seed, "weights", *purpose, name))
+
+
+def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:
+    """Draw one layer's weights; modules without weights of their own are left alone.
+
+    Convolutions as torchvision's ResNet does (He et al., 2015: variance 2 / (C_out · k²)), a
+    basis layer so that its product has that variance, linear layers as PyTorch does.
+    """
+    if isinstance(module, nn.Conv2d):
+        with torch.no_grad():
+            module.weight.normal_(0, _he_std(module), generator=stream)
+    elif isinstance(module, BasisConv2d):
+        module.reset_parameters(std=_he_std(module), generator=stream)
+    elif isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        with torch.no_grad():
+            module.weight.uniform_(-bound, bound, generator=stream)
+            module.bias.uniform_(-bound, bound, generator=stream)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+
+
+def _he_std(conv: nn.Conv2d | BasisConv2d) -> float:
+    return math.sqrt(2 / (conv.out_channels // conv.groups * math.prod(conv.kernel_size)))

@@ -1,0 +1,76 @@
+"""Records become tables, figures, claims and the numbers that the paper prints.
+
+    report = build(section, records)    # one section of the paper
+    report.tables["frontier"]           # a table in a notebook
+    report.figures["frontier"]          # a figure
+    report.numbers["findings"]          # sentences made from intervals and tests
+    report.save(folder)                 # figures/, tables/, numbers/
+
+Nothing here trains, and nothing knows networks: what a section holds is all that a report sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from basisconv.study.report import (
+    all_layers,
+    baseline,
+    method,
+    selection,
+    sensitivity,
+    skip_training,
+    style,
+    timing,
+)
+from basisconv.study.report.claims import NAME as CLAIMS_NAME
+from basisconv.study.report.claims import build_claims
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.paper import compile_paper
+from basisconv.study.run import Record, Section
+
+__all__ = [
+    "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
+]  # fmt: skip
+
+_BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
+    "00_method": method.build,
+    "01_baseline": baseline.build,
+    "02_all_layers": all_layers.build,
+    "03_sensitivity": sensitivity.build,
+    "04_selection": selection.build,
+    "05_skip_training": skip_training.build,
+    "06_timing": timing.build,
+}
+
+SECTIONS: tuple[str, ...] = (*_BUILDERS, CLAIMS_NAME)
+"""The sections of the paper, in its order."""
+
+
+def build(
+    section: Section, records: Mapping[str, Record], preliminary: bool | None = None
+) -> Report:
+    """Tables, figures and numbers of one section.
+
+    Args:
+        section: its arms and facts.
+        records: at least those of the section's runs, by run id.
+        preliminary: write the profile's name across the figures; by default for the profiles
+            smoke and quick.
+
+    Raises:
+        ValueError: for a section without a report, or one whose runs have no records.
+    """
+    if section.name not in _BUILDERS:
+        raise ValueError(
+            f"There is no report for section {section.name!r}. Sections: "
+            f"{', '.join(_BUILDERS)}; {CLAIMS_NAME} is made by build_claims."
+        )
+    report = _BUILDERS[section.name](section, records)
+    trial = section.profile in style.TRIAL_PROFILES if preliminary is None else preliminary
+    if trial:
+        for name, plot in report.figures.items():
+            if name != "method":  # it draws no measurement
+                with style.drawing():
+                    style.watermark(plot.figure, section.profile)
+    return report

@@ -1,0 +1,185 @@
+"""02_all_layers: accuracy against training time and against size, the headline of the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.frontier import bracket_text, findings, frontier
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+_WORDS = {"above": "beats dense", "below": "loses to dense", "equal": "equals dense",
+          "open": "inconclusive", "untested": "one run"}  # fmt: skip
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """The frontier: every arm at every time budget against dense trained for the same time."""
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    table = frontier(section, records)
+    unit = str(section.facts.get("unit", "the cost source"))
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "frontier": Table(
+                table, _shown(table, outcome),
+                f"Every arm at every budget of training time (in dense epochs, by {unit}): "
+                f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
+                "the same time (Welch, p by Holm over all rows); and the bracket of its speed-up "
+                "to equal accuracy, between two measured dense budgets.",
+            ),
+            "frontier_size": Table(
+                table, _shown_size(table),
+                "What each arm's network holds and executes for one image, against dense.",
+            ),
+        },
+        figures={
+            "frontier": Plot(
+                _frontier_figure(table, outcome), table,
+                f"(a) {text.capital(outcome)} accuracy against training time, in dense epochs by "
+                f"{unit}: {arms.shown_as(found)}; at each budget an arm is trained anew, with a "
+                "schedule of its own. (b) The difference from dense trained for the same time, "
+                f"with 95 % Welch intervals; the band is ±{arms.MARGIN:g} points. Points "
+                "of one budget are set apart sideways to be told apart.",
+            ),
+            "frontier_size": Plot(
+                _size_figure(table, outcome), table,
+                f"{text.capital(outcome)} accuracy at the budget of "
+                f"{text.epochs(_size_budget(table))} against (a) parameters and (b) executed "
+                f"multiplications for one image: {arms.shown_as(found)}. Points are set apart "
+                "sideways by up to a tenth.",
+            ),
+        },
+        numbers=_numbers(table, outcome, found),
+    )  # fmt: skip
+
+
+def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = []
+    for row in table.sort_values(["budget"], kind="stable").itertuples():
+        rows.append(
+            {
+                "arm": row.label,
+                "budget": f"{row.budget:g}",
+                "n": text.seeds(row.n, row.lost),
+                f"{outcome} accuracy (%)": text.with_interval(row.accuracy, row.low, row.high, 1),
+                "minus dense": text.with_interval(
+                    row.difference, row.difference_low, row.difference_high, 2, True
+                ),
+                "p (Holm)": text.p_value(row.p_holm),
+                "equal within": text.NOTHING
+                if math.isnan(row.smallest_margin)
+                else f"±{row.smallest_margin:.2f}",
+                "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
+                "so": _WORDS.get(row.verdict, text.NOTHING),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _shown_size(table: pd.DataFrame) -> pd.DataFrame:
+    sizes = table.drop_duplicates("label")
+    dense = sizes[sizes["method"] == "dense"].iloc[0]
+    rows = [
+        {
+            "arm": row.label,
+            "parameters": f"{int(row.parameters):,}",
+            "of dense": f"{100 * row.parameters / dense.parameters:.0f} %",
+            "MACs by parameters": text.millions(row.macs),
+            "MACs executed": text.millions(row.executed_macs),
+            "of dense ": f"{100 * row.executed_macs / dense.executed_macs:.0f} %",
+        }
+        for row in sizes.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _labels(table: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """Label -> method and its place among the labels of that method."""
+    seen: dict[str, tuple[str, int]] = {}
+    for label, method in zip(table["label"], table["method"], strict=True):
+        if label not in seen:
+            seen[label] = (method, sum(m == method for m, _ in seen.values()))
+    return seen
+
+
+def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
+    labels = _labels(table)
+    shifts = dict(zip(labels, style.spread(len(labels)), strict=True))
+    ticks = sorted({float(b) for b in table["budget"]})
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 3.0)
+        left, right = made.subplots(1, 2)
+        for label, (method, place) in labels.items():
+            arm = table[(table["label"] == label) & table["accuracy"].notna()].sort_values("time")
+            at = arm["time"] * shifts[label]
+            style.intervals(left, at, arm["accuracy"], arm["low"], arm["high"], method, place)
+            if method != "dense":
+                style.intervals(
+                    right, at, arm["difference"], arm["difference_low"], arm["difference_high"],
+                    method, place,
+                )  # fmt: skip
+        right.axhspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)
+        right.axhline(0, color=style.look("dense").colour, linewidth=0.9, zorder=1)
+        style.panel(left, "a", f"{outcome} accuracy (%)")
+        style.panel(right, "b", "minus dense of the same time (points)")
+        for axes in (left, right):
+            style.time_axis(axes, ticks, "training time (dense epochs)")
+        handles = [style.handle(m, label, place) for label, (m, place) in labels.items()]
+        style.legend_below(made, handles, 3)
+    return made
+
+
+def _size_budget(table: pd.DataFrame) -> float:
+    """The budget with the most arms; of several the longest."""
+    sizes = table[table["accuracy"].notna()].groupby("budget")["label"].nunique()
+    return float(max(sizes.index, key=lambda budget: (sizes[budget], budget)))
+
+
+def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
+    labels = _labels(table)
+    at = table[(table["budget"] == _size_budget(table)) & table["accuracy"].notna()]
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 2.7)
+        panels = made.subplots(1, 2, sharey=True)
+        for axes, what in zip(panels, ("parameters", "executed_macs"), strict=True):
+            for row, shift in zip(at.itertuples(), style.spread(len(at)), strict=True):
+                method, place = labels[row.label]
+                value = [getattr(row, what) / 1e6 * shift]
+                style.intervals(
+                    axes, value, [row.accuracy], [row.low], [row.high], method, place, line=False
+                )
+            style.plain_log(axes, at[what].min() / 1.3e6, at[what].max() * 1.3e-6)
+        style.panel(panels[0], "a", "accuracy against size")
+        style.panel(panels[1], "b", "accuracy against arithmetic")
+        panels[0].set_ylabel(f"{outcome} accuracy (%)")
+        panels[0].set_xlabel("parameters (millions)")
+        panels[1].set_xlabel("executed multiplications (millions an image)")
+        shown = [
+            style.handle(m, label, place, line=False)
+            for label, (m, place) in labels.items()
+            if label in set(at["label"])
+        ]
+        style.legend_below(made, shown, 3)
+    return made
+
+
+def _numbers(table: pd.DataFrame, outcome: str, found: Sequence[Measured]) -> dict[str, Any]:
+    told = findings(table, found)
+    return {
+        "values": {
+            f"{row.label} at {row.budget:g}": text.number(
+                row.accuracy, row.low, row.high, row.n, digits=1, unit=" %"
+            )
+            for row in table.itertuples()
+        },
+        "outcome": outcome, "headline": told[0], "findings": told,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip

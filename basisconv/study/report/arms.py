@@ -1,0 +1,166 @@
+"""From a section's arms and their records to accuracies with intervals and their comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from basisconv.study import stats
+from basisconv.study.run import Arm, Record, Section
+from basisconv.study.stats import NAN, Difference, Interval
+
+MARGIN = 0.2
+"""Percentage points within which a drop of accuracy counts as negligible."""
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm with what its runs reached.
+
+    Attributes:
+        arm: the arm.
+        seeds: of the runs that are done, ascending.
+        accuracy: last-step accuracy in per cent, by seed: test or validation, see `outcome`.
+        val_accuracy: last-step validation accuracy in per cent, by seed.
+        val_loss: last-step validation cross-entropy, by seed.
+        lost: runs that failed or diverged; they have no accuracy but must be told.
+    """
+
+    arm: Arm
+    seeds: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    val_accuracy: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    lost: int
+
+    @property
+    def n(self) -> int:
+        """Runs that are done."""
+        return len(self.seeds)
+
+    @property
+    def interval(self) -> Interval:
+        """Mean accuracy in per cent with its 95 % t-interval."""
+        if not self.n:
+            return Interval(NAN, NAN, NAN, 0, NAN)
+        return stats.mean_interval(self.accuracy)
+
+    @property
+    def time(self) -> float:
+        """Training time in dense epochs: by the cost source, else the budget; NaN without."""
+        known = self.arm.budget if self.arm.time is None else self.arm.time
+        return NAN if known is None else known
+
+
+class Comparison(NamedTuple):
+    """An arm against another: the difference in percentage points, and what it amounts to."""
+
+    difference: Difference
+    equivalence: float  # p of |difference| < MARGIN
+    margin: float  # the smallest margin within which the two are equivalent
+
+
+def done(section: Section, records: Mapping[str, Record], arm: Arm) -> list[Record]:
+    """The finished records of an arm, by seed.
+
+    Raises:
+        ValueError: if a run of the arm has no record at all.
+    """
+    missing = [run_id for run_id in arm.run_ids if run_id not in records]
+    if missing:
+        raise ValueError(
+            f"{section.name} needs {len(missing)} runs of {arm.label!r} that have no record, "
+            f"the first {missing[0]}. Make them with `python -m basisconv run --profile "
+            f"{section.profile}`."
+        )
+    found = [records[run_id] for run_id in arm.run_ids]
+    return sorted((r for r in found if r.status == "done"), key=lambda r: r.run.seed)
+
+
+def outcome(section: Section, records: Mapping[str, Record]) -> str:
+    """Say "test" if every finished run of the section read the test set, else "validation".
+
+    One outcome for the whole section, so that no arm's test accuracy is set against another's
+    validation accuracy.
+    """
+    results = [r.result for arm in section.arms for r in done(section, records, arm)]
+    read = [r is not None and r.test_accuracy is not None for r in results]
+    return "test" if read and all(read) else "validation"
+
+
+def measure(section: Section, records: Mapping[str, Record]) -> list[Measured]:
+    """Every arm of a section with its accuracies, in the section's order."""
+    test = outcome(section, records) == "test"
+    found = []
+    for arm in section.arms:
+        runs = done(section, records, arm)
+        results = [record.result for record in runs if record.result is not None]
+        validation = tuple(100 * r.val_accuracy for r in results)
+        tested = tuple(100 * (r.test_accuracy or 0.0) for r in results)
+        found.append(
+            Measured(
+                arm,
+                tuple(record.run.seed for record in runs),
+                tested if test else validation,
+                validation,
+                tuple(r.val_loss for r in results),
+                len(arm.run_ids) - len(runs),
+            )  # fmt: skip
+        )
+    return found
+
+
+def compare(a: Measured, b: Measured) -> Comparison:
+    """The accuracy of a less that of b, in percentage points, by Welch's test."""
+    return compare_values(a.accuracy, b.accuracy)
+
+
+def compare_values(a: Sequence[float], b: Sequence[float]) -> Comparison:
+    """As `compare`, of plain values; NaN where there are too few of them."""
+    if not (a and b):
+        return Comparison(Difference(NAN, NAN, NAN, NAN, len(a), len(b)), NAN, NAN)
+    return Comparison(
+        stats.welch(a, b), stats.tost(a, b, MARGIN), stats.smallest_margin(a, b, ALPHA)
+    )
+
+
+def verdict(difference: float, equivalence: float, p: float) -> str:
+    """One of "above", "below", "equal" (within MARGIN), "open" (neither test decides), "untested".
+
+    Args:
+        difference: of the arm from what it is held against.
+        equivalence: p of the equivalence test.
+        p: of the difference, adjusted where it is one of several.
+    """
+    if math.isnan(p):
+        return "untested"
+    if p < ALPHA:
+        return "above" if difference > 0 else "below"
+    return "equal" if equivalence < ALPHA else "open"
+
+
+def first(found: Sequence[Measured], method: str) -> Measured | None:
+    """The first arm of a method."""
+    return next((m for m in found if m.arm.method == method), None)
+
+
+def shown_as(found: Sequence[Measured]) -> str:
+    """What a point of a figure is, for its caption: "means with 95 % intervals (n = 4)"."""
+    counts = sorted({m.n for m in found if m.n})
+    if not counts:
+        return "no runs"
+    if counts[-1] == 1:
+        return "single runs, without intervals"
+    told = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return f"means with 95 % intervals ({told})"
+
+
+def lost_note(found: Sequence[Measured]) -> list[str]:
+    """A sentence on runs that failed or diverged, if there are any."""
+    lost = [f"{m.lost} of {len(m.arm.run_ids)} of {m.arm.label}" for m in found if m.lost]
+    if not lost:
+        return []
+    return [f"Runs that failed or diverged are left out of the means: {', '.join(lost)}."]

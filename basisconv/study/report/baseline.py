@@ -1,0 +1,169 @@
+"""01_baseline: whether the dense network is as good as the field's, and how it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+LITERATURE: tuple[tuple[str, float, str], ...] = (
+    ("ResNet-20", 91.25, "He et al., 2016"),
+    ("ResNet-56", 93.03, "He et al., 2016"),
+    ("ResNet-18, 350 epochs", 93.02, "README of kuangliu/pytorch-cifar"),
+    ("ResNet-18, standard training", 96.0, "README of KellerJordan/cifar10-airbench"),
+    ("airbench94", 94.01, "Jordan, 2024"),
+)
+"""What others report on CIFAR-10's test set, in per cent, trained on all 50,000 images."""
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """The baseline's table beside published figures, and its learning curves."""
+    facts: dict[str, Any] = section.facts
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    dense = [m for m in found if m.arm.method == "dense"]
+    table, curves = _table(facts, dense), _curves(section, records, dense)
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "baseline": Table(
+                table, _shown(table),
+                f"The dense network ({outcome} accuracy, mean with its 95 % interval) and what "
+                "others report for CIFAR-10 on its test set.",
+            )
+        },
+        figures={
+            "baseline_learning_curves": Plot(
+                _figure(curves), curves,
+                "The dense network while it trains, a line a seed: (a) cross-entropy on the "
+                "training batches (dashed) and on the validation images, (b) validation accuracy.",
+            )
+        },
+        numbers=_numbers(facts, dense, outcome),
+    )  # fmt: skip
+
+
+def _table(facts: Mapping[str, Any], dense: Sequence[arms.Measured]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {
+            "network": f"ours: {m.arm.label}", "accuracy": m.interval.mean, "low": m.interval.low,
+            "high": m.interval.high, "sd": m.interval.sd, "n": m.n, "lost": m.lost,
+            "epochs": facts["epochs"], "parameters": facts["parameters"], "source": "this study",
+        }
+        for m in dense
+    ]  # fmt: skip
+    rows += [
+        {"network": name, "accuracy": accuracy, "source": source}
+        for name, accuracy, source in LITERATURE
+    ]
+    return pd.DataFrame(rows)
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    cells = [
+        text.with_interval(row["accuracy"], row.get("low", text.NAN), row.get("high", text.NAN), 2)
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(
+        {
+            "network": table["network"],
+            "accuracy (%)": cells,
+            "n": [
+                text.NOTHING if pd.isna(n) else text.seeds(int(n), int(lost))
+                for n, lost in zip(table["n"], table["lost"], strict=True)
+            ],
+            "epochs": [text.NOTHING if pd.isna(e) else f"{e:g}" for e in table["epochs"]],
+            "source": table["source"],
+        }
+    )
+
+
+def _curves(
+    section: Section, records: Mapping[str, Record], dense: Sequence[arms.Measured]
+) -> pd.DataFrame:
+    rows = [
+        {
+            "label": m.arm.label, "seed": record.run.seed, "epoch": line.epoch,
+            "train_loss": line.train_loss, "val_loss": line.val_loss,
+            "val_accuracy": 100 * line.val_accuracy,
+        }
+        for m in dense
+        for record in arms.done(section, records, m.arm)
+        if record.result is not None
+        for line in record.result.history
+    ]  # fmt: skip
+    columns = ["label", "seed", "epoch", "train_loss", "val_loss", "val_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _figure(curves: pd.DataFrame) -> Figure:
+    colour = style.look("dense").colour
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 2.3)
+        loss, accuracy = made.subplots(1, 2)
+        for _, run in curves.groupby(["label", "seed"], sort=False):
+            # A run of one epoch is a single point, which a line alone would not show.
+            marker = "." if len(run) < 3 else ""
+            kwargs: dict[str, Any] = {"color": colour, "linewidth": 0.8, "marker": marker}
+            loss.plot(run["epoch"], run["train_loss"], linestyle="--", alpha=0.55, **kwargs)
+            loss.plot(run["epoch"], run["val_loss"], **kwargs)
+            accuracy.plot(run["epoch"], run["val_accuracy"], **kwargs)
+        style.panel(loss, "a", "cross-entropy")
+        style.panel(accuracy, "b", "validation accuracy (%)")
+        for axes in (loss, accuracy):
+            axes.set_xlabel("epoch")
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        lines = [
+            Line2D([], [], color=colour, linestyle="--", alpha=0.55, label="training batches"),
+            Line2D([], [], color=colour, label="validation images"),
+        ]
+        loss.legend(handles=lines)
+    return made
+
+
+def _numbers(
+    facts: Mapping[str, Any], dense: Sequence[arms.Measured], outcome: str
+) -> dict[str, Any]:
+    if not dense:
+        raise ValueError("01_baseline has no arm of method 'dense'; it is about nothing else.")
+    reached = dense[0].interval
+    values = {
+        "accuracy": text.number(
+            reached.mean, reached.low, reached.high, reached.n, digits=1, unit=" %"
+        ),
+        "parameters": text.count(facts["parameters"]),
+        "macs": text.count(facts["macs"]),
+        "epochs": {"value": facts["epochs"], "text": f"{facts['epochs']:g}"},
+    }
+    headline = (
+        f"The dense network reaches {values['accuracy']['text']} {outcome} accuracy in "
+        f"{text.epochs(facts['epochs'])} (n = {text.seeds(reached.n, dense[0].lost)})."
+    )
+    findings = [headline]
+    published = [accuracy for _, accuracy, _ in LITERATURE]
+    if reached.n:
+        low, high = min(published), max(published)
+        findings.append(
+            f"Published figures for this kind of network, trained to the end, lie between "
+            f"{low:.2f} and {high:.2f} % test accuracy; ours lies "
+            f"{'within them' if low <= reached.mean <= high else _gap(reached.mean, low, high)}."
+        )
+    return {
+        "values": values, "outcome": outcome, "headline": headline, "findings": findings,
+        "notes": arms.lost_note(dense),
+    }  # fmt: skip
+
+
+def _gap(mean: float, low: float, high: float) -> str:
+    if mean < low:
+        return f"{text.fixed(low - mean, 1)} points below them"
+    return f"{text.fixed(mean - high, 1)} points above them"

@@ -1,0 +1,308 @@
+"""Our side of each claim, one function each, from the evidence at hand to an estimate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from basisconv.study.report import arms, method, selection, sensitivity, text
+from basisconv.study.report.evidence import (
+    NOT,
+    PAPER_SPEEDUP,
+    PARTLY,
+    REPRODUCED,
+    TRUSTED,
+    UNMEASURED,
+    Estimate,
+    Evidence,
+    absent,
+    by_share,
+    kept,
+    lost,
+    one_seed,
+    tally,
+)
+from basisconv.study.report.frontier import bracket_text
+from basisconv.study.stats import holm, reliability
+
+
+def speedup(e: Evidence) -> Estimate:
+    """Largest measured bracket of a speed-up at equal accuracy."""
+    rows = e.tested
+    if rows.empty:
+        return one_seed()
+    above = rows[rows["verdict"] == "above"]
+    if above.empty:
+        best = rows.loc[rows["difference"].idxmax()]
+        verdict = UNMEASURED if (rows["verdict"] == "open").any() else NOT
+        said = f"no arm beats dense of the same time; nearest {_at(best)}: {_gain(best)}"
+        return Estimate(said, verdict, n=int(best.n))  # fmt: skip
+    best = above.loc[above["speedup_at_least"].idxmax()]
+    bracket = bracket_text(best.speedup_at_least, best.speedup_below)
+    return Estimate(
+        f"{_at(best)}: {bracket} at equal accuracy",
+        REPRODUCED if best.speedup_at_least >= PAPER_SPEEDUP else PARTLY,
+        best.speedup_at_least, best.speedup_at_least, best.speedup_below, int(best.n), "×",
+    )  # fmt: skip
+
+
+def compression(e: Evidence) -> Estimate:
+    """Parameters of dense over those with all layers in basis form, a count."""
+    totals: Any = e.sections["00_method"].facts["totals"]
+    ratio = totals["parameters"]["dense"] / totals["parameters"]["subset"]
+    share = text.share(float(e.sections["00_method"].facts["ratio"]))  # type: ignore[arg-type]
+    return Estimate(
+        f"{ratio:.2f}× fewer parameters with all layers at f = {share} (a count)",
+        REPRODUCED if ratio > 1 else NOT, ratio, unit="×",
+    )  # fmt: skip
+
+
+def identified(e: Evidence) -> Estimate:
+    """Whether layers differ, and whether the sweep would give the same ranking again."""
+    section = e.sections["03_sensitivity"]
+    scores = sensitivity.score_matrix(section, e.records)
+    seeds = len(scores)
+    if seeds < 2:
+        return one_seed()
+    trust = reliability(scores).reliability
+    table = sensitivity.layer_frame(section, e.records)
+    decided = int((table["p_holm"] < arms.ALPHA).sum())
+    if decided and trust >= TRUSTED:
+        verdict = REPRODUCED
+    elif decided or trust >= TRUSTED:
+        verdict = PARTLY
+    else:
+        verdict = UNMEASURED
+    said = (
+        f"reliability of the ranking {text.fixed(trust, 2)}; {decided} of {len(table)} layers "
+        "differ from dense (Holm)"
+    )
+    return Estimate(said, verdict, trust, n=seeds)
+
+
+def effectiveness(e: Evidence) -> Estimate:
+    """At how many budgets some arm of ours beats dense trained for the same time."""
+    rows = e.tested
+    if rows.empty:
+        return one_seed()
+    budgets = sorted(set(rows["budget"]))
+    won = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
+    still_open = (rows["verdict"] == "open").any()
+    if len(won) == len(budgets):
+        verdict = REPRODUCED
+    elif won:
+        verdict = PARTLY
+    else:
+        verdict = UNMEASURED if still_open else NOT
+    best = rows.loc[rows["difference"].idxmax()]
+    return Estimate(
+        f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')}; "
+        f"largest gain {_at(best)}: {_gain(best)}",
+        verdict, best.difference, best.difference_low, best.difference_high, int(best.n), "points",
+    )  # fmt: skip
+
+
+def performance(e: Evidence) -> Estimate:
+    """All layers in basis form against dense trained for the same time, at every budget."""
+    ratio = e.sections["02_all_layers"].facts["ratio"]
+    rows = e.tested[(e.tested["method"] == "basis") & (e.tested["ratio"] == ratio)]
+    if rows.empty:
+        return one_seed()
+    last = rows.loc[rows["budget"].idxmax()]
+    return Estimate(
+        f"{_at(last)}: {_gain(last)} against dense of the same time; "
+        f"{tally(rows['verdict'])}",
+        kept(rows["verdict"]),
+        last.difference, last.difference_low, last.difference_high, int(last.n), "points",
+    )  # fmt: skip
+
+
+def selected(e: Evidence) -> Estimate:
+    """The selected subset against dense of the same time, and against random subsets."""
+    names = selection.RIVALS
+    if names["dense"] not in e.rivals.index:
+        return absent("the selected subset or dense")
+    row = e.rivals.loc[names["dense"]]
+    if row.verdict == "untested":
+        return one_seed()
+    random = e.rivals.loc[names["random"]] if names["random"] in e.rivals.index else None
+    useful = random is not None and random.verdict == "above"
+    verdict = kept([row.verdict])
+    if verdict == REPRODUCED and not useful:
+        verdict = PARTLY
+    said = f"selected minus dense of the same time: {_rival(row)}"
+    if random is not None:
+        said += f"; minus random subsets: {_rival(random)}"
+    return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
+
+
+def computation(e: Evidence) -> Estimate:
+    """Forward speed-ups of single layers and the training step's."""
+    faster = int((e.layers["forward_speedup_low"] > 1).sum())
+    return by_share(
+        faster, len(e.layers),
+        f"forward pass faster in {faster} of {len(e.layers)} layers timed; median "
+        f"{e.layers['forward_speedup'].median():.2f}×",
+        float(e.layers["forward_speedup"].median()), e.turns,
+    )  # fmt: skip
+
+
+def too_few(e: Evidence) -> Estimate:
+    """The smallest share of basis filters against the largest, at the longest budget of both."""
+    section = e.sections["02_all_layers"]
+    found = [m for m in arms.measure(section, e.records) if m.arm.method == "basis" and m.n]
+    pairs = [
+        (a, b)
+        for a in found
+        for b in found
+        if a.arm.budget == b.arm.budget and _ratio(a) < _ratio(b)
+    ]
+    if not pairs:
+        return absent("two shares of basis filters at one budget")
+    few, many = max(
+        pairs, key=lambda p: (p[0].arm.budget or 0.0, _ratio(p[1]) - _ratio(p[0]))
+    )  # fmt: skip
+    c = arms.compare(few, many)
+    if c.difference.p != c.difference.p:
+        return one_seed()
+    said = (
+        f"f = {text.share(_ratio(few))} minus f = {text.share(_ratio(many))} at a budget of "
+        f"{few.arm.budget:g}: {text.points(c.difference)}"
+    )
+    d = c.difference
+    return Estimate(said, lost(arms.verdict(d.estimate, c.equivalence, d.p)), d.estimate, d.low,
+                    d.high, d.n_a, "points")  # fmt: skip
+
+
+def uncompressed(e: Evidence) -> Estimate:
+    """Training steps whose coefficient matrix is not compressed: does time improve after all?"""
+    faster = int((e.networks["speedup_low"] > 1).sum())
+    total = len(e.networks)
+    best = e.networks.loc[e.networks["speedup"].idxmax()]
+    said = (
+        f"with the coefficient matrix as it is, {faster} of {text.plural(total, 'training step')} "
+        f"are faster than dense; best {best.speedup:.2f}×"
+    )
+    estimate = by_share(total - faster, total, said, float(best.speedup), e.turns)
+    return estimate
+
+
+def misjudged(e: Evidence) -> Estimate:
+    """Selected minus inverted: what choosing the sensitive layers costs."""
+    name = selection.RIVALS["inverted"]
+    if name not in e.rivals.index:
+        return absent("an inverted subset")
+    row = e.rivals.loc[name]
+    if row.verdict == "untested":
+        return one_seed()
+    verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(row.verdict, NOT)
+    said = f"selected minus inverted subset of the same time: {_rival(row)}"
+    return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
+
+
+def few_layers(e: Evidence) -> Estimate:
+    """The most time that one layer alone saves, by the profile's costs."""
+    table = sensitivity.layer_frame(e.sections["03_sensitivity"], e.records)
+    most = table.loc[table["time_saved"].idxmax()]
+    gain = 1 / (1 - most.time_saved)
+    unit = e.sections["03_sensitivity"].facts.get("unit", "the cost source")
+    return Estimate(
+        f"one layer alone saves at most {100 * most.time_saved:.1f} % of a step "
+        f"({most.layer}, by {unit})",
+        REPRODUCED if gain < PAPER_SPEEDUP else NOT, gain, unit="×",
+    )  # fmt: skip
+
+
+def bottleneck(e: Evidence) -> Estimate:
+    """Layers that are slower than dense although they execute fewer multiplications."""
+    fewer = e.layers[e.layers["macs_ratio"] > 1]
+    slow = int((fewer["speedup_high"] < 1).sum())
+    return by_share(
+        slow, len(fewer),
+        f"{slow} of {len(fewer)} layers timed are slower than dense, forward and backward, with "
+        "fewer multiplications",
+        float(fewer["speedup"].min()), e.turns,
+    )  # fmt: skip
+
+
+def larger(e: Evidence) -> Estimate:
+    """Layers whose basis form holds no fewer parameters than the dense one."""
+    costs = method.cost_frame(e.sections["00_method"].facts)
+    basis = costs[costs["n_basis"].notna() & (costs["layer"] != "network")]
+    grown = int((basis["parameters_subset"] >= basis["parameters_dense"]).sum())
+    return by_share(
+        grown, len(basis),
+        f"{grown} of {text.plural(len(basis), 'layer')} in basis form hold as many parameters as "
+        "dense or more (a count)",
+        float(grown), None,
+    )  # fmt: skip
+
+
+def reinitialised(e: Evidence) -> Estimate:
+    """Basis, then re-initialised and trained as dense: against dense of the same time."""
+    rows = e.skips[(e.skips["direction"] == "basis→dense") & (e.skips["carry"] == "reinit")]
+    return _skip_rows(rows)
+
+
+def early_switch(e: Evidence) -> Estimate:
+    """The earliest switch to dense against basis throughout, at equal time."""
+    section = e.sections["05_skip_training"]
+    found = [m for m in arms.measure(section, e.records) if m.n]
+    basis = arms.first(found, "basis")
+    kept = [
+        m
+        for m in found
+        if m.arm.detail.get("direction") == "basis→dense" and m.arm.detail.get("carry") == "exact"
+    ]
+    if basis is None or not kept:
+        return absent("basis throughout, or a switch that keeps the function")
+    early = min(kept, key=lambda m: float(m.arm.detail["switch"]))  # type: ignore[arg-type]
+    c = arms.compare(early, basis)
+    if c.difference.p != c.difference.p:
+        return one_seed()
+    d = c.difference
+    verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(
+        arms.verdict(d.estimate, c.equivalence, d.p), NOT
+    )
+    said = (
+        f"switch at {100 * float(early.arm.detail['switch']):.0f} % of the time minus basis "  # type: ignore[arg-type]
+        f"throughout, equal time: {text.points(d)}"
+    )
+    return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
+
+
+def _skip_rows(rows: pd.DataFrame) -> Estimate:
+    rows = rows[rows["difference"].notna()]
+    if rows.empty:
+        return absent("a skip arm that is re-initialised")
+    if (rows["verdict"] == "untested").all():
+        return one_seed()
+    # Adjusted over the arms that the claim is about alone.
+    rows = rows.assign(p_holm=holm(list(rows["p"])))
+    verdicts = [arms.verdict(r.difference, r.equivalence_p, r.p_holm) for r in rows.itertuples()]
+    best = rows.loc[rows["difference"].idxmax()]
+    return Estimate(
+        f"best of {text.plural(len(rows), 'switch point')} ({100 * best.switch:.0f} % of the time) "
+        f"minus dense of the same time: {_gain(best)}; {tally(verdicts)}",
+        kept(verdicts),
+        best.difference, best.difference_low, best.difference_high, int(best.n), "points",
+    )  # fmt: skip
+
+
+def _at(row: Any) -> str:
+    return f"“{row.label}” at {row.budget:g}"
+
+
+def _gain(row: Any) -> str:
+    return text.with_interval(
+        row.difference, row.difference_low, row.difference_high, 2, True, " points"
+    )
+
+
+def _rival(row: Any) -> str:
+    return text.with_interval(row.difference, row.low, row.high, 2, True, " points")
+
+
+def _ratio(m: arms.Measured) -> float:
+    return float(m.arm.detail["ratio"])  # type: ignore[arg-type]

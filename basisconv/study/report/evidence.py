@@ -1,0 +1,132 @@
+"""What the sections say about a claim: an estimate, its interval, and a verdict by a fixed rule.
+
+A verdict says no more than the intervals allow. Where a test decides neither way the claim counts
+as not yet measured: an interval that allows both answers has not measured anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from basisconv.study.report import arms, selection, text, timing
+from basisconv.study.report.frontier import frontier
+from basisconv.study.report.switches import skip_frame
+from basisconv.study.run import Record, Section
+from basisconv.study.stats import NAN
+
+REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
+UNMEASURED = "not yet measured"
+VERDICTS: tuple[str, ...] = (REPRODUCED, PARTLY, NOT, UNMEASURED)
+
+PAPER_SPEEDUP = 1.15
+"""The paper's "up to 15 %", read as training time divided by 1.15."""
+TRUSTED = 0.7
+"""Reliability from which a ranking of layers counts as identified."""
+OURS = ("basis", "first_five", "selected", "threshold", "skip")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Our side of a claim: what was found, in words and as a number, and the verdict."""
+
+    said: str
+    verdict: str
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    n: int | None = None
+    unit: str = ""
+
+
+class Evidence:
+    """The sections at hand and the frames that claims are judged by, each made once."""
+
+    def __init__(self, sections: Mapping[str, Section], records: Mapping[str, Record]) -> None:
+        self.sections, self.records = sections, records
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """02, one row for each arm at each budget."""
+        return frontier(self.sections["02_all_layers"], self.records)
+
+    @cached_property
+    def tested(self) -> pd.DataFrame:
+        """Rows of the frontier that hold one of our arms against dense, with intervals."""
+        table = self.frontier
+        decided = table["verdict"].isin(["above", "below", "equal", "open"])
+        return table[table["method"].isin(OURS) & decided]
+
+    @cached_property
+    def rivals(self) -> pd.DataFrame:
+        """04, the selected subset against each rival."""
+        found = arms.measure(self.sections["04_selection"], self.records)
+        return selection.rival_frame(found).set_index("rival")
+
+    @cached_property
+    def skips(self) -> pd.DataFrame:
+        """05, one row an arm."""
+        return skip_frame(self.sections["05_skip_training"], self.records)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """06, layers that run factored."""
+        table = timing.layer_frame(self.sections["06_timing"].facts)
+        return table[table["mode"] == "factored"]
+
+    @cached_property
+    def networks(self) -> pd.DataFrame:
+        """06, whole training steps."""
+        return timing.network_frame(self.sections["06_timing"].facts)
+
+    @property
+    def turns(self) -> int:
+        """Interleaved turns behind each timing of 06."""
+        settings: Any = self.sections["06_timing"].facts["settings"]
+        return int(settings["repeats"])
+
+
+def kept(verdicts: Iterable[str]) -> str:
+    """Accuracy is kept where an arm is above dense or equal to it."""
+    found = list(verdicts)
+    good = sum(v in ("above", "equal") for v in found)
+    if good == len(found):
+        return REPRODUCED
+    if good:
+        return PARTLY
+    return UNMEASURED if "open" in found else NOT
+
+
+def lost(verdict: str) -> str:
+    """A loss of accuracy is reproduced where the arm is below its rival."""
+    return {"below": REPRODUCED, "open": UNMEASURED}.get(verdict, NOT)
+
+
+def tally(verdicts: Iterable[str]) -> str:
+    """As in "over 3 comparisons: 1 above, 2 undecided"."""
+    found = list(verdicts)
+    words = {"above": "above", "equal": "equal", "below": "below", "open": "undecided"}
+    counts = [f"{found.count(v)} {word}" for v, word in words.items() if v in found]
+    return f"over {text.plural(len(found), 'comparison')}: {', '.join(counts)}"
+
+
+def by_share(holds: int, total: int, said: str, value: float, n: int | None) -> Estimate:
+    """Reproduced where something holds of all, partly where of some, not where of none."""
+    if not total:
+        return absent("a measurement")
+    verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
+    return Estimate(said, verdict, value, n=n)
+
+
+def one_seed() -> Estimate:
+    """One run an arm decides nothing."""
+    return Estimate("one run an arm: no interval", UNMEASURED, n=1)
+
+
+def absent(what: str) -> Estimate:
+    """The section is there, but not the arms that the claim is about."""
+    return Estimate(f"{what} is missing", UNMEASURED)

@@ -1,0 +1,193 @@
+"""The frontier's numbers: every arm at every time budget against dense of the same time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from basisconv.study import stats
+from basisconv.study.report import arms, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.run import Record, Section
+
+
+def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row for each arm at each budget, with its comparison to dense at that budget."""
+    found = arms.measure(section, records)
+    dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
+    rows = []
+    for m in found:
+        rival = dense.get(m.arm.budget)
+        itself = m.arm.method == "dense" or rival is None
+        against = arms.compare_values([] if itself else m.accuracy, rival.accuracy if rival else [])
+        mean = m.interval
+        rows.append(
+            {
+                "label": m.arm.label, "method": m.arm.method, "budget": m.arm.budget,
+                "time": m.time, "n": m.n, "lost": m.lost, "accuracy": mean.mean, "low": mean.low,
+                "high": mean.high, "sd": mean.sd, "difference": against.difference.estimate,
+                "difference_low": against.difference.low,
+                "difference_high": against.difference.high, "p": against.difference.p,
+                "equivalence_p": against.equivalence, "smallest_margin": against.margin,
+                **{k: m.arm.detail.get(k) for k in ("ratio", "parameters", "macs",
+                                                    "executed_macs")},
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["p_holm"] = stats.holm(list(table["p"]))
+    table["verdict"] = [
+        "" if row.method == "dense" or math.isnan(row.difference) else arms.verdict(
+            row.difference, row.equivalence_p, row.p_holm
+        )
+        for row in table.itertuples()
+    ]  # fmt: skip
+    brackets = [
+        bracket(m, list(dense.values()), verdict)
+        for m, verdict in zip(found, table["verdict"], strict=True)
+    ]
+    table["speedup_at_least"] = [low for low, _ in brackets]
+    table["speedup_below"] = [high for _, high in brackets]
+    return table
+
+
+def bracket(arm: Measured, dense: Sequence[Measured], verdict: str) -> tuple[float, float]:
+    """Between which factors an arm's speed-up to equal accuracy lies; NaN: no such bound.
+
+    The arm, trained for t, is at least T/t times faster than dense where it beats dense trained
+    for T (95 % Welch interval above zero), and less than T/t times where dense trained for T
+    beats it. Nothing is interpolated between measured budgets. A bound at t itself or beyond
+    needs the verdict at equal time as well, which is corrected for the number of comparisons.
+    """
+    low = high = math.nan
+    for rival in sorted(dense, key=lambda m: m.time):
+        if arm.arm.method == "dense" or rival.arm.budget is None or arm.arm.budget is None:
+            continue
+        difference = arms.compare(arm, rival).difference
+        longer = rival.arm.budget - arm.arm.budget
+        if difference.low > 0 and (longer < 0 or verdict == "above"):
+            low = rival.time / arm.time
+        if difference.high < 0 and (longer > 0 or verdict == "below") and math.isnan(high):
+            high = rival.time / arm.time
+    return low, high
+
+
+def bracket_text(low: float, high: float) -> str:
+    """As in "≥ 1.00×, < 2.00×"."""
+    parts = [f"≥ {low:.2f}×"] if not math.isnan(low) else []
+    parts += [f"< {high:.2f}×"] if not math.isnan(high) else []
+    return ", ".join(parts) or text.NOTHING
+
+
+def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
+    """What the frontier shows, in sentences; the first is its headline."""
+    tested = table[table["verdict"].isin(["above", "below", "equal", "open"])]
+    told = [_headline(table, tested), *_by_budget(table, tested)]
+    return told + _against_narrow(found) + _speedups(table)
+
+
+def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
+    """One sentence: what beats dense trained for the same time, and where."""
+    if tested.empty:
+        several = table[table["method"] != "dense"]["difference"].dropna()
+        if several.empty:
+            return "No arm was measured beside dense."
+        return (
+            "With one run an arm there is no interval: at equal training time the arms differ "
+            f"from dense by {text.fixed(several.min(), 1, True)} to "
+            f"{text.fixed(several.max(), 1, True)} points."
+        )
+    ours = tested[tested["method"] != "narrow"]
+    above = ours[ours["verdict"] == "above"]
+    if above.empty:
+        below = (ours["verdict"] == "below").sum()
+        return (
+            f"No basis arm beats dense trained for the same time: of {len(ours)} comparisons "
+            f"{below} are losses and {len(ours) - below} undecided or within ±{arms.MARGIN:g} "
+            "points."
+        )
+    where = [
+        f"{_quoted(str(label))} at {_budgets(rows['budget'])}"
+        for label, rows in above.groupby("label", sort=False)
+    ]
+    best = above.loc[above["difference"].idxmax()]
+    return (
+        f"Dense trained for the same time is beaten by {text.listed(where)} dense epochs; the "
+        f"largest gain is {_difference(best)} ({_quoted(best.label)} at {best.budget:g})."
+    )
+
+
+def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
+    sentences = []
+    for budget, rows in table.groupby("budget"):
+        reached = rows[rows["accuracy"].notna()]
+        if reached.empty:
+            continue
+        best = reached.loc[reached["accuracy"].idxmax()]
+        sentence = (
+            f"At a budget of {text.epochs(float(budget))} the highest mean is that of "
+            f"{_quoted(best.label)} "
+            f"({text.with_interval(best.accuracy, best.low, best.high, 1, unit=' %')}, "
+            f"n = {best.n})"
+        )
+        at = tested[tested["budget"] == budget]
+        for verdict, words in (("below", "dense beats"), ("open", "undecided against dense:")):
+            names = [_quoted(label) for label in at[at["verdict"] == verdict]["label"]]
+            if names:
+                sentence += f"; {words} {text.listed(names)}"
+        sentences.append(f"{sentence}.")
+    return sentences
+
+
+def _against_narrow(found: Sequence[Measured]) -> list[str]:
+    """Each basis arm against the narrower dense network of equal step time: the cheap rival."""
+    told: list[tuple[str, stats.Difference]] = []
+    for rival in (m for m in found if m.arm.method == "narrow"):
+        told += [
+            (f"{_quoted(m.arm.label)} at {m.arm.budget:g}", arms.compare(m, rival).difference)
+            for m in found
+            if m.arm.budget == rival.arm.budget and m.arm.method not in ("dense", "narrow")
+        ]
+    adjusted = stats.holm([d.p for _, d in told])
+    tested = [(name, d, p) for (name, d), p in zip(told, adjusted, strict=True) if p == p]
+    if not tested:
+        return []
+    won = sum(p < arms.ALPHA and d.estimate > 0 for _, d, p in tested)
+    lost = sum(p < arms.ALPHA and d.estimate < 0 for _, d, p in tested)
+    best, difference, _ = max(tested, key=lambda row: row[1].estimate)
+    return [
+        "Against the narrower dense network whose step costs what a step costs with all layers in "
+        f"basis form, trained for the same time, the basis arms win {won} of "
+        f"{text.plural(len(tested), 'comparison')}, lose {lost} and leave "
+        f"{len(tested) - won - lost} undecided (Holm); the most favourable is {best}, "
+        f"{text.points(difference)}."
+    ]
+
+
+def _speedups(table: pd.DataFrame) -> list[str]:
+    ours = table[~table["method"].isin(["dense", "narrow"]) & (table["speedup_at_least"] > 1.02)]
+    if ours.empty:
+        return []
+    best = ours.loc[ours["speedup_at_least"].idxmax()]
+    return [
+        f"{text.capital(_quoted(best.label))} at a budget of {best.budget:g} beats dense trained "
+        f"{best.speedup_at_least:.2f} times as long, the largest speed-up at equal accuracy that "
+        "the measured budgets show."
+    ]
+
+
+def _quoted(label: str) -> str:
+    """A label as a sentence names it."""
+    return f"“{label}”"
+
+
+def _budgets(budgets: pd.Series) -> str:
+    return text.listed([f"{b:g}" for b in sorted(set(budgets))])
+
+
+def _difference(row: Any) -> str:
+    return text.with_interval(
+        row.difference, row.difference_low, row.difference_high, 2, True, " points"
+    )

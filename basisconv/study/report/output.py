@@ -1,0 +1,176 @@
+"""What a section of the study turns into: tables, figures and numbers, and their files.
+
+Files are written whole or not at all, and hold the same bytes whenever they are made from the
+same records.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from basisconv.study.files import write_atomic
+from basisconv.study.report import style
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "×": r"$\times$", "→": r"$\rightarrow$", "±": r"$\pm$", "−": r"$-$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "–": "--", "—": "---", "ρ": r"$\rho$", "Δ": r"$\Delta$", "²": r"$^2$",
+    "“": "``", "”": "''", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as numbers and as read.
+
+    Attributes:
+        frame: the numbers with the ends of their intervals, one column each; saved as CSV.
+        shown: the same rows as text for people; saved as Markdown and LaTeX.
+        caption: what it shows, in a sentence or two.
+    """
+
+    frame: pd.DataFrame
+    shown: pd.DataFrame
+    caption: str
+
+    def csv(self) -> str:
+        """The numbers, at full precision."""
+        return self.frame.to_csv(index=False, lineterminator="\n")
+
+    def markdown(self) -> str:
+        """The text as a Markdown table."""
+        rows = [[str(cell).replace("|", "\\|") for cell in row] for row in self._rows()]
+        rule = ["---" if left else "---:" for left in self._left()]
+        lines = [rows[0], rule, *rows[1:]]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def latex(self) -> str:
+        r"""The text as a LaTeX tabular; needs `\usepackage{booktabs}`."""
+        rows = [
+            " & ".join("".join(_LATEX.get(c, c) for c in str(cell)) for cell in row) + r" \\"
+            for row in self._rows()
+        ]
+        columns = "".join("l" if left else "r" for left in self._left())
+        lines = [
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
+            r"\bottomrule", r"\end{tabular}",
+        ]  # fmt: skip
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The text as JSON values: what the paper prints."""
+        rows = self._rows()
+        return {
+            "caption": self.caption, "columns": rows[0], "rows": rows[1:],
+            "align": ["left" if left else "right" for left in self._left()],
+        }  # fmt: skip
+
+    def _rows(self) -> list[list[str]]:
+        body = [[str(cell) for cell in row] for row in self.shown.itertuples(index=False)]
+        return [[str(name) for name in self.shown.columns], *body]
+
+    def _left(self) -> list[bool]:
+        """Which columns hold words: these stand left, numbers right."""
+        body = list(zip(*self._rows()[1:], strict=True)) or [()] * len(self.shown.columns)
+        words = [any(cell[:1].isalpha() or len(cell) > 32 for cell in column) for column in body]
+        return [True, *words[1:]]
+
+    def _repr_html_(self) -> str:
+        return self.shown.to_html(index=False, border=0)
+
+    def __repr__(self) -> str:
+        return self.markdown()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure, the numbers that it draws, and its caption."""
+
+    figure: Figure
+    data: pd.DataFrame
+    caption: str
+
+    def csv(self) -> str:
+        """What the figure draws, at full precision."""
+        return self.data.to_csv(index=False, lineterminator="\n")
+
+    def _repr_png_(self) -> bytes:
+        return style.render(self.figure, "png", dpi=120)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A section of the study, ready to be looked at, saved and cited.
+
+    Attributes:
+        name: the section's, e.g. "02_all_layers".
+        profile: the profile that its runs belong to.
+        tables: name -> `Table`.
+        figures: name -> `Plot`.
+        numbers: what the paper prints: "values" (name -> value, low, high, n, text), "headline"
+            and "findings" (sentences made from intervals and tests), "notes".
+    """
+
+    name: str
+    profile: str
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[str, Plot] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write every table, figure and number.
+
+        Args:
+            folder: gets `figures/<name>.{pdf,svg,png,csv}`, `tables/<name>.{csv,md,tex}` and
+                `numbers/<section>.json`.
+
+        Returns:
+            The files written.
+        """
+        files: dict[Path, bytes] = {}
+        for name, table in self.tables.items():
+            stem = folder / "tables" / name
+            for suffix, text in (
+                (".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex()),
+            ):  # fmt: skip
+                files[stem.with_suffix(suffix)] = text.encode()
+        for name, plot in self.figures.items():
+            stem = folder / "figures" / name
+            files[stem.with_suffix(".csv")] = plot.csv().encode()
+            for kind in style.FORMATS:
+                files[stem.with_suffix(f".{kind}")] = style.render(plot.figure, kind, dpi=200)
+        payload = {
+            **self.numbers, "section": self.name, "profile": self.profile,
+            "tables": {name: table.to_dict() for name, table in self.tables.items()},
+            "figures": {name: plot.caption for name, plot in self.figures.items()},
+        }  # fmt: skip
+        files[folder / "numbers" / f"{self.name}.json"] = _json(payload)
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+        return list(files)
+
+
+def _json(payload: Mapping[str, Any]) -> bytes:
+    """Readable JSON; a number that does not exist (NaN) is null, for JSON has no other word."""
+    text = json.dumps(_plain(payload), indent=1, sort_keys=True, ensure_ascii=False)
+    return f"{text}\n".encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

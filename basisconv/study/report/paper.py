@@ -1,0 +1,122 @@
+"""The PDF: `paper/paper.typ` with the numbers, tables and figures of one results folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import typst
+
+from basisconv.study.files import write_atomic
+from basisconv.study.report import style
+
+SOURCE = Path(__file__).resolve().parents[3] / "paper" / "paper.typ"
+
+# Section -> what its place in the paper is called.
+_TITLES = {
+    "00_method": "the cost of the method",
+    "01_baseline": "the dense baseline",
+    "02_all_layers": "accuracy against training time",
+    "03_sensitivity": "the sensitivity of single layers",
+    "04_selection": "the selected subset",
+    "05_skip_training": "skip training",
+    "06_timing": "timing",
+    "10_claims": "the claims",
+}
+# A fixed instant, so that the same results give the same bytes.
+_TIMESTAMP = 0
+
+
+def compile_paper(
+    results: Path, output: Path, *, preliminary: bool | None = None, source: Path = SOURCE
+) -> Path:
+    """Build the PDF from saved reports; the same results give the same bytes.
+
+    Sections that have no `numbers/<section>.json` print "not yet measured".
+
+    Args:
+        results: a folder that `Report.save` filled.
+        output: where the PDF goes; written whole or not at all.
+        preliminary: write the profile's name across every page; by default for the profiles
+            smoke and quick.
+        source: the paper's text.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: if the folder has no section, sections of two profiles, or lacks a number,
+            table or figure that the text asks for.
+    """
+    write_atomic(output, _compile(results, preliminary, source, "pdf")[0])
+    return output
+
+
+def paper_pages(
+    results: Path, *, preliminary: bool | None = None, source: Path = SOURCE, ppi: float = 110
+) -> list[bytes]:
+    """The same paper as one PNG a page, to be looked at."""
+    return _compile(results, preliminary, source, "png", ppi)
+
+
+def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
+    """Which sections a results folder holds, and what to print for the others.
+
+    Raises:
+        ValueError: if there is no section, or there are sections of two profiles.
+    """
+    found = {}
+    for name in _TITLES:
+        path = results / "numbers" / f"{name}.json"
+        if path.exists():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))["profile"]
+    profiles = sorted(set(found.values()))
+    if len(profiles) != 1:
+        raise ValueError(
+            f"{results / 'numbers'} holds sections of {len(profiles)} profiles "
+            f"({', '.join(profiles) or 'none'}); the paper shows one. Run the notebooks of one "
+            "profile first: make reproduce."
+        )
+    profile = profiles[0]
+    trial = profile in style.TRIAL_PROFILES if preliminary is None else preliminary
+    return {
+        "profile": profile,
+        "preliminary": trial,
+        "sections": {
+            name: {
+                "measured": name in found,
+                "text": f"{title[:1].upper()}{title[1:]}: not yet measured at this profile.",
+            }
+            for name, title in _TITLES.items()
+        },
+    }
+
+
+def _compile(
+    results: Path,
+    preliminary: bool | None,
+    source: Path,
+    kind: Literal["pdf", "png"],
+    ppi: float | None = None,
+) -> list[bytes]:
+    results, source = results.resolve(), source.resolve()
+    # typst reads nothing above its root: the folder that holds both the text and the results.
+    root = Path(os.path.commonpath([source.parent, results]))
+    inputs = {
+        "results": "/" + results.relative_to(root).as_posix(),
+        "index": json.dumps(index(results, preliminary)),
+    }
+    try:
+        made = typst.compile(
+            str(source), root=str(root), ignore_system_fonts=True, format=kind, ppi=ppi,
+            sys_inputs=inputs, timestamp=_TIMESTAMP,
+        )  # fmt: skip
+    except typst.TypstError as error:
+        hints = " ".join(getattr(error, "hints", ()))
+        raise ValueError(
+            f"The paper cannot be built from {results}: {error}. {hints} Run the notebooks of "
+            "that profile again, so that its tables, figures and numbers are complete."
+        ) from error
+    return made if isinstance(made, list) else [made]

@@ -1,0 +1,242 @@
+"""04_selection: the selected subset against all layers, none, random and inverted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from basisconv.study import stats
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Comparison, Measured
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of equal time",
+          "inverted": "the inverted subset of equal time",
+          "threshold": "the threshold's subset"}  # fmt: skip
+"""What the selected subset is held against: method -> words."""
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """Accuracy of each subset at one budget of training time, and the selected one's tests."""
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    table, tests = subset_frame(section, records), rival_frame(found)
+    unit = str(section.facts.get("unit", "the cost source"))
+    budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "selection": Table(
+                table, _shown(table, outcome),
+                f"Subsets of layers in basis form, each trained for the time of {budget} of dense: "
+                f"{outcome} accuracy with its 95 % interval. Step time relative to dense, by "
+                f"{unit}.",
+            ),
+            "selection_tests": Table(
+                tests, _shown_tests(tests),
+                "The selected subset's accuracy minus that of its rivals (Welch, p by Holm). "
+                "Random subsets enter by the mean of each draw.",
+            ),
+        },
+        figures={
+            "selection": Plot(
+                _figure(table, outcome), table,
+                f"(a) {text.capital(outcome)} accuracy after the time of {budget} of dense, "
+                f"against the step time by {unit}: {arms.shown_as(found)}; points of nearly equal "
+                "time are set apart sideways. (b) Which layers each subset has in basis form.",
+            )
+        },
+        numbers=_numbers(section, found, tests, outcome),
+    )  # fmt: skip
+
+
+def subset_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row an arm: what it predicts, what it reached and how it compares with dense."""
+    found = arms.measure(section, records)
+    dense = arms.first(found, "dense")
+    rows = []
+    for m in found:
+        other = [] if dense is None or m is dense else dense.accuracy
+        against = arms.compare_values(m.accuracy, other).difference
+        detail, mean = m.arm.detail, m.interval
+        layers = detail["layers"]
+        rows.append(
+            {
+                "label": m.arm.label, "method": m.arm.method, "n": m.n, "lost": m.lost,
+                "layers": " ".join(layers), "layer_count": len(layers),  # type: ignore[arg-type]
+                "predicted_time": detail["predicted_time"], "parameters": detail["parameters"],
+                "macs": detail["macs"], "accuracy": mean.mean, "low": mean.low, "high": mean.high,
+                "sd": mean.sd, "difference": against.estimate, "difference_low": against.low,
+                "difference_high": against.high,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rival_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """The selected subset against each rival that there is, with Holm's correction."""
+    tests = [(words, against(found, method)) for method, words in RIVALS.items()]
+    rows = [
+        {
+            "rival": words, "difference": c.difference.estimate, "low": c.difference.low,
+            "high": c.difference.high, "p": c.difference.p, "equivalence_p": c.equivalence,
+            "smallest_margin": c.margin, "n_selected": c.difference.n_a,
+            "n_rival": c.difference.n_b,
+        }
+        for words, c in tests
+        if c is not None
+    ]  # fmt: skip
+    columns = ["rival", "difference", "low", "high", "p", "equivalence_p", "smallest_margin",
+               "n_selected", "n_rival"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_holm"] = stats.holm(list(table["p"]))
+    table["verdict"] = [
+        arms.verdict(r.difference, r.equivalence_p, r.p_holm) for r in table.itertuples()
+    ]
+    return table
+
+
+def against(found: Sequence[Measured], method: str) -> Comparison | None:
+    """The selected subset minus a rival; None where one of them is missing or has no runs.
+
+    Of several random subsets each draw's mean is one value: the question is about subsets drawn
+    at random, not about these draws' seeds.
+    """
+    selected = arms.first(found, "selected")
+    rivals = [m for m in found if m.arm.method == method and m.n]
+    if selected is None or not selected.n or not rivals:
+        return None
+    if len(rivals) == 1:
+        return arms.compare(selected, rivals[0])
+    return arms.compare_values(selected.accuracy, [m.interval.mean for m in rivals])
+
+
+def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = [
+        {
+            "subset": r.label,
+            "layers": str(r.layer_count),
+            "step time": f"{100 * r.predicted_time:.0f} %",
+            "parameters": f"{int(r.parameters):,}",
+            "n": text.seeds(r.n, r.lost),
+            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
+            "minus dense": text.with_interval(
+                r.difference, r.difference_low, r.difference_high, 2, True
+            ),
+        }
+        for r in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
+          "untested": "one run"}  # fmt: skip
+
+
+def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "selected against": r.rival,
+            "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
+            "n": f"{r.n_selected} and {r.n_rival}",
+            "p (Holm)": text.p_value(r.p_holm),
+            "so": _WORDS[r.verdict],
+        }
+        for r in tests.itertuples()
+    ]
+    columns = ["selected against", "difference (points)", "n", "p (Holm)", "so"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _figure(table: pd.DataFrame, outcome: str) -> Figure:
+    drawn = table[table["accuracy"].notna()]
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 3.4)
+        left, right = made.subplots(1, 2, width_ratios=[1.45, 1])
+        places = style.apart([100 * t for t in drawn["predicted_time"]], near=2.5, step=1.8)
+        for x, r in zip(places, drawn.itertuples(), strict=True):
+            style.intervals(left, [x], [r.accuracy], [r.low], [r.high], r.method, line=False)
+        left.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+        left.set_xlim(0, 108)
+        left.set_xlabel("predicted time of a step, relative to dense")
+        left.set_ylabel(f"{outcome} accuracy (%)")
+        style.panel(left, "a", "accuracy after equal training time")
+        _matrix(right, table)
+        methods = dict.fromkeys(drawn["method"])
+        handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
+        style.legend_below(made, handles, 3)
+    return made
+
+
+def _matrix(axes: Axes, table: pd.DataFrame) -> None:
+    """A square where a subset has a layer in basis form: layers down, subsets across."""
+    every = [name.split() for name in table["layers"]]
+    longest = max(every, key=len)
+    order = longest + sorted({name for names in every for name in names} - set(longest))
+    subsets = table[table["layer_count"] > 0]
+    for x, r in enumerate(subsets.itertuples()):
+        names = r.layers.split()
+        axes.scatter(
+            [x] * len(names), [order.index(name) for name in names], marker="s", s=15,
+            color=style.look(r.method).colour, linewidths=0.4,
+            edgecolors=style.INK if r.method == "random" else style.look(r.method).colour,
+        )  # fmt: skip
+    axes.set_xticks(range(len(subsets)), list(subsets["label"]), rotation=90)
+    axes.set_yticks(range(len(order)), order, fontsize=5.5)
+    axes.set_xlim(-0.7, len(subsets) - 0.3)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.tick_params(length=0)
+    style.panel(axes, "b", "layers in basis form")
+
+
+def _numbers(
+    section: Section, found: Sequence[Measured], tests: pd.DataFrame, outcome: str
+) -> dict[str, Any]:
+    selected = arms.first(found, "selected")
+    values: dict[str, Any] = {}
+    if selected is None or not selected.n:
+        headline = "No run of a selected subset is done."
+    else:
+        i = selected.interval
+        values["accuracy"] = text.number(i.mean, i.low, i.high, i.n, digits=1, unit=" %")
+        time = 100 * float(selected.arm.detail["predicted_time"])  # type: ignore[arg-type]
+        values["predicted_time"] = text.number(time, digits=0, unit=" %")
+        headline = (
+            f"The selected subset ({text.plural(len(selected.arm.detail['layers']), 'layer')}, "  # type: ignore[arg-type]
+            f"{values['predicted_time']['text']} of the dense step's time) reaches "
+            f"{values['accuracy']['text']} {outcome} accuracy{_told(tests, 'dense')}."
+        )
+    others = [_told(tests, words) for words in list(RIVALS.values())[1:]]
+    said = [told.removeprefix(": ") for told in others if told]
+    findings = [headline]
+    if said:
+        findings.append(f"It is {'; '.join(said)}.")
+    if not section.facts.get("controls", True):
+        findings.append(
+            "The selection took all layers or none, so that there are no other subsets of its "
+            "time to hold it against."
+        )
+    return {
+        "values": values, "outcome": outcome, "headline": headline, "findings": findings,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _told(tests: pd.DataFrame, rival: str) -> str:
+    """As in ": better than dense (+0.6 points [+0.2, +1.0])"; nothing without that rival."""
+    rows = tests[tests["rival"] == rival]
+    if rows.empty:
+        return ""
+    r = rows.iloc[0]
+    words = {
+        "above": "better than", "below": "worse than", "equal": "equal to",
+        "open": "not to be told from", "untested": "measured once beside",
+    }  # fmt: skip
+    difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
+    return f": {words[r.verdict]} {rival} ({difference})"

@@ -1,0 +1,251 @@
+"""03_sensitivity: which single layers hurt, and how far the sweep can be trusted to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from basisconv.study import stats
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+# What a layer's sensitivity may follow: column -> words.
+_EXPLANATIONS = {
+    "index": "depth",
+    "parameters_saved": "parameters saved",
+    "time_saved": "time saved",
+}
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """Each layer's rise in validation cross-entropy, beside what its basis form saves."""
+    table = layer_frame(section, records)
+    matrix = score_matrix(section, records)
+    trust = stats.reliability(matrix) if matrix.size else stats.Reliability(*[stats.NAN] * 3)
+    share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
+    unit = str(section.facts.get("unit", "the cost source"))
+    told = _trust_sentence(trust, len(matrix))
+    found = arms.measure(section, records)
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "sensitivity": Table(
+                table, _shown(table),
+                f"Each layer alone in basis form at f = {share}, against dense of the same seeds "
+                "and steps: rise of the last-step validation cross-entropy and fall of the "
+                "validation accuracy (paired by seed, 95 % intervals, p by Holm over the layers), "
+                f"and what the form saves (time by {unit}).",
+            )
+        },
+        figures={
+            "sensitivity": Plot(
+                _figure(table), table,
+                f"Layers in forward order, each alone in basis form at f = {share}, against dense "
+                f"of the same seeds ({arms.shown_as(found)}): (a) rise of validation loss, (b) "
+                "fall of validation accuracy; (c) parameters and (d) time of a training "
+                f"step saved (by {unit}). {told}",
+            )
+        },
+        numbers=_numbers(table, matrix, trust, told, found),
+    )  # fmt: skip
+
+
+def layer_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row a layer, in forward order, over the seeds that it shares with dense."""
+    dense, layers = _arms(section, records)
+    rows = []
+    for m in layers:
+        loss, n = _paired(m, dense, lambda x: x.val_loss)
+        accuracy, _ = _paired(dense, m, lambda x: x.val_accuracy)
+        rows.append(
+            {
+                "layer": m.arm.label, **_detail(m), "n": n, "lost": m.lost,
+                "loss_rise": loss.estimate, "loss_low": loss.low, "loss_high": loss.high,
+                "p": loss.p, "accuracy_fall": accuracy.estimate, "accuracy_low": accuracy.low,
+                "accuracy_high": accuracy.high,
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows).sort_values("index", kind="stable", ignore_index=True)
+    table["p_holm"] = stats.holm(list(table["p"]))
+    return table
+
+
+def score_matrix(section: Section, records: Mapping[str, Record]) -> np.ndarray:
+    """Scores of shape (seeds, layers) over the seeds that every layer and dense finished."""
+    dense, layers = _arms(section, records)
+    layers = sorted(layers, key=lambda m: _detail(m)["index"])
+    common = sorted(set(dense.seeds).intersection(*(m.seeds for m in layers)))
+    return np.array(
+        [
+            [_by_seed(m)[seed] - _by_seed(dense)[seed] for m in layers]
+            for seed in common
+        ]
+    )  # fmt: skip
+
+
+def _arms(
+    section: Section, records: Mapping[str, Record]
+) -> tuple[Measured, list[Measured]]:  # fmt: skip
+    found = arms.measure(section, records)
+    dense = arms.first(found, "dense")
+    layers = [m for m in found if m.arm.method == "layer"]
+    if dense is None or not layers:
+        raise ValueError(
+            f"{section.name} needs an arm 'dense' and one of method 'layer' for each layer; it "
+            f"has {', '.join(arm.label for arm in section.arms) or 'none'}."
+        )
+    return dense, layers
+
+
+def _by_seed(m: Measured) -> dict[int, float]:
+    return dict(zip(m.seeds, m.val_loss, strict=True))
+
+
+def _detail(m: Measured) -> dict[str, Any]:
+    names = ("index", "parameters_saved", "macs_saved", "time_saved")
+    return {name: m.arm.detail[name] for name in names}
+
+
+def _paired(
+    a: Measured, b: Measured, value: Callable[[Measured], Sequence[float]]
+) -> tuple[stats.Difference, int]:
+    of_a = dict(zip(a.seeds, value(a), strict=True))
+    of_b = dict(zip(b.seeds, value(b), strict=True))
+    common = [seed for seed in of_a if seed in of_b]
+    if not common:
+        return stats.Difference(stats.NAN, stats.NAN, stats.NAN, stats.NAN, 0, 0), 0
+    pairs = [of_a[s] for s in common], [of_b[s] for s in common]
+    return stats.paired(*pairs), len(common)
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "layer": r.layer,
+            "n": text.seeds(r.n, r.lost),
+            "rise of loss": text.with_interval(r.loss_rise, r.loss_low, r.loss_high, 4, True),
+            "p (Holm)": text.p_value(r.p_holm),
+            "fall of accuracy (points)": text.with_interval(
+                r.accuracy_fall, r.accuracy_low, r.accuracy_high, 2, True
+            ),
+            "parameters saved": f"{int(r.parameters_saved):,}",
+            "MACs saved": text.millions(r.macs_saved),
+            "time saved": f"{100 * r.time_saved:.1f} %",
+        }
+        for r in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _figure(table: pd.DataFrame) -> Figure:
+    colour, places = style.look("layer").colour, range(len(table))
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 0.75 + 0.14 * len(table))
+        panels = made.subplots(1, 4, sharey=True, width_ratios=[1.5, 1.3, 1, 1])
+        _whisker_bars(panels[0], table["loss_rise"], table["loss_low"], table["loss_high"])
+        _whisker_bars(
+            panels[1], table["accuracy_fall"], table["accuracy_low"], table["accuracy_high"]
+        )
+        panels[2].barh(places, table["parameters_saved"] / 1e6, height=0.7, color=style.FAINT)
+        panels[3].barh(places, 100 * table["time_saved"], height=0.7, color=style.FAINT)
+        names = ("rise of loss", "fall of accuracy", "parameters", "time saved")
+        units = ("cross-entropy (nats)", "points", "millions saved", "% of a dense step")
+        for letter, axes, name, unit in zip("abcd", panels, names, units, strict=True):
+            style.panel(axes, letter, name)
+            axes.set_xlabel(unit)
+            axes.grid(axis="y", visible=False)
+            axes.axvline(0, color=style.ZERO, linewidth=0.7)
+            axes.margins(y=0.015)
+        panels[0].set_yticks(places, list(table["layer"]))
+        panels[0].invert_yaxis()
+        for bar in panels[0].patches + panels[1].patches:
+            bar.set_color(colour)
+            bar.set_alpha(0.45)
+    return made
+
+
+def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
+    places = range(len(mean))
+    axes.barh(places, mean, height=0.7)
+    ends = np.nan_to_num(np.array([mean - low, high - mean], dtype=float))
+    axes.errorbar(
+        mean, places, xerr=ends, fmt="none", ecolor=style.INK, elinewidth=0.8, capthick=0.6
+    )
+
+
+def _trust_sentence(trust: stats.Reliability, seeds: int) -> str:
+    if np.isnan(trust.reliability):
+        return f"With {text.plural(seeds, 'seed')} the sweep's own noise cannot be told."
+    return (
+        f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of "
+        f"{trust.reliability:.2f} (split halves, stepped up), so that no predictor of it can be "
+        f"expected to correlate with it above {trust.ceiling:.2f}."
+    )
+
+
+def _numbers(
+    table: pd.DataFrame, matrix: np.ndarray, trust: stats.Reliability, told: str,
+    found: Sequence[Measured],
+) -> dict[str, Any]:  # fmt: skip
+    hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
+    gain = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] < 0)]
+    most = table.loc[table["loss_rise"].idxmax()]
+    rise = text.with_interval(most.loss_rise, most.loss_low, most.loss_high, 4, True)
+    if table["p_holm"].isna().all():
+        headline = (
+            f"With one seed no layer's effect can be told from noise; the largest rise of loss is "
+            f"that of {most.layer} ({rise})."
+        )
+    else:
+        headline = (
+            f"Of {len(table)} layers, each alone in basis form, {len(hurt)} raise the loss and "
+            f"{len(gain)} lower it at the 5 % level (Holm); the most sensitive is "
+            f"{most.layer} ({rise})."
+        )
+    findings = [headline, told]
+    if len(hurt):
+        findings.append(f"The layers that hurt: {text.listed(list(hurt['layer']))}.")
+    findings += _agreements(table, matrix)
+    values = {
+        "reliability": text.number(trust.reliability, n=len(matrix), digits=2),
+        "ceiling": text.number(trust.ceiling, n=len(matrix), digits=2),
+        "layers_that_hurt": text.count(len(hurt)),
+    }
+    return {
+        "values": values, "outcome": "validation", "headline": headline, "findings": findings,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
+    """Whether the ranking follows depth, size or time: Spearman, bootstrap over seeds."""
+    if len(matrix) < 2 or len(table) < 3:
+        return []
+    told = []
+    for column, words in _EXPLANATIONS.items():
+        known = list(table[column])
+        found = stats.bootstrap(
+            lambda scores, known=known: (
+                stats.rank_agreement(  # type: ignore[misc]
+                    scores.mean(axis=0), known
+                ).spearman
+            ),
+            matrix,
+        )
+        if not np.isnan(found.estimate):
+            interval = text.with_interval(found.estimate, found.low, found.high, 2, True)
+            told.append(f"{words} ({interval})")
+    if not told:
+        return []
+    return [
+        "Rank correlation (Spearman, interval by bootstrap over seeds) of a layer's rise of loss "
+        f"with {text.listed(told)}."
+    ]

@@ -1,0 +1,205 @@
+"""05_skip_training: training in basis form first and dense then, or the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.switches import PAIRS, SWITCHES, pair_frame, skip_frame
+from basisconv.study.run import Record, Section
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """Accuracy over the switch point in both directions, and the ablations of the switch."""
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    table, pairs = skip_frame(section, records), pair_frame(found)
+    budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "skip": Table(
+                table, _shown(table, outcome),
+                f"Skip training at the time of {budget} of dense: {outcome} accuracy with its 95 % "
+                "interval and its difference from dense trained for the same time (Welch, p by "
+                "Holm). The paper reports up to 15 % less training time at a negligible drop; at "
+                "equal time the question is whether accuracy is gained.",
+            ),
+            "skip_switches": Table(
+                pairs, _shown_pairs(pairs),
+                "What each choice at the switch is worth: arms that differ in it alone, pooled "
+                "over switch points (difference by seed, then its mean and 95 % interval).",
+            ),
+        },
+        figures={
+            "skip": Plot(
+                _figure(table, outcome), table,
+                f"{text.capital(outcome)} accuracy after the time of {budget} of dense, over the "
+                f"share of that time spent in the first form: {arms.shown_as(found)}. Line "
+                "and band: dense throughout.",
+            )
+        },
+        numbers=_numbers(table, pairs, found, outcome),
+    )  # fmt: skip
+
+
+_WORDS = {"above": "beats dense", "below": "loses to dense", "equal": "equals dense",
+          "open": "inconclusive", "untested": "one run", "": text.NOTHING}  # fmt: skip
+
+
+def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    def told(value: Any, form: Callable[[Any], str] = str) -> str:
+        return text.NOTHING if value is None or value != value else form(value)
+
+    rows = [
+        {
+            "training": told(r.direction) if r.method == "skip" else r.label,
+            "switch": told(r.switch, lambda s: f"{100 * s:.0f} %"),
+            "weights": told(r.carry),
+            "momentum": told(r.momentum_carry),
+            "cosine": told(r.schedule),
+            "n": text.seeds(r.n, r.lost),
+            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
+            "minus dense": text.with_interval(
+                r.difference, r.difference_low, r.difference_high, 2, True
+            ),
+            "p (Holm)": text.p_value(r.p_holm),
+            "so": _WORDS[r.verdict],
+        }
+        for r in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _shown_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "choice": f"{PAIRS[r.switch][2]} against {PAIRS[r.switch][3]}",
+            "direction": r.direction,
+            "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
+            "n": str(r.n),
+            "switch points": str(r.pairs),
+            "p (Holm)": text.p_value(r.p_holm),
+        }
+        for r in pairs.itertuples()
+    ]
+    columns = ["choice", "direction", "difference (points)", "n", "switch points", "p (Holm)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _figure(table: pd.DataFrame, outcome: str) -> Figure:
+    skips = table[(table["method"] == "skip") & table["accuracy"].notna()]
+    directions = list(dict.fromkeys(skips["direction"])) or ["basis→dense"]
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 2.9)
+        panels = made.subplots(1, len(directions), sharey=True, squeeze=False)[0]
+        kinds: dict[tuple[Any, ...], int] = {}
+        for letter, axes, direction in zip("abcd", panels, directions, strict=False):
+            _references(axes, table)
+            here = skips[skips["direction"] == direction]
+            for key, rows in here.groupby(list(SWITCHES), sort=False):
+                place = kinds.setdefault(tuple(key), len(kinds))
+                rows = rows.sort_values("switch")
+                x = 100 * rows["switch"] + 1.8 * (place - 1.5)
+                style.intervals(axes, x, rows["accuracy"], rows["low"], rows["high"], "skip", place)
+            axes.set_xlim(0, 100)
+            axes.set_xlabel(f"share of the time in the first form, {direction} (%)")
+            style.panel(axes, letter, str(direction).replace("→", ", then "))
+        panels[0].set_ylabel(f"{outcome} accuracy (%)")
+        handles: list[Line2D] = [
+            style.handle("skip", _kind(key), place) for key, place in kinds.items()
+        ]
+        for method in ("dense", "basis"):
+            if (table["method"] == method).any():
+                shape = style.look(method)
+                label = "dense throughout" if method == "dense" else "basis throughout"
+                handles.append(
+                    Line2D([], [], color=shape.colour, linewidth=1, label=label,
+                           linestyle="-" if method == "dense" else ":")
+                )  # fmt: skip
+        style.legend_below(made, handles, 3)
+    return made
+
+
+def _references(axes: Axes, table: pd.DataFrame) -> None:
+    """Horizontal lines for the arms that never switch; dense with its interval."""
+    for r in table[table["method"].isin(["dense", "basis"])].itertuples():
+        colour = style.look(r.method).colour
+        if r.method == "dense" and r.low == r.low:
+            axes.axhspan(r.low, r.high, color=style.BAND, zorder=0)
+        axes.axhline(
+            r.accuracy, color=colour, linewidth=1, zorder=1,
+            linestyle="-" if r.method == "dense" else ":",
+        )  # fmt: skip
+
+
+def _kind(key: Sequence[Any]) -> str:
+    """What an arm does at the switch, in words; the usual choices are not told."""
+    carry, momentum, schedule = key
+    words = ["weights kept" if carry == "exact" else "re-initialised"]
+    words += ["momentum carried"] if momentum == "carried" else []
+    words += ["restart of the cosine"] if schedule == "restart" else []
+    return ", ".join(words)
+
+
+def _numbers(
+    table: pd.DataFrame, pairs: pd.DataFrame, found: Sequence[Measured], outcome: str
+) -> dict[str, Any]:
+    skips = table[(table["method"] == "skip") & table["difference"].notna()]
+    findings = [_headline(skips)]
+    for direction, rows in skips.groupby("direction", sort=False):
+        best = rows.loc[rows["accuracy"].idxmax()]
+        findings.append(
+            f"Best of {direction}: {_named(best)} with "
+            f"{text.with_interval(best.accuracy, best.low, best.high, 1, unit=' %')}, "
+            f"{_difference(best)} against dense of the same time."
+        )
+    for r in pairs.itertuples():
+        _, _, one, other = PAIRS[r.switch]
+        difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
+        said = "one seed" if r.p_holm != r.p_holm else f"{text.p_words(r.p_holm)} by Holm"
+        findings.append(
+            f"{text.capital(one)} against {other}, {r.direction}: {difference}, {said}."
+        )
+    return {
+        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _headline(skips: pd.DataFrame) -> str:
+    if skips.empty:
+        return "No run of skip training is done beside dense."
+    tested = skips[skips["verdict"] != "untested"]
+    best = skips.loc[skips["difference"].idxmax()]
+    if tested.empty:
+        return (
+            f"With one run an arm nothing is tested; the best skip arm ({_named(best)}) differs "
+            f"from dense of the same time by {_difference(best)}."
+        )
+    above = (tested["verdict"] == "above").sum()
+    below = (tested["verdict"] == "below").sum()
+    return (
+        f"Of {text.plural(len(tested), 'skip arm')}, {above} beat dense trained for the same time, "
+        f"{below} lose to it and {len(tested) - above - below} do neither (Holm, 5 %); the best "
+        f"is {_named(best)}, {_difference(best)}."
+    )
+
+
+def _named(row: Any) -> str:
+    kind = _kind([row.carry, row.momentum_carry, row.schedule])
+    return f"{row.direction} at {100 * row.switch:.0f} % of the time, {kind}"
+
+
+def _difference(row: Any) -> str:
+    return text.with_interval(
+        row.difference, row.difference_low, row.difference_high, 2, True, " points"
+    )

@@ -1,0 +1,255 @@
+"""The one style of every figure: a colour, a marker and a line for each method.
+
+Colours are those of Okabe & Ito (2008), which readers with any common colour-vision deficiency
+tell apart, with black and grey for the two dense networks. Where two methods come close in
+greyscale their markers and line styles differ, so that a printed copy reads as well.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+ONE_COLUMN = 3.35  # inches: the width of a column of the paper
+TWO_COLUMNS = 6.95  # inches: the width of its text
+
+TRIAL_PROFILES: tuple[str, ...] = ("smoke", "quick")
+"""Profiles that show that everything runs; nothing that they measure is a result."""
+
+INK = "#222222"  # text and axes
+FAINT = "#BBBBBB"  # reference lines and grids
+ZERO = "#777777"  # secondary text, and the line that an effect is read against
+BAND = "#EFEFEF"  # a region of equivalence, or an interval behind points
+
+
+class Look(NamedTuple):
+    """How a method is drawn wherever it appears."""
+
+    colour: str
+    marker: str
+    line: str
+    name: str
+
+
+LOOKS: dict[str, Look] = {
+    "dense": Look("#000000", "o", "-", "dense"),
+    "narrow": Look("#8C8C8C", "s", "--", "narrower dense"),
+    "basis": Look("#0072B2", "^", "-", "basis in all layers"),
+    "first_five": Look("#56B4E9", "v", "-.", "basis in the first five"),
+    "selected": Look("#D55E00", "D", "-", "basis in selected layers"),
+    "threshold": Look("#E69F00", "P", "--", "selected by threshold"),
+    "random": Look("#F0E442", "X", ":", "random layers"),
+    "inverted": Look("#CC79A7", "<", "-.", "inverted selection"),
+    "skip": Look("#009E73", "h", (0, (5, 1, 1, 1)), "skip training"),  # type: ignore[arg-type]
+    "layer": Look("#4A5A78", ">", ":", "basis in one layer"),
+}
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E8E8E8",
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.2,
+    "errorbar.capsize": 1.8,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "basisconv",  # ids inside an SVG are random without it
+    "pdf.fonttype": 42,
+}
+
+_NO_DATES: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "ModDate": None},
+    "svg": {"Date": None},
+    "png": {"Software": None},
+}
+FORMATS: tuple[str, ...] = tuple(_NO_DATES)
+
+
+def look(method: str) -> Look:
+    """The look of a method.
+
+    Raises:
+        ValueError: for a method without one, naming those that have.
+    """
+    if method not in LOOKS:
+        raise ValueError(
+            f"Method {method!r} has no colour. Methods: {', '.join(LOOKS)}. Add it to LOOKS in "
+            "basisconv/study/report/style.py."
+        )
+    return LOOKS[method]
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it, figures are made and rendered in this style, whatever the user's own is."""
+    # The font tools log a warning about the fonts' dates, which is nothing to a reader.
+    log = logging.getLogger("fontTools")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(_RC)  # type: ignore[arg-type]
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that belongs to no pyplot and so to no backend."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    made.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
+    return made
+
+
+def render(drawn: Figure, kind: str, dpi: int | None = None) -> bytes:
+    """A figure's file: the same bytes at every call. `kind` is "pdf", "svg" or "png"."""
+    buffer = io.BytesIO()
+    with drawing():
+        drawn.savefig(
+            buffer, format=kind, metadata=_NO_DATES[kind], dpi="figure" if dpi is None else dpi
+        )
+    return buffer.getvalue()
+
+
+def watermark(drawn: Figure, text: str) -> None:
+    """Write `text` large and pale across a figure, behind what the axes draw."""
+    for axes in drawn.axes:
+        axes.patch.set_alpha(0)  # or each axes' own background would cover it
+    width, height = drawn.get_size_inches()
+    drawn.text(
+        0.5, 0.5, text, ha="center", va="center", zorder=-10,
+        fontsize=min(60.0, 34 * width / max(len(text), 5) * 2.2, 40 * height),
+        color="#C03030", alpha=0.13, rotation=18, weight="bold", in_layout=False,
+    )  # fmt: skip
+
+
+def panel(axes: Axes, letter: str, title: str) -> None:
+    """Title a panel "(a) what it shows"."""
+    axes.set_title(f"({letter}) {title}")
+
+
+def time_axis(axes: Axes, ticks: Iterable[float], label: str) -> None:
+    """A logarithmic axis whose ticks stand at the given values alone, written plainly."""
+    places = sorted(set(ticks))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if places:
+        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    axes.set_xlabel(label)
+
+
+def spread(count: int, step: float = 0.018) -> list[float]:
+    """Factors near one that set `count` points at the same place of a log axis side by side."""
+    return [float(2 ** (step * 2 * (i - (count - 1) / 2))) for i in range(count)]
+
+
+def intervals(
+    axes: Axes, x: Iterable[float], mean: Iterable[float], low: Iterable[float],
+    high: Iterable[float], method: str, place: int = 0, line: bool = True,
+) -> None:  # fmt: skip
+    """Draw an arm's means with their intervals; an end that is NaN is no interval.
+
+    Args:
+        axes: where.
+        x: positions.
+        mean: values.
+        low: lower ends.
+        high: upper ends.
+        method: its colour, marker and line.
+        place: the arm's place among those of its method; see `_fill`.
+        line: join the points.
+    """
+    y = np.asarray(list(mean), dtype=float)
+    ends = np.array([y - list(low), list(high) - y], dtype=float)
+    axes.errorbar(
+        list(x), y, yerr=np.nan_to_num(ends), color=look(method).colour, elinewidth=0.9,
+        ecolor=INK if method == "random" else look(method).colour, capthick=0.7, zorder=3,
+        **_fill(method, place, line),
+    )  # fmt: skip
+
+
+def handle(method: str, label: str, place: int = 0, line: bool = True) -> Line2D:
+    """A legend's entry for an arm drawn by `intervals`."""
+    return Line2D([], [], color=look(method).colour, label=label, **_fill(method, place, line))
+
+
+def _fill(method: str, place: int, line: bool) -> dict[str, Any]:
+    """Arms of one method share its colour; the second is hollow, further ones have a new marker."""
+    shape = look(method)
+    marker = shape.marker if place < 2 else "d*p8"[(place - 2) % 4]
+    return {
+        "marker": marker, "linestyle": shape.line if line else "none",
+        "markersize": 4.2 if place < 2 else 5.5,
+        "markerfacecolor": "white" if place == 1 else shape.colour, "markeredgewidth": 0.8,
+        "markeredgecolor": INK if method == "random" else shape.colour,
+    }  # fmt: skip
+
+
+def plain_log(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "x") -> None:
+    """A logarithmic axis from `low` to `high` with ticks at 1, 2 and 5, written plainly."""
+    places = [m * 10.0**e for e in range(-6, 10) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def apart(values: Sequence[float], near: float, step: float) -> list[float]:
+    """The values, those within `near` of each other set `step` apart round their common place."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and values[i] - values[groups[-1][0]] <= near:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    moved = list(values)
+    for group in groups:
+        for rank, i in enumerate(sorted(group)):
+            moved[i] = values[i] + step * (rank - (len(group) - 1) / 2)
+    return moved
+
+
+def legend_below(drawn: Figure, handles: Sequence[Any], columns: int) -> None:
+    """One legend for the whole figure, under its panels."""
+    drawn.legend(handles=list(handles), loc="outside lower center", ncols=columns)

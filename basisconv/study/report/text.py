@@ -1,0 +1,114 @@
+"""Numbers as a reader meets them: rounded, with interval and n, and sentences' small parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from basisconv.study.stats import NAN, Difference, Interval
+
+NOTHING = "–"
+"""What a table shows where there is no number."""
+
+
+def fixed(value: float, digits: int, signed: bool = False) -> str:
+    """A number with so many decimals and a true minus sign; `NOTHING` for NaN."""
+    if math.isnan(value):
+        return NOTHING
+    rounded = round(value, digits) + 0.0  # never "−0.0"
+    return f"{rounded:{'+' if signed and rounded else ''}.{digits}f}".replace("-", "−")
+
+
+def with_interval(
+    value: float, low: float, high: float, digits: int, signed: bool = False, unit: str = ""
+) -> str:
+    """As in "84.0 % [83.6, 84.4]", or the value alone where there is no interval."""
+    if math.isnan(value):
+        return NOTHING
+    text = fixed(value, digits, signed) + unit
+    if math.isnan(low) or math.isnan(high):
+        return text
+    return f"{text} [{fixed(low, digits, signed)}, {fixed(high, digits, signed)}]"
+
+
+def percent(interval: Interval, digits: int = 1) -> str:
+    """An accuracy in per cent with its interval, without its unit: for a table's cell."""
+    return with_interval(interval.mean, interval.low, interval.high, digits)
+
+
+def points(difference: Difference, digits: int = 2) -> str:
+    """As in "+0.42 points [+0.10, +0.74]": a difference of accuracies in percentage points."""
+    return with_interval(
+        difference.estimate, difference.low, difference.high, digits, True, " points"
+    )
+
+
+def number(
+    value: float,
+    low: float = NAN,
+    high: float = NAN,
+    n: int = 1,
+    *,
+    digits: int,
+    unit: str = "",
+    signed: bool = False,
+) -> dict[str, Any]:
+    """A number of the paper: what was measured, and the text that is printed for it."""
+    text = with_interval(value, low, high, digits, signed, unit)
+    return {"value": value, "low": low, "high": high, "n": n, "text": text}
+
+
+def count(value: int) -> dict[str, Any]:
+    """An exact number, printed with thousands apart."""
+    return {"value": value, "low": None, "high": None, "n": None, "text": f"{value:,}"}
+
+
+def millions(value: float, digits: int = 2) -> str:
+    """As in "11.17 M"."""
+    return f"{fixed(value / 1e6, digits)} M"
+
+
+def p_value(p: float) -> str:
+    """Three decimals, or that it is smaller."""
+    if math.isnan(p):
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_words(p: float) -> str:
+    """As in "p = 0.012" or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def seeds(n: int, lost: int = 0) -> str:
+    """As in "3", or "2 (1 lost)" where a run failed or diverged: leaving that out would flatter."""
+    return f"{n} ({lost} lost)" if lost else str(n)
+
+
+def listed(items: Sequence[str]) -> str:
+    """As in "a, b and c"."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def plural(n: int, noun: str) -> str:
+    """As in "1 layer", "3 layers"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def share(ratio: float) -> str:
+    """A share of basis filters as people write it: "1/4", else "0.3"."""
+    inverse = 1 / ratio
+    return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-9 else f"{ratio:g}"
+
+
+def capital(sentence: str) -> str:
+    """The sentence with its first letter large."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def epochs(number_of: float) -> str:
+    """As in "1 epoch", "2.5 epochs"."""
+    return "1 epoch" if number_of == 1 else f"{number_of:g} epochs"

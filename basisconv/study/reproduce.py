@@ -1,0 +1,165 @@
+"""The driver: every notebook in order through papermill, then the paper.
+
+A notebook is run to a file of its own name with `.running` in it and moved when it succeeded,
+because papermill writes its output on error too. It is up to date, and skipped, when the
+package's sources, its own cells and its parameters are those of the last success and all that it
+declared to have written is still there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from basisconv.study.environment import ROOT
+from basisconv.study.files import canonical, read_json, write_json
+from basisconv.study.profiles import NOTEBOOKS
+from basisconv.study.protocol import Study
+
+SOURCES = ROOT / "notebooks"
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised an error, or a notebook ended without its outputs."""
+
+
+def reproduce(study: Study, settings: list[str]) -> list[Path]:
+    """Run the notebooks that are not up to date, in order, and build the paper.
+
+    Args:
+        study: the profile's study.
+        settings: the changes that its profile was opened with, for the notebooks to repeat.
+
+    Returns:
+        Every file that was declared, the PDF last.
+
+    Raises:
+        ValueError: if a notebook's parameters cell does not have the profile's parameters.
+        NotebookFailed: at the first failure, with the cell's error.
+    """
+    parameters = {
+        name: {
+            "profile": study.profile.name,
+            "settings": settings,
+            **study.profile.parameters(name),
+        }
+        for name in NOTEBOOKS
+    }
+    for name, given in parameters.items():
+        check_notebook(name, given)
+    for name, given in parameters.items():
+        _run(study, name, given)
+    from basisconv.study.paper import build_paper
+
+    build_paper(study)
+    return declared(study)
+
+
+def declared(study: Study) -> list[Path]:
+    """What a finished reproduction has written.
+
+    Raises:
+        NotebookFailed: naming what is not there.
+    """
+    paths = [ROOT / path for name in NOTEBOOKS for path in _outputs(study, name)]
+    paths.append(study.folder / "paper.pdf")
+    missing = [path for path in paths if not path.exists() or path.stat().st_size == 0]
+    unfinished = [name for name in NOTEBOOKS if not _done(study, name).exists()]
+    if missing or unfinished:
+        told = [str(p.relative_to(ROOT)) for p in missing] + unfinished
+        raise NotebookFailed(
+            f"Missing: {', '.join(told)}. Make them: make reproduce PROFILE={study.profile.name}"
+        )
+    return paths
+
+
+def check_notebook(name: str, given: dict[str, Any]) -> None:
+    """Hold a notebook's parameters cell against what will be passed to it.
+
+    papermill itself only warns of a parameter that the notebook does not have.
+
+    Raises:
+        ValueError: naming the parameters that are unknown or missing.
+    """
+    import papermill
+
+    path = SOURCES / f"{name}.ipynb"
+    if not path.exists():
+        raise ValueError(f"{path} is not there; the notebooks are {', '.join(NOTEBOOKS)}.")
+    known = papermill.inspect_notebook(str(path)).keys()
+    unknown, missing = sorted(given.keys() - known), sorted(known - given.keys())
+    if unknown or missing:
+        raise ValueError(
+            f"{path.name} does not fit the profile: its parameters cell lacks {unknown} and has "
+            f"{missing}, which the profile does not give."
+        )
+
+
+def _run(study: Study, name: str, given: dict[str, Any]) -> None:
+    import papermill
+
+    source, folder = SOURCES / f"{name}.ipynb", study.folder / "notebooks"
+    stamp = fingerprint(source, given)
+    if _up_to_date(study, name, stamp):
+        print(f"{name}: up to date", file=sys.stderr)
+        return
+    print(f"{name}: running", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    running, finished = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
+    outputs_file(study, name).unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(source), str(running), parameters=given, cwd=str(ROOT), progress_bar=False,
+            kernel_name="python3", stderr_file=sys.stderr,
+            # A kernel on this machine alone warns that its sockets are not encrypted.
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise NotebookFailed(
+            f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"The notebook as far as it came: {running}"
+        ) from None
+    except Exception as error:  # a kernel that died, a notebook that cannot be read
+        raise NotebookFailed(f"{name} failed: {type(error).__name__}: {error}") from error
+    # A cell that called sys.exit(0), or a kernel that was killed, passes papermill.
+    if not outputs_file(study, name).exists():
+        raise NotebookFailed(
+            f"{name} ended without writing its outputs. The notebook as far as it came: {running}"
+        )
+    os.replace(running, finished)
+    write_json(_done(study, name), {"fingerprint": stamp})
+
+
+def fingerprint(source: Path, given: dict[str, Any]) -> str:
+    """Changes with the notebook's cells, its parameters or any source file of the package."""
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    digest = hashlib.sha256(canonical([[c["cell_type"], c["source"]] for c in cells]))
+    digest.update(canonical(given))
+    for path in sorted((ROOT / "basisconv").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def outputs_file(study: Study, name: str) -> Path:
+    """Where a notebook's report lists what it saved."""
+    return study.folder / "outputs" / f"{name}.json"
+
+
+def _done(study: Study, name: str) -> Path:
+    return study.folder / "notebooks" / f"{name}.done.json"
+
+
+def _outputs(study: Study, name: str) -> list[str]:
+    path = outputs_file(study, name)
+    return list(read_json(path)["outputs"]) if path.exists() else []
+
+
+def _up_to_date(study: Study, name: str, stamp: str) -> bool:
+    if not _done(study, name).exists() or not outputs_file(study, name).exists():
+        return False
+    there = all((ROOT / path).exists() for path in _outputs(study, name))
+    return there and read_json(_done(study, name))["fingerprint"] == stamp

@@ -1,0 +1,129 @@
+"""From a notebook's name to its Section and its report: train or measure, keep, draw.
+
+study   = Study.open("smoke")
+section = make_section(study, "02_all_layers", {"budgets": [1, 2], …})
+report  = make_report(study, section)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from basisconv.study import bench, method
+from basisconv.study.environment import ROOT
+from basisconv.study.experiments import DRAFTS, Waiting, draft
+from basisconv.study.files import DamagedFile, read_json, write_json
+from basisconv.study.profiles import NOTEBOOKS, check_parameters
+from basisconv.study.protocol import Study
+from basisconv.study.run import Section
+from basisconv.study.sweep import SweepReport, sweep
+
+if TYPE_CHECKING:
+    from basisconv.study.report import Report
+
+
+class Unfinished(RuntimeError):
+    """Runs of a section have failed or are left; `failed` and `left` are their ids."""
+
+    def __init__(self, profile: str, name: str, report: SweepReport) -> None:
+        self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
+        told = f"{name}: {len(self.left)} runs are left"
+        if self.failed:
+            told += (
+                f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
+                f"build/{profile}/runs hold the traceback, and --retry-failed trains them again"
+            )
+        super().__init__(f"{told}. python -m basisconv run --profile {profile} goes on.")
+
+
+def make_section(
+    study: Study,
+    name: str,
+    parameters: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    retry_failed: bool = False,
+) -> Section:
+    """Train or measure what a notebook needs and is not there yet.
+
+    Args:
+        study: the profile's study.
+        name: the notebook.
+        parameters: its parameters; the profile's by default.
+        minutes: start no Run after these.
+        retry_failed: train Runs anew whose record is a failure.
+
+    Raises:
+        ValueError: for an unknown notebook or parameters that do not fit.
+        Unfinished: if Runs failed or the time was too short.
+    """
+    given = study.profile.parameters(name) if parameters is None else dict(parameters)
+    checked = check_parameters(name, given)
+    if name in DRAFTS:
+        try:
+            arms = draft(study, name, given)
+        except Waiting as waiting:
+            make_section(study, waiting.needs, None, minutes, retry_failed)
+            arms = draft(study, name, given)
+        report = sweep(
+            list(arms.runs.values()), study.store, workers=study.profile.workers,
+            minutes=minutes, retry_failed=retry_failed,
+        )  # fmt: skip
+        if report.failed or report.left:
+            raise Unfinished(study.profile.name, name, report)
+        section = arms.section()
+    else:
+        section = Section(
+            name=name, profile=study.profile.name, arms=(), facts=_measured(study, name, checked)
+        )
+    write_json(study.folder / "sections" / f"{name}.json", section.model_dump(mode="json"))
+    return section
+
+
+def sections(study: Study) -> dict[str, Section]:
+    """The sections made so far, in the notebooks' order.
+
+    Raises:
+        DamagedFile: if a file is not what was written.
+    """
+    found: dict[str, Section] = {}
+    for name in NOTEBOOKS:
+        path = study.folder / "sections" / f"{name}.json"
+        if path.exists():
+            try:
+                found[name] = Section.model_validate(read_json(path))
+            except ValidationError as error:
+                raise DamagedFile(f"{path} is not a section: {error}. Delete it.") from None
+    return found
+
+
+def make_report(study: Study, section: Section) -> Report:
+    """Tables, figures and numbers of a section, saved where the paper finds them.
+
+    What was saved is listed in `outputs/<section>.json`, by which the driver knows that a
+    notebook came to its end.
+    """
+    # Here, because a bare GPU machine that only trains has no pandas and no matplotlib.
+    from basisconv.study.report import build, build_claims
+
+    profile = study.profile
+    if section.name == "10_claims":
+        others = sections(study)
+        records = study.store.records(i for other in others.values() for i in other.run_ids)
+        report = build_claims(others, records, profile.name)
+    else:
+        report = build(section, study.store.records(section.run_ids))
+    saved = [str(path.relative_to(ROOT)) for path in report.save(study.folder)]
+    write_json(study.folder / "outputs" / f"{section.name}.json", {"outputs": saved})
+    return report
+
+
+def _measured(study: Study, name: str, parameters: Any) -> dict[str, Any]:
+    if name == "00_method":
+        return method.measure(study, parameters.ratio)
+    if name == "06_timing":
+        threads = study.profile.threads * study.profile.workers
+        return bench.measure(study.profile.network, threads=threads, **parameters.model_dump())
+    return {}

@@ -1,0 +1,204 @@
+"""Many runs: each trained once, by local processes, with one progress bar; and what is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from basisconv.study.files import sweep_stray
+from basisconv.study.run import Record, Run
+from basisconv.study.status import weight
+from basisconv.study.store import Store, to_train
+from basisconv.study.workers import Here, Outcome, Processes, Team, Train
+
+# Workers that a sweep may lose before it stops: a machine without memory would kill every one.
+MOST_KILLED = 5
+# Seconds between looks at runs that other processes are training.
+_LOOK_AGAIN = 1.0
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """Where the runs of a sweep stand at its end.
+
+    Attributes:
+        done: how many have a result, diverged ones included.
+        failed: ids of those whose record is a failure, made now or earlier.
+        left: those without a record.
+        killed: ids of those whose worker was ended from outside, as when memory is short; they
+            are left, and a next sweep takes them up again.
+    """
+
+    done: int
+    failed: tuple[str, ...]
+    left: tuple[Run, ...]
+    killed: tuple[str, ...] = ()
+
+
+def sweep(
+    runs: Sequence[Run],
+    store: Store,
+    *,
+    workers: int = 2,
+    minutes: float | None = None,
+    retry_failed: bool = False,
+    train: Train | None = None,
+) -> SweepReport:
+    """Train the runs that have no record yet.
+
+    Several sweeps may share a store: each run is trained by one of them, and the others wait for
+    its record. An exception in a training becomes a record with its traceback, and the sweep goes
+    on; so it does when a worker is killed. Ctrl-C ends the trainings at hand, keeps all records
+    and raises KeyboardInterrupt.
+
+    Args:
+        runs: what to train, in this order; a run named twice counts once.
+        store: where records are looked up and put.
+        workers: processes side by side; with one, or one run to train, this process trains.
+        minutes: after these no run is started; those at hand are finished.
+        retry_failed: whether runs whose record is a failure are trained again.
+        train: one Run -> its Record, picklable; None for `basisconv.study.train.train`.
+
+    Returns:
+        Where all of the runs stand.
+
+    Raises:
+        ValueError: if workers < 1 or minutes < 0.
+        DamagedFile: if a record is not what was written; nothing is trained then.
+        OSError: when a record cannot be written.
+    """
+    if workers < 1 or (minutes is not None and minutes < 0):
+        raise ValueError(
+            f"workers={workers}, minutes={minutes}: a sweep needs a worker and no negative time."
+        )
+    deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    sweep_stray(store.folder)
+    wanted = {run.run_id: run for run in runs}
+    seen = {run_id: store.get(run_id) for run_id in wanted}
+    todo = deque(run for i, run in wanted.items() if to_train(seen[i], retry_failed))
+    killed: list[str] = []
+    if todo:
+        team: Team = Here(store, train)
+        if min(workers, len(todo)) > 1:
+            team = Processes(min(workers, len(todo)), store, train)
+        try:
+            with _Progress(wanted.values(), todo) as progress, team:
+                try:
+                    _train_all(todo, seen, team, deadline, progress, killed)
+                except Exception as error:
+                    if team.busy():
+                        progress.say(
+                            f"{error}. Nothing more is started; the runs at hand end first."
+                        )
+                    raise
+        finally:
+            sweep_stray(store.folder)
+    records = {run_id: store.get(run_id) for run_id in wanted}
+    failed = tuple(i for i, record in records.items() if record and record.status == "failed")
+    left = tuple(wanted[i] for i, record in records.items() if record is None)
+    return SweepReport(len(records) - len(failed) - len(left), failed, left, tuple(killed))
+
+
+def _train_all(
+    todo: deque[Run],
+    seen: dict[str, Record | None],
+    team: Team,
+    deadline: float,
+    progress: _Progress,
+    killed: list[str],
+) -> None:
+    locked: list[Run] = []
+    while True:
+        # Time is looked at before each start: training in this process happens inside it.
+        while todo and team.has_idle() and len(killed) < MOST_KILLED and _before(deadline):
+            run = todo.popleft()
+            team.start(run, seen[run.run_id])
+        if team.busy():
+            for outcome in team.outcomes(timeout=1.0):
+                progress.tell(outcome)
+                if outcome.status == "locked":
+                    locked.append(outcome.run)
+                if outcome.status == "killed":
+                    killed.append(outcome.run.run_id)
+            progress.refresh()
+        elif locked and not todo and _before(deadline):
+            # Somebody else trains these. Their record comes, or their lock goes with them.
+            progress.refresh()
+            time.sleep(_LOOK_AGAIN)
+            todo.extend(locked)
+            locked.clear()
+        else:
+            return
+
+
+def _before(deadline: float) -> bool:
+    return time.monotonic() < deadline
+
+
+class _Progress:
+    """One bar on stderr: runs by number, and time left by their weight."""
+
+    def __init__(self, wanted: Iterable[Run], todo: Iterable[Run]) -> None:
+        runs, ahead = list(wanted), list(todo)
+        total = sum(map(weight, runs))
+        self._runs, self._ended = len(runs), len(runs) - len(ahead)
+        self._bar = tqdm(
+            desc=self._count(),
+            total=total,
+            # What was there before counts as progress, but not into the pace.
+            initial=total - sum(map(weight, ahead)),
+            smoothing=0,
+            file=sys.stderr,
+            bar_format="{desc} |{bar}| {percentage:3.0f} % [{elapsed} gone, {remaining} left]",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def tell(self, outcome: Outcome) -> None:
+        """Count a run that has ended, and name it if something went wrong."""
+        run, status, error = outcome
+        if status == "locked":
+            return
+        if status != "done":
+            reason = (error or "").strip().rpartition("\n")[2]
+            name = f"{run.run_id} ({run.network}, width {run.width}, seed {run.seed})"
+            self.say(f"Run {name} {_WORDS[status]}: {reason}")
+        if status != "killed":
+            self._ended += 1
+            self._bar.set_description_str(self._count(), refresh=False)
+            self._bar.update(weight(run))
+
+    def refresh(self) -> None:
+        """Keep the clock going, where it can be drawn over."""
+        if sys.stderr.isatty():
+            self._bar.refresh()
+
+    def say(self, line: str) -> None:
+        """Put a line above the bar."""
+        tqdm.write(line, file=sys.stderr)
+
+    def _count(self) -> str:
+        return f"{self._ended}/{self._runs} runs"
+
+
+_WORDS = {
+    "failed": "failed",
+    "diverged": "diverged",
+    "killed": "was lost and stays to be trained",
+}

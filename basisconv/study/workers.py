@@ -1,0 +1,231 @@
+"""Processes that train one run after another, and what happens when one of them is killed.
+
+A worker lives as long as the sweep, because importing torch takes seconds. Each has a process and
+a pipe of its own, so that the end of one is known at once, with the run that it was on, and
+touches no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple, Protocol, Self
+
+from filelock import Timeout
+
+from basisconv.study.environment import environment, peak_memory_bytes
+from basisconv.study.run import Measurement, Record, Run
+from basisconv.study.store import Store
+
+Train = Callable[[Run], Record]
+
+
+class Outcome(NamedTuple):
+    """What became of a run that was given to a worker.
+
+    `status` is the record's, or "locked" (another process is training it), or "killed" (the
+    worker ended before it had a record).
+    """
+
+    run: Run
+    status: str
+    error: str | None = None
+
+
+class Team(Protocol):
+    """Whoever trains the runs of a sweep."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
+
+    def has_idle(self) -> bool:
+        """Whether somebody is free to start a run."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether a run has been started whose outcome is still to come."""
+        ...
+
+    def start(self, run: Run, seen: Record | None) -> None:
+        """Have a run trained; see `attend`."""
+        ...
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        """What has come out, after waiting for the first of it for `timeout` seconds at most."""
+        ...
+
+
+def attend(run: Run, seen: Record | None, store: Store, train: Train | None) -> Outcome:
+    """Train a run, unless somebody else is at it or has been since the sweep looked.
+
+    Args:
+        run: what to train.
+        seen: the record that was there when the sweep looked; another one found now stands.
+        store: takes the record, under the run's lock.
+        train: what trains; None for `basisconv.study.train.train`.
+
+    Raises:
+        OSError: when the record cannot be written.
+    """
+    try:
+        lock = store.lock(run.run_id).acquire(blocking=False)
+    except Timeout:
+        return Outcome(run, "locked")
+    with lock:
+        record = store.get(run.run_id)
+        if record is None or record == seen:
+            record = _record(run, train)
+            store.put(record)
+    return Outcome(run, record.status, record.error)
+
+
+def _record(run: Run, train: Train | None) -> Record:
+    start = time.perf_counter()
+    try:
+        return (train or _default())(run)
+    except Exception:
+        return Record(
+            run=run,
+            status="failed",
+            result=None,
+            error=traceback.format_exc(),
+            measurement=Measurement(
+                seconds={"total": time.perf_counter() - start},
+                environment=environment(),
+                peak_memory_bytes=peak_memory_bytes(),
+            ),
+        )
+
+
+def _default() -> Train:
+    # Networks and data are loaded by those who train, not by those who count what is missing.
+    from basisconv.study.train import train
+
+    return train
+
+
+class Here:
+    """A team of nobody: runs are trained in this process."""
+
+    def __init__(self, store: Store, train: Train | None) -> None:
+        self._store, self._train = store, train
+        self._outcomes: list[Outcome] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        pass
+
+    def has_idle(self) -> bool:
+        return not self._outcomes
+
+    def busy(self) -> bool:
+        return bool(self._outcomes)
+
+    def start(self, run: Run, seen: Record | None) -> None:
+        self._outcomes.append(attend(run, seen, self._store, self._train))
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        taken, self._outcomes = self._outcomes, []
+        return taken
+
+
+class Processes:
+    """A team of local processes, at most `count`, each started when it is first needed."""
+
+    def __init__(self, count: int, store: Store, train: Train | None) -> None:
+        self._count, self._store, self._train = count, store, train
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, Run]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.pipe.close()
+        try:
+            # After an error (a full disk) the others finish the run that they are on, for hours
+            # may be in it; after an interrupt nobody waits.
+            if kind is None or issubclass(kind, Exception):
+                for worker in workers:
+                    worker.process.join()
+        finally:
+            for worker in workers:
+                worker.process.terminate()
+                worker.process.join()
+
+    def has_idle(self) -> bool:
+        return len(self._busy) < self._count
+
+    def busy(self) -> bool:
+        return bool(self._busy)
+
+    def start(self, run: Run, seen: Record | None) -> None:
+        self._idle = [worker for worker in self._idle if worker.process.is_alive()]
+        worker = self._idle.pop() if self._idle else _Worker(self._store, self._train)
+        self._busy[worker.pipe] = worker, run
+        with contextlib.suppress(OSError):  # killed just now: `outcomes` will find out
+            worker.pipe.send((run, seen))
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        ready = set(wait(list(self._busy), timeout))
+        return [self._outcome(pipe) for pipe in list(self._busy) if pipe in ready]
+
+    def _outcome(self, pipe: Connection) -> Outcome:
+        worker, run = self._busy.pop(pipe)
+        try:
+            answer = pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            return Outcome(run, "killed", f"its process ended with code {worker.process.exitcode}")
+        self._idle.append(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class _Worker:
+    def __init__(self, store: Store, train: Train | None) -> None:
+        # Spawned, not forked: a forked torch may hang in its thread pool or on CUDA.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, store, train))
+        self.process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+
+
+def _serve(pipe: Connection, store: Store, train: Train | None) -> None:
+    """A worker's life: run in, outcome out, until the pipe is closed."""
+    # Ctrl-C reaches every process of the terminal; the sweep's own decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            run, seen = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: Outcome | Exception
+        try:
+            answer = attend(run, seen, store, train)
+        except Exception as error:
+            answer = error
+        with contextlib.suppress(OSError):  # nobody listens; the record is in the store
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # a killed sweep must not leave a training behind that nobody asked for

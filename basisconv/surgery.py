@@ -1,0 +1,64 @@
+"""Finding a model's convolutions and replacing them, with hooks and shared modules kept."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from basisconv.layer import BasisConv2d
+
+Convolution = nn.Conv2d | BasisConv2d
+
+# What nn.Module keeps of hooks on calls. The dictionaries themselves move, so that handles
+# given out before still remove their hooks.
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
+def convolutions(model: nn.Module) -> dict[str, Convolution]:
+    """Every Conv2d (subclasses too) and BasisConv2d by its first name, in the model's order."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | BasisConv2d)}
+
+
+def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
+    """Why a convolution must stay as it is, or None where it may be replaced."""
+    if name == "":
+        return "it is the model itself; use BasisConv2d.from_conv2d"
+    if isinstance(conv, BasisConv2d):
+        return None
+    kind = type(conv)
+    inherited = kind.forward is nn.Conv2d.forward and (
+        kind._conv_forward is nn.Conv2d._conv_forward
+    )
+    if not inherited or "forward" in vars(conv):
+        return f"{kind.__name__} has a forward of its own"
+    if conv._parameters.get("weight") is None:
+        return "its weight is computed by a parametrization or a hook"
+    if isinstance(conv.weight, UninitializedParameter):
+        return "its weight is not initialised yet; run one batch first"
+    if not conv.weight.is_floating_point():
+        return f"its weight is {conv.weight.dtype}, not a real floating type"
+    own = {id(p) for p in conv.parameters()}
+    for module in model.modules():
+        if module is not conv and any(id(p) in own for p in module._parameters.values()):
+            return f"it shares a parameter with a {type(module).__name__}"
+    return None
+
+
+def module_aliases(model: nn.Module) -> dict[int, list[str]]:
+    """Every name of every module, by the module's id: shared modules have several."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
+def swap(model: nn.Module, old: nn.Module, new: nn.Module, aliases: dict[int, list[str]]) -> None:
+    """Put `new` wherever `old` stands, with the hooks of `old`."""
+    for attribute in _HOOKS:
+        setattr(new, attribute, getattr(old, attribute))
+    for name in aliases[id(old)]:
+        model.set_submodule(name, new)

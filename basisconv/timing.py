@@ -1,0 +1,153 @@
+"""Timing that can be trusted: arms interleaved in one process, medians, ratios pair by pair.
+
+The arms run in turn, A B C A B C …, so that a drift of the machine's pace meets them all, and
+each ratio is taken within one turn. On CUDA, events on the stream are timed after a
+synchronise; elsewhere the clock is `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from basisconv.cost import observe
+from basisconv.layer import MODES, BasisConv2d
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One arm's samples, in seconds, in the order of the turns; warm-up is kept apart."""
+
+    samples: tuple[float, ...]
+    warmup: float
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return _quantile(self.samples, 0.5)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The 25 % and 75 % quantiles, in seconds."""
+        return _quantile(self.samples, 0.25), _quantile(self.samples, 0.75)
+
+    def speedup_over(self, other: Timing) -> tuple[float, float, float]:
+        """How many times less than `other` this arm takes: median and quartiles over turns."""
+        ratios = [b / a for a, b in zip(self.samples, other.samples, strict=True)]
+        return _quantile(ratios, 0.5), _quantile(ratios, 0.25), _quantile(ratios, 0.75)
+
+
+def compare(
+    arms: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    warmup: int = 3,
+    device: torch.device | str = "cpu",
+) -> dict[str, Timing]:
+    """Time several callables, interleaved.
+
+    Args:
+        arms: what to call, by name. Each should take a millisecond or more.
+        repeats: turns that count.
+        warmup: turns before them; their time (compilation, caches) is reported apart.
+        device: where the work runs; on "cuda" it is timed by events on the stream.
+
+    Raises:
+        ValueError: if there is nothing to time.
+    """
+    if not arms or repeats < 1:
+        raise ValueError(f"Nothing to time: {len(arms)} arms, {repeats} repeats.")
+    clock = _cuda_seconds if torch.device(device).type == "cuda" else _cpu_seconds
+    warm = {name: sum(clock(arm) for _ in range(warmup)) for name, arm in arms.items()}
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            samples[name].append(clock(arm))
+    return {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
+
+
+def forward_backward(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A callable that runs forward and backward of a module, gradients of the input included."""
+    x = x.detach().requires_grad_()
+    gradient = torch.ones_like(module(x))
+
+    def step() -> None:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        module(x).backward(gradient)
+
+    return step
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """What `tune` measured of a layer, forward and backward, in seconds (medians)."""
+
+    name: str
+    dense: float
+    factored: float
+    rebuilt: float
+    mode: str
+
+    @property
+    def speedup(self) -> float:
+        """Of the mode chosen, over dense; below 1 where nothing beats dense."""
+        return self.dense / min(self.factored, self.rebuilt)
+
+
+def tune(
+    model: nn.Module,
+    input: Tensor,
+    repeats: int = 20,  # noqa: A002 - torch's own name for it
+) -> tuple[TunedLayer, ...]:
+    """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
+
+    Args:
+        model: a network with basis layers; their `mode` is set, nothing else changes.
+        input: a batch of the size, dtype, device and memory format that will be trained with.
+        repeats: interleaved measurements of each.
+
+    Returns:
+        A row a layer. Those with `speedup` below 1 gain nothing from their basis form: leave
+        them out of the plan.
+    """
+    rows = []
+    for name, (layer, x, _) in observe(model, input, (BasisConv2d,)).items():
+        # Copies, so that no gradient, hook or flag of the model is touched.
+        dense = layer.to_conv2d()
+        arms: dict[str, nn.Module] = {"dense": dense}
+        for mode in MODES:
+            arms[mode] = BasisConv2d.from_conv2d(dense, **{**layer.config(), "mode": mode})
+        timings = compare(
+            {arm: forward_backward(module, x) for arm, module in arms.items()},
+            repeats=repeats,
+            device=x.device,
+        )
+        median = {arm: timing.median for arm, timing in timings.items()}
+        best = min(MODES, key=median.__getitem__)
+        layer.mode = best
+        rows.append(TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best))
+    return tuple(rows)
+
+
+def _cpu_seconds(arm: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    arm()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(arm: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    arm()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def _quantile(values: tuple[float, ...] | list[float], q: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(q))

@@ -1,0 +1,291 @@
+"""Sections and records made up without training, to render and to test reports with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from basisconv.plan import Plan
+from basisconv.study.run import Arm, Data, Epoch, Measurement, Phase, Record, Result, Run, Section
+
+LAYERS = ["conv1"] + [
+    f"layer{stage}.{block}.{conv}"
+    for stage in (1, 2, 3, 4)
+    for block in (0, 1)
+    for conv in (
+        ("conv1", "conv2", "downsample.0") if stage > 1 and block == 0 else ("conv1", "conv2")
+    )
+]
+"""The 20 convolutions of ResNet-18."""
+
+
+@dataclass
+class Maker:
+    """Collects arms and their records."""
+
+    name: str
+    profile: str = "desk"
+    seeds: Sequence[int] = (0, 1, 2, 3)
+    test: bool = True
+    noise: float = 0.15
+    arms: list[Arm] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def arm(
+        self, label: str, method: str, accuracy: float, *, loss: float = 0.5,
+        budget: float | None = 2.0, time: float | None = None, diverged: int = 0,
+        detail: dict[str, Any] | None = None, values: Sequence[float] | None = None,
+    ) -> Arm:  # fmt: skip
+        """An arm whose runs scatter round an accuracy in per cent, or have the given values."""
+        ids = []
+        for i, seed in enumerate(self.seeds):
+            # The learning rate alone tells the made-up runs of different arms apart.
+            run = Run(
+                data=Data(name="cifar10", sha256="0" * 64), seed=seed, test=self.test,
+                phases=(Phase(steps=10, plan=Plan()),), learning_rate=0.01 + len(self.arms) / 1000,
+                weight_decay=sum(map(ord, self.name)) * 1e-6,
+            )  # fmt: skip
+            # One stream a seed, so that arms pair, and a part of each arm's own.
+            shared = np.random.default_rng(seed).normal()
+            own = np.random.default_rng([seed, len(self.arms), len(self.name)]).normal()
+            value = accuracy + self.noise * (0.5 * shared + own) if values is None else values[i]
+            record = make_record(
+                run, value / 100, loss + 0.004 * (shared + own), diverged=i < diverged
+            )
+            self.records[run.run_id] = record
+            ids.append(run.run_id)
+        made = Arm(
+            label=label, method=method, run_ids=tuple(ids), budget=budget,  # type: ignore[arg-type]
+            time=budget if time is None else time, detail=detail or {},
+        )  # fmt: skip
+        self.arms.append(made)
+        return made
+
+    def section(self, **facts: Any) -> Section:
+        """What was collected."""
+        return Section(
+            name=self.name, profile=self.profile, arms=tuple(self.arms),
+            facts={"unit": "executed MACs", **facts},
+        )  # fmt: skip
+
+
+def make_record(run: Run, accuracy: float, loss: float, *, diverged: bool = False) -> Record:
+    """A record of a run that reached an accuracy (a fraction) at the end of four epochs."""
+    measurement = Measurement(
+        seconds={"total": 1.0}, environment={"device_kind": "cpu"}, peak_memory_bytes=1
+    )
+    if diverged:
+        return Record(
+            run=run, status="diverged", result=None, measurement=measurement, error="loss is NaN"
+        )
+    history = tuple(
+        Epoch(
+            epoch=e, step=10 * e, learning_rate=0.1, train_loss=loss + 0.5 / e,
+            val_loss=loss + 0.6 / e - 0.15, val_accuracy=accuracy - 0.3 / e + 0.075,
+        )
+        for e in (1, 2, 3, 4)
+    )  # fmt: skip
+    result = Result(
+        steps=run.steps, epochs=4.0, parameters=1000, train_loss=loss, val_loss=loss,
+        val_accuracy=accuracy, test_loss=loss if run.test else None,
+        test_accuracy=accuracy if run.test else None, history=history,
+    )  # fmt: skip
+    return Record(run=run, status="done", result=result, measurement=measurement)
+
+
+def method_section(profile: str = "desk") -> Section:
+    """00: the twenty convolutions of ResNet-18 at width 16 and f = 1/4."""
+    rows, width = [], 16
+    for name in LAYERS:
+        stage = int(name[5]) if name.startswith("layer") else 1
+        out = width * 2 ** (stage - 1)
+        halves = stage > 1 and ".0." in name and not name.endswith("conv2")
+        inputs = 3 if name == "conv1" else out // 2 if halves else out
+        kernel = 1 if "down" in name else 3
+        size = 32 // 2 ** (stage - 1)
+        basis = None if name == "conv1" or "down" in name else out // 4
+        weights = inputs * kernel**2
+        dense = out * weights
+        full = dense if basis is None else basis * weights + out * basis
+        subset = dense if basis is None else basis * weights + (out - basis) * basis
+        parameters = {"dense": dense, "subset": subset, "full": full}
+        rows.append(
+            {
+                "name": name, "in_channels": inputs, "out_channels": out, "output_size": size,
+                "n_basis": basis, "parameters": parameters,
+                "macs": {form: value * size**2 for form, value in parameters.items()},
+            }
+        )  # fmt: skip
+    totals = {
+        what: {form: sum(row[what][form] for row in rows) for form in ("dense", "subset", "full")}
+        for what in ("parameters", "macs")
+    }
+    exact = [
+        {
+            "form": form, "rank": rank, "n_basis": m,
+            "relative_error": error + 2e-16, "best_relative_error": error,
+        }
+        for form in ("subset", "full")
+        for rank, m, error in ((6, 6, 1e-15), (6, 12, 1e-15), (24, 6, 0.71), (24, 12, 0.44))
+    ]  # fmt: skip
+    facts = {"layers": rows, "totals": totals, "exact": exact, "ratio": 0.25,
+             "network": "resnet18", "width": width}  # fmt: skip
+    return Section(name="00_method", profile=profile, arms=(), facts=facts)
+
+
+def baseline_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """01: dense."""
+    maker = Maker("01_baseline", **kwargs)
+    maker.arm("dense", "dense", 85.2)
+    return maker.section(parameters=700000, macs=35000000, epochs=4.0, train_images=45000), (
+        maker.records
+    )
+
+
+def frontier_section(
+    budgets: Sequence[float] = (1, 2, 4), **kwargs: Any
+) -> tuple[Section, dict[str, Record]]:
+    """02: basis and skip gain at short budgets and lose at long ones."""
+    maker = Maker("02_all_layers", **kwargs)
+    sizes = {"dense": (11.2e6, 555e6), "quarter": (3.2e6, 162e6), "eighth": (1.6e6, 90e6),
+             "five": (11.1e6, 430e6), "narrow": (2.8e6, 150e6)}  # fmt: skip
+
+    def detail(size: str, **more: Any) -> dict[str, Any]:
+        parameters, macs = sizes[size]
+        return {"parameters": int(parameters), "macs": int(macs * 0.97), "executed_macs": int(macs),
+                **more}  # fmt: skip
+
+    for i, b in enumerate(budgets):
+        maker.arm("dense", "dense", 78 + 4 * i, budget=b, detail=detail("dense"))
+        for f, size, gain in ((0.25, "quarter", 2 - 1.4 * i), (0.125, "eighth", 1 - 1.9 * i)):
+            maker.arm(
+                f"all layers, f = {f:g}", "basis", 78 + 4 * i + gain, budget=b, time=0.999 * b,
+                detail=detail(size, ratio=f),
+            )  # fmt: skip
+        maker.arm(
+            "first five, f = 0.25", "first_five", 78.1 + 4 * i, budget=b, detail=detail("five")
+        )
+        maker.arm("skip, f = 0.25", "skip", 79 + 4 * i - 0.4 * i, budget=b, detail=detail("dense"))
+        maker.arm("dense, width 9", "narrow", 80 + 3.2 * i, budget=b, detail=detail("narrow"))
+    return maker.section(ratio=0.25, skip_switch=0.5, narrow_width=9), maker.records
+
+
+def sensitivity_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """03: late layers hurt less."""
+    maker = Maker("03_sensitivity", **{"test": False, **kwargs})
+    maker.arm("dense", "dense", 84, loss=0.5)
+    for index, name in enumerate(LAYERS):
+        rise = 0.03 * (1 - index / 12)
+        maker.arm(
+            name, "layer", 84 - 30 * rise, loss=0.5 + rise,
+            detail={"index": index, "parameters_saved": 400 * 2**index // (index + 1),
+                    "macs_saved": 80e6 - 2e6 * index, "time_saved": 0.045 - 0.001 * (index % 7)},
+        )  # fmt: skip
+    return maker.section(ratio=0.25, epochs=2.0), maker.records
+
+
+def selection_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """04: selected beats random and inverted subsets of its time."""
+    maker = Maker("04_selection", **kwargs)
+    scores = {name: 0.03 * (1 - i / 12) for i, name in enumerate(LAYERS)}
+    chosen = LAYERS[9:]
+
+    def detail(layers: Sequence[str], time: float) -> dict[str, Any]:
+        return {"layers": list(layers), "predicted_time": time, "parameters": int(11e6 * time),
+                "macs": int(555e6 * time), "executed_macs": int(555e6 * time)}  # fmt: skip
+
+    maker.arm("none (dense)", "dense", 84.0, detail=detail([], 1.0))
+    maker.arm("all", "basis", 83.2, detail=detail(LAYERS, 0.33))
+    maker.arm("selected", "selected", 84.6, detail=detail(chosen, 0.6))
+    maker.arm("threshold", "threshold", 84.3, detail=detail(LAYERS[12:], 0.7))
+    for i in range(3):
+        maker.arm(
+            f"random {i + 1}", "random", 83.8 + 0.2 * i, detail=detail(LAYERS[i : i + 10], 0.6)
+        )
+    maker.arm("inverted", "inverted", 83.1, detail=detail(LAYERS[:11], 0.605))
+    return (
+        maker.section(budget=2.0, scores=scores, selected=chosen, controls=True, ratio=0.25,
+                      loss_share=0.25, threshold=0.0, draws=3, save="time"),
+        maker.records,
+    )  # fmt: skip
+
+
+def skip_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """05: later switches help basis→dense when the switch keeps the function."""
+    maker = Maker("05_skip_training", **kwargs)
+    maker.arm("dense", "dense", 84.0)
+    maker.arm("basis", "basis", 84.4)
+    for sign, direction in ((1, "basis→dense"), (-1, "dense→basis")):
+        for point in (0.25, 0.5, 0.75):
+            for carry in ("exact", "reinit"):
+                usual = {"direction": direction, "switch": point, "carry": carry,
+                         "momentum_carry": "fresh", "schedule": "one"}  # fmt: skip
+                loss = 0.0 if carry == "exact" else 4 * point
+                maker.arm(
+                    f"{direction} at {point:g}, {carry}", "skip", 84.2 + sign * point - loss,
+                    detail=usual,
+                )  # fmt: skip
+        for change in ({"momentum_carry": "carried"}, {"schedule": "restart"}):
+            usual = {"direction": direction, "switch": 0.5, "carry": "exact",
+                     "momentum_carry": "fresh", "schedule": "one"} | change  # fmt: skip
+            told = next(iter(change.values()))
+            maker.arm(f"{direction} at 0.5, exact, {told}", "skip", 84.0 + 0.6 * sign, detail=usual)
+    return maker.section(ratio=0.25, budget=2.0), maker.records
+
+
+def timing_section(profile: str = "desk") -> Section:
+    """06: late layers realise more of their saving."""
+
+    def timed(ms: float, speedup: float) -> dict[str, float]:
+        return {"median_ms": ms, "iqr_ms": ms / 20, "speedup": speedup,
+                "speedup_low": 0.97 * speedup, "speedup_high": 1.04 * speedup}  # fmt: skip
+
+    titles = [("3→64, 32×32", 0.4), ("64→64, 32×32", 0.55), ("64→128, 32×32, stride 2", 0.6),
+              ("64→128, 32×32, 1×1, stride 2", 0.5), ("128→128, 16×16", 0.7),
+              ("256→256, 8×8", 0.8), ("512→512, 4×4", 0.9)]  # fmt: skip
+    ways = (("subset", "factored", 1.0), ("full", "factored", 1.01), ("subset", "rebuilt", 0.3))
+    layers = [
+        {
+            "layer": title, "ratio": f, "form": form, "mode": mode,
+            "forward": timed(3 * f, share * ratio * k * 0.95),
+            "both": timed(9 * f, share * ratio * k), "macs_ratio": ratio, "share": share * k,
+            "intensity": 12 + 30 * share * f * 4 + 4 * i, "gmac_s": 50 + 260 * share * k,
+            "bound_speedup": ratio * min(1, share + 0.15),
+        }
+        for i, (title, share) in enumerate(titles)
+        for f, ratio in ((0.25, 3.6), (0.5, 1.8))
+        for form, mode, k in ways
+    ]  # fmt: skip
+    networks = [
+        {"network": "resnet18", "width": w, "ratio": f, "what": "training step", "macs_ratio": r,
+         **timed(100 * f, s)}
+        for w, f, r, s in ((16, 0.25, 3.3, 1.4), (16, 0.5, 1.7, 1.2), (64, 0.25, 3.4, 2.4),
+                           (64, 0.5, 1.8, 1.5))
+    ]  # fmt: skip
+    facts = {
+        "device": {"device": "Some CPU, 2 cores", "device_kind": "cpu", "torch": "2.13.0"},
+        "settings": {"dtype": "float32", "layout": "channels-last", "batch": 64, "threads": 2,
+                     "compile": "off", "repeats": 20},
+        "rate_gmac_s": 350.0, "bandwidth_gb_s": 18.0, "layers": layers, "networks": networks,
+    }  # fmt: skip
+    return Section(name="06_timing", profile=profile, arms=(), facts=facts)
+
+
+def all_sections(
+    profile: str = "desk", seeds: Sequence[int] = (0, 1, 2, 3), test: bool = True, **kwargs: Any
+) -> tuple[dict[str, Section], dict[str, Record]]:
+    """Every section of the paper with its records."""
+    common = {"profile": profile, "seeds": seeds, **kwargs}
+    made = [
+        baseline_section(test=test, **common),
+        frontier_section(test=test, **common),
+        sensitivity_section(**common),
+        selection_section(test=test, **common),
+        skip_section(test=test, **common),
+    ]
+    sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]
+    records = {run_id: record for _, found in made for run_id, record in found.items()}
+    return {section.name: section for section in sections}, records

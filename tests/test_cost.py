@@ -1,0 +1,170 @@
+"""Costs against torch's own FLOP counter and the published facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import basisconv as bc
+from basisconv.study.models import build, initialise
+
+
+def counted(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
+    """MACs of forward and backward, by torch's counter (which counts two FLOPs a MAC)."""
+    with FlopCounterMode(display=False) as forward:
+        loss = model(x).sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return forward.get_total_flops() / 2, backward.get_total_flops() / 2
+
+
+def grouped_overcount(model: nn.Module, x: torch.Tensor) -> float:
+    """What the counter adds too much: a grouped convolution's weight gradient, groups times."""
+    surplus = 0.0
+    handles = []
+
+    def hook(conv: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> None:
+        nonlocal surplus
+        positions = y.numel() // y.shape[1]
+        columns = conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+        if isinstance(conv, nn.Conv2d):
+            parts = [(positions * conv.out_channels * columns, conv.groups)]
+        else:
+            width = conv.n_basis // conv.blocks
+            parts = [(positions * conv.n_basis * columns, conv.groups)]
+            if conv.coef_rank is None or conv.form == "subset":
+                parts.append((positions * conv.out_channels * width, conv.blocks))
+            else:
+                inner = conv.blocks * conv.coef_rank * width
+                parts.append((positions * inner, conv.blocks))
+                parts.append((positions * conv.out_channels * conv.coef_rank, conv.blocks))
+            if conv.mode == "rebuilt":
+                parts = [(positions * conv.out_channels * columns, conv.groups)]
+        surplus += sum(macs * (groups - 1) for macs, groups in parts)
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, bc.BasisConv2d)):
+            handles.append(module.register_forward_hook(hook))
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return surplus
+
+
+SETTINGS = [
+    {},
+    {"form": "full"},
+    {"mode": "rebuilt"},
+    {"form": "full", "mode": "rebuilt"},
+    {"coef_groups": 2},
+    {"form": "full", "coef_groups": 2},
+    {"coef_rank": 2},
+    {"form": "full", "coef_rank": 2},
+    {"form": "full", "coef_rank": 2, "coef_groups": 2},
+    {"coef_rank": 1, "mode": "rebuilt"},
+]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_macs_are_those_that_torch_counts(groups: int, settings: dict[str, object]) -> None:
+    stem = nn.Conv2d(3, 6, (3, 2), stride=2, padding=1)
+    inner = nn.Conv2d(6, 16, 3, padding=1, groups=groups, bias=False)
+    basis = bc.BasisConv2d.from_conv2d(inner, 8, **settings)  # type: ignore[arg-type]
+    model = nn.Sequential(stem, basis, nn.Flatten(), nn.Linear(16 * 4 * 6, 5))
+    x = torch.randn(3, 3, 7, 11)
+    forward, backward = counted(model, x)
+    costs = bc.summary(model, x.shape)
+    assert costs.macs == forward
+    assert costs.macs_backward == backward - grouped_overcount(model, x)
+    assert costs.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_plan_costs_what_the_model_that_follows_it_costs(settings: dict[str, object]) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(12, 20, 3)
+    )
+    options = {k: v for k, v in settings.items() if k != "mode"}
+    plan = bc.make_plan(model, ratio=0.5, **options)  # type: ignore[arg-type]
+    if "mode" in settings:
+        plan = bc.Plan.from_dict(plan.to_dict() | {"modes": dict.fromkeys(plan.layers, "rebuilt")})
+    promised = bc.summary(model, (2, 3, 15, 13), plan)
+    made = bc.summary(bc.apply_plan(model, plan), (2, 3, 15, 13))
+    assert promised == made
+
+
+def test_the_published_network_has_the_published_counts() -> None:
+    model = build("resnet18", 64, 10)
+    dense = bc.summary(model, (1, 3, 32, 32))
+    assert dense.parameters == 11_173_962
+    assert dense.macs == 555_422_720
+    assert sum(row.kind == "Conv2d" for row in dense.rows) == 20
+    every = bc.make_plan(model, ratio=0.25)
+    assert len(every.layers) == 16
+    full = bc.make_plan(model, ratio=0.25, form="full")
+    assert bc.summary(model, (1, 3, 32, 32), every).parameters == 3_195_978
+    assert bc.summary(model, (1, 3, 32, 32), full).parameters == 3_283_018
+    assert round(bc.summary(model, (1, 3, 32, 32), full).macs / 1e6, 1) == 161.7
+    stride1 = [
+        row.macs for row in dense.rows if row.name in ("layer1.0.conv1", "layer4.1.conv2")
+    ]
+    assert stride1 == [37_748_736, 37_748_736]
+
+
+def test_time_and_parameters_rank_layers_differently() -> None:
+    model = build("resnet18", 64, 10)
+    rows = bc.summary(model, (1, 3, 32, 32)).rows
+    last = [r for r in rows if r.name in ("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2")]
+    assert round(sum(r.parameters for r in last) / 11_173_962, 2) == 0.63
+
+
+def test_a_layer_is_counted_for_the_whole_batch_and_bytes_follow_the_dtype() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False))
+    one, three = (bc.summary(model, (n, 2, 6, 6))["0"] for n in (1, 3))
+    assert three.macs == 3 * one.macs
+    assert one.bytes_moved == 4 * (2 * 36 + 4 * 16 + 4 * 2 * 9)
+    assert bc.summary(model.double(), (1, 2, 6, 6))["0"].bytes_moved == 2 * one.bytes_moved
+
+
+def test_the_roofline_takes_the_slower_of_arithmetic_and_memory() -> None:
+    row = bc.summary(nn.Sequential(nn.Conv2d(2, 4, 3)), (1, 2, 6, 6))["0"]
+    assert row.roofline_seconds(1.0, 1e12) == row.macs
+    assert row.roofline_seconds(1e12, 1.0) == row.bytes_moved
+
+
+def test_a_summary_prints_and_frames_and_leaves_the_model_alone() -> None:
+    model = build("resnet18", 8, 10)
+    initialise(model, 0)
+    model.train()
+    model.layer1[0].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [m.training for m in model.modules()]
+    costs = bc.summary(bc.apply_plan(model, bc.make_plan(model, ratio=0.25)), (1, 3, 32, 32))
+    assert "layer4.1.conv2" in str(costs) and f"{costs.parameters:,}" in str(costs)
+    assert len(costs.to_frame()) == 21 and "<table" in costs._repr_html_()
+    assert flags == [m.training for m in model.modules()]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda c: c["layer9"], "No layer 'layer9'"),
+        (
+            lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), (1, 1, 2, 2), bc.Plan({"9": 1})),
+            "which the forward pass does not reach",
+        ),
+    ],
+)
+def test_unknown_layers_are_named(ask: Callable[[bc.Summary], object], words: str) -> None:
+    costs = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), (1, 1, 2, 2))
+    with pytest.raises((KeyError, ValueError), match=words):
+        ask(costs)

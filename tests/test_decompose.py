@@ -1,0 +1,150 @@
+"""Decompositions against numpy's SVD and least squares, and scipy's pivoted QR."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from basisconv.decompose import FORMS, assemble, decompose, low_rank, pivoted_rows
+
+# Wide, tall, square, one column, one row.
+SHAPES = [(12, 45), (16, 5), (9, 9), (7, 1), (1, 6)]
+
+
+def random_matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+
+def of_rank(rows: int, columns: int, rank: int) -> Tensor:
+    return random_matrix(rows, rank, seed=1) @ random_matrix(rank, columns, seed=2)
+
+
+def best_error(weight: Tensor, rank: int) -> float:
+    """Eckart & Young: what is left is the root of the squares of the other singular values."""
+    values = np.linalg.svd(weight.numpy(), compute_uv=False)
+    return float(np.sqrt((values[rank:] ** 2).sum()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svd_reaches_the_best_error_in_both_forms(shape, form):
+    weight = random_matrix(*shape)
+    for n_basis in range(1, shape[0] + 1):
+        factors = decompose(weight, n_basis, "svd", form)
+        assert factors.basis.shape == (n_basis, shape[1])
+        error = torch.linalg.norm(assemble(factors) @ factors.basis - weight).item()
+        assert error == pytest.approx(best_error(weight, n_basis), abs=1e-12 * shape[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_qr_keeps_real_filters_and_fits_the_others_by_least_squares(shape, form):
+    weight = random_matrix(*shape)
+    for n_basis in range(1, shape[0] + 1):
+        factors = decompose(weight, n_basis, "qr", form)
+        whole = {tuple(row) for row in weight.tolist()}
+        assert all(tuple(row) in whole for row in factors.basis.tolist())
+        fitted = np.linalg.lstsq(factors.basis.numpy().T, weight.numpy().T, rcond=None)[0].T
+        np.testing.assert_allclose(
+            (assemble(factors) @ factors.basis).numpy(), fitted @ factors.basis.numpy(), atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("method", ["svd", "qr"])
+def test_outputs_of_the_subset_form_that_are_basis_filters_pass_through(method):
+    factors = decompose(random_matrix(12, 45), 5, method, "subset")
+    assert factors.order is not None
+    assert sorted(factors.order.tolist()) == list(range(12))
+    passed = factors.order < 5
+    kernel = assemble(factors) @ factors.basis
+    assert torch.equal(kernel[passed], factors.basis[factors.order[passed]])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["svd", "qr"])
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_any_n_basis_from_the_rank_up_is_exact(rank, method, form):
+    weight = of_rank(11, 18, rank)
+    for n_basis in range(max(rank, 1), 12):
+        factors = decompose(weight, n_basis, method, form)
+        torch.testing.assert_close(assemble(factors) @ factors.basis, weight, rtol=0, atol=1e-12)
+
+
+def test_spare_basis_filters_are_real_filters_or_zeros():
+    weight = random_matrix(10, 3)
+    subset = decompose(weight, 7, "svd", "subset")
+    assert (torch.cdist(subset.basis, weight).min(dim=1).values < 1e-12).all()
+    full = decompose(weight, 7, "svd", "full")
+    assert full.basis[3:].count_nonzero() == 0 and full.coef[:, 3:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e35])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["svd", "qr"])
+def test_scale_of_the_kernel_does_not_matter(method, form, scale):
+    weight = (of_rank(10, 12, 4) * scale).to(torch.float32)
+    factors = decompose(weight, 6, method, form)
+    error = assemble(factors) @ factors.basis - weight
+    assert (error.abs().max() / weight.abs().max()).item() < 1e-6
+
+
+def test_pivoted_rows_are_those_of_lapack():
+    matrix = random_matrix(40, 15)
+    expected = scipy.linalg.qr(matrix.numpy().T, mode="r", pivoting=True)[1][:15]
+    assert pivoted_rows(matrix, 15).tolist() == expected.tolist()
+
+
+def test_rows_past_the_rank_are_the_first_ones_free():
+    matrix = of_rank(8, 20, 3)
+    picked = pivoted_rows(matrix, 6).tolist()
+    assert picked[3:] == [i for i in range(8) if i not in picked[:3]][:3]
+    assert np.linalg.matrix_rank(matrix[picked[:3]].numpy()) == 3
+
+
+def test_subset_form_is_well_conditioned_where_its_first_rows_are_not():
+    weight = random_matrix(512, 576)
+    factors = decompose(weight, 128, "svd", "subset")
+    u = np.linalg.svd(weight.numpy(), full_matrices=False)[0][:, :128]
+    first = u[128:] @ np.linalg.inv(u[:128])
+    assert np.linalg.cond(u[:128]) > 200 and np.abs(first).max() > 8
+    assert factors.order is not None
+    picked = u[(factors.order < 128).numpy()]
+    assert np.linalg.cond(picked) < 50
+    assert factors.coef.abs().max() < 2
+
+
+@pytest.mark.parametrize("shape", [(12, 8, 20), (5, 8, 20), (12, 8, 3), (0, 4, 9), (6, 1, 4)])
+def test_low_rank_coefficients_lose_the_least_of_the_kernel(shape):
+    rows, m, columns = shape
+    coef, basis = random_matrix(rows, m), random_matrix(m, columns, seed=3)
+    basis[0] *= 1e3  # coefficients of another scale must not count for more
+    kernel = coef @ basis
+    for rank in range(1, m + 1):
+        outer, inner = low_rank(coef, basis, rank)
+        assert outer.shape == (rows, rank) and inner.shape == (rank, m)
+        error = torch.linalg.norm(outer @ inner @ basis - kernel).item()
+        assert error == pytest.approx(best_error(kernel, rank), abs=1e-9)
+
+
+def test_low_rank_of_dependent_basis_filters():
+    coef, basis = random_matrix(12, 6), of_rank(6, 20, 2)
+    outer, inner = low_rank(coef, basis, 2)
+    torch.testing.assert_close(outer @ inner @ basis, coef @ basis, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("n_basis", "method", "form", "message"),
+    [
+        (0, "svd", "subset", r"n_basis=0 is outside 1\.\.6"),
+        (7, "svd", "subset", r"n_basis=7 is outside 1\.\.6"),
+        (3, "svd", "subsett", "form='subsett' is unknown. Forms: subset, full"),
+        (3, "lu", "subset", "method='lu' is unknown. Methods: svd, qr"),
+    ],
+)
+def test_arguments_that_do_not_exist_are_named(n_basis, method, form, message):
+    with pytest.raises(ValueError, match=message):
+        decompose(random_matrix(6, 4), n_basis, method, form)

@@ -1,0 +1,228 @@
+"""Experiments before training: fair arms, paired seeds, and the selection's dependence on 03."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from basisconv.plan import Plan
+from basisconv.study.costs import MacCosts, MeasuredCosts, add_rows
+from basisconv.study.experiments import (
+    DRAFTS,
+    Waiting,
+    draft,
+    savings,
+    sensitivity_scores,
+)
+from basisconv.study.files import read_json
+from basisconv.study.profiles import NOTEBOOKS
+from basisconv.study.protocol import Draft, Study
+from basisconv.study.run import Measurement, Record, Result, Run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study.open("smoke", runs=tmp_path / "runs")
+
+
+def record_of(run: Run, val_loss: float) -> Record:
+    result = Result(
+        steps=run.steps, epochs=1.0, parameters=1, train_loss=1.0, val_loss=val_loss,
+        val_accuracy=0.5, test_loss=None, test_accuracy=None, history=(),
+    )  # fmt: skip
+    measurement = Measurement(
+        seconds={"total": 1.0}, environment={"device_kind": "test"}, peak_memory_bytes=1
+    )
+    return Record(run=run, status="done", result=result, measurement=measurement)
+
+
+def sweep_done(study: Study, scores: dict[str, float]) -> Draft:
+    """Put records of a sweep into the store in which each layer's loss rises by its score."""
+    sweep = draft(study, "03_sensitivity")
+    for arm in sweep.arms:
+        for run_id in arm.run_ids:
+            run = sweep.runs[run_id]
+            # The seeds differ by much more than the layers, as they do in life.
+            study.store.put(record_of(run, 2.0 + run.seed + scores.get(arm.label, 0.0)))
+    return sweep
+
+
+def test_layers_come_in_forward_order_stem_first(study: Study) -> None:
+    assert len(study.layers) == 20
+    assert study.layers[:5] == [
+        "conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2",
+    ]  # fmt: skip
+    first_five = next(a for a in draft(study, "02_all_layers").arms if a.method == "first_five")
+    run = draft(study, "02_all_layers").runs[first_five.run_ids[0]]
+    assert list(run.phases[0].plan.layers) == study.layers[:5]
+
+
+def test_arms_of_a_budget_spend_the_same_time_to_within_a_step(study: Study) -> None:
+    for name in ("02_all_layers", "05_skip_training"):
+        for arm in draft(study, name).arms:
+            steps = arm.detail["steps"]
+            assert isinstance(steps, list)
+            width = int(str(arm.detail["width"]))
+            dearest = study.time(1, Plan(), width)
+            assert arm.time == pytest.approx(arm.budget, abs=dearest * len(steps))
+
+
+def test_a_cheaper_step_is_taken_more_often(study: Study) -> None:
+    arms = {(a.label, a.budget): a for a in draft(study, "02_all_layers").arms}
+    dense = arms["dense", 2].detail["steps"]
+    basis = arms["all layers, f = 0.25", 2].detail["steps"]
+    assert isinstance(dense, list) and isinstance(basis, list)
+    cost = study.costs.step(study.plan(0.25), 8)
+    assert dense == [12] and basis == [round(12 / cost)]
+
+
+def test_the_narrow_network_costs_what_the_basis_network_costs(study: Study) -> None:
+    plan = study.plan(0.25)
+    narrow = study.narrow_width(plan)
+    gap = abs(study.costs.step(Plan(), narrow) - study.costs.step(plan, 8))
+    assert all(
+        gap <= abs(study.costs.step(Plan(), w) - study.costs.step(plan, 8)) for w in (1, 2, 4, 8)
+    )
+
+
+def test_exploring_and_confirming_runs_keep_their_seeds_and_the_test_set_apart(
+    study: Study,
+) -> None:
+    sweep_done(study, {})
+    for name in DRAFTS:
+        confirms = name in study.profile.confirm
+        wanted = study.profile.seeds.confirm if confirms else study.profile.seeds.explore
+        runs = draft(study, name).runs.values()
+        assert {run.test for run in runs} == {confirms}
+        assert {run.seed for run in runs} == set(wanted)
+
+
+def test_the_baseline_is_the_frontiers_own_dense_run_where_their_lengths_agree(
+    study: Study,
+) -> None:
+    baseline = draft(study, "01_baseline").runs.keys()
+    assert baseline <= draft(study, "02_all_layers").runs.keys()
+
+
+def test_the_sweep_swaps_one_layer_and_takes_denses_steps(study: Study) -> None:
+    sweep = draft(study, "03_sensitivity")
+    assert [arm.label for arm in sweep.arms] == ["dense", *study.layers]
+    for arm in sweep.arms[1:]:
+        runs = [sweep.runs[i] for i in arm.run_ids]
+        assert [list(run.phases[0].plan.layers) for run in runs] == [[arm.label]] * len(runs)
+        assert arm.detail["steps"] == sweep.arms[0].detail["steps"]
+
+
+def test_scores_pair_by_seed(study: Study) -> None:
+    wanted = {name: 0.01 * (i - 3) for i, name in enumerate(study.layers)}
+    sweep_done(study, wanted)
+    assert sensitivity_scores(study) == pytest.approx(wanted)
+
+
+def test_selection_waits_for_the_sweep_and_names_it(study: Study) -> None:
+    with pytest.raises(Waiting, match="03_sensitivity"):
+        draft(study, "04_selection")
+
+
+def test_the_selection_leaves_the_sensitive_layers_and_its_controls_are_fair(
+    study: Study,
+) -> None:
+    sensitive = study.layers[1:8]
+    scores = {n: 1.0 if n in sensitive else 0.001 for n in study.layers}
+    sweep_done(study, scores)
+    arms = {arm.label: arm for arm in draft(study, "04_selection").arms}
+    chosen = set(arms["selected"].detail["layers"])  # type: ignore[arg-type]
+    time = savings(study, study.plan(0.25, study.layers), "time")
+    budget = 0.25 * sum(scores.values())
+    assert sum(scores[n] for n in chosen) <= budget
+    # The budget pays for one of them, and one that saves most (several save as much).
+    (dear,) = chosen & set(sensitive)
+    assert time[dear] == max(time[n] for n in sensitive)
+    target = arms["selected"].detail["predicted_time"]
+    assert target == pytest.approx(1 - sum(time[n] for n in chosen))
+    controls = [a for a in arms.values() if a.method in ("random", "inverted")]
+    assert len(controls) == 3
+    for arm in controls:
+        assert arm.detail["predicted_time"] == pytest.approx(target, rel=0.02)
+        assert set(arm.detail["layers"]) != chosen  # type: ignore[arg-type]
+    worst = sum(scores[n] for n in arms["inverted"].detail["layers"])  # type: ignore[union-attr]
+    for arm in controls:
+        assert worst >= sum(scores[n] for n in arm.detail["layers"]) - 1e-9  # type: ignore[union-attr]
+
+
+def test_a_selection_of_everything_has_no_controls(study: Study) -> None:
+    sweep_done(study, {})  # no layer costs anything, so all are taken
+    selection = draft(study, "04_selection")
+    assert selection.facts["controls"] is False
+    assert {arm.method for arm in selection.arms} == {"dense", "basis", "selected", "threshold"}
+
+
+def test_skip_training_covers_both_directions_once(study: Study) -> None:
+    arms = draft(study, "05_skip_training").arms
+    labels = [arm.label for arm in arms]
+    assert len(set(labels)) == len(labels)
+    ids = [arm.run_ids for arm in arms]
+    assert len(set(ids)) == len(ids)
+    skips = [a.detail for a in arms if a.method == "skip"]
+    assert {d["direction"] for d in skips} == {"basis→dense", "dense→basis"}
+    assert {(d["switch"], d["carry"]) for d in skips} >= {
+        (s, c) for s in (0.3, 0.6) for c in ("exact", "reinit")
+    }
+
+
+def test_drafts_and_notebooks_name_the_same_things() -> None:
+    assert set(DRAFTS) < set(NOTEBOOKS)
+
+
+def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study) -> None:
+    costs = study.costs
+    assert isinstance(costs, MacCosts)
+    assert costs.step(Plan(), 8) == 1.0
+    dense, every = (study.network_costs(p) for p in (Plan(), study.plan(0.25)))
+    want = (every.macs + every.macs_backward) / (dense.macs + dense.macs_backward)
+    assert costs.step(study.plan(0.25), 8) == pytest.approx(want)
+    assert costs.step(Plan(), 4) < 0.3
+
+
+HEAD = {"device": "a machine", "threads": 1}
+
+
+def row(plan: Plan, ratio: float, width: int = 8) -> dict[str, object]:
+    return {"plan": plan.to_dict(), "width": width, "ratio": ratio}
+
+
+def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    one, two = Plan({"a": 1}), Plan({"b": 2})
+    add_rows(path, HEAD, [row(Plan(), 1.0), row(one, 0.8)])
+    add_rows(path, HEAD, [row(one, 0.5), row(two, 0.7)])
+    costs = MeasuredCosts(read_json(path), path, 8)
+    assert costs.step(one, 8) == 0.8 and costs.step(two, 8) == 0.7
+    assert costs.unit == "seconds on a machine"
+    with pytest.raises(ValueError, match="other machine"):
+        add_rows(path, {**HEAD, "device": "an other machine"}, [row(two, 0.1)])
+    assert MeasuredCosts(read_json(path), path, 8).step(two, 8) == 0.7
+
+
+def test_a_subset_without_a_row_is_dense_less_its_single_savings(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    both, third = Plan({"a": 1, "b": 2}), Plan({"a": 1, "c": 3})
+    rows = [row(Plan(), 2.0), row(both.only(["a"]), 1.6), row(both.only(["b"]), 1.9)]
+    add_rows(path, HEAD, [*rows, row(Plan(), 0.4, width=4)])
+    costs = MeasuredCosts(read_json(path), path, 8)
+    assert costs.step(both, 8) == pytest.approx((2.0 - 0.4 - 0.1) / 2.0)
+    assert costs.step(Plan(), 4) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="no row for width 8 with c.*bench --costs"):
+        costs.step(third, 8)
+
+
+def test_a_profile_that_wants_measured_costs_says_how_to_measure_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basisconv.study import protocol
+
+    monkeypatch.setattr(protocol, "published_folder", lambda name: tmp_path / name)
+    study = Study.open("desk", runs=tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"bench --costs desk"):
+        draft(study, "01_baseline")

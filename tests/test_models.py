@@ -1,0 +1,61 @@
+"""The networks: shapes, counts, and weights keyed by layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import basisconv as bc
+from basisconv.study.models import build, initialise, initialise_layer
+from basisconv.study.rng import generator
+
+
+def test_width_64_is_torchvisions_resnet18_for_cifar() -> None:
+    from basisconv.study.vision import torchvision
+
+    reference = torchvision().models.resnet18(num_classes=10)
+    reference.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    reference.maxpool = torch.nn.Identity()
+    ours = build("resnet18", 64, 10)
+    assert sum(p.numel() for p in ours.parameters()) == 11_173_962
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x), reference.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [5, 8])
+def test_stages_scale_with_the_width(width: int) -> None:
+    model = build("resnet18", width, 7)
+    assert model.layer4[1].conv2.weight.shape == (8 * width, 8 * width, 3, 3)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(ValueError, match="resnet19.*resnet18"):
+        build("resnet19", 8, 10)
+
+
+def test_weights_hang_on_seed_and_layer_name_alone() -> None:
+    one, two = build("resnet18", 8, 10), build("resnet18", 8, 100)
+    initialise(one, 3)
+    torch.manual_seed(99)
+    initialise(two, 3)
+    shared = one.state_dict().keys() - {"fc.weight", "fc.bias"}
+    assert all(torch.equal(one.state_dict()[k], two.state_dict()[k]) for k in shared)
+    initialise(two, 4)
+    assert not torch.equal(one.conv1.weight, two.conv1.weight)
+
+
+def test_a_basis_layers_product_has_the_dense_layers_variance() -> None:
+    torch.manual_seed(0)
+    dense = torch.nn.Conv2d(64, 128, 3, padding=1, bias=False)
+    for form in ("subset", "full"):
+        layer = bc.BasisConv2d.from_conv2d(dense, 32, form=form)
+        variances = []
+        for seed in range(8):
+            initialise_layer(layer, generator(seed, "test"))
+            variances.append(layer.weight.var().item())
+        # He et al.: 2 / (C_out · k²). Products of 32 terms scatter more than one draw does.
+        mean = sum(variances) / len(variances)
+        assert mean == pytest.approx(2 / (128 * 9), rel=0.05)

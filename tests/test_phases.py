@@ -1,0 +1,136 @@
+"""Switching between phases: functions kept, momentum carried, the right layers re-initialised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import basisconv as bc
+from basisconv.study.phases import first_network, kernel_momentum, parameter_momentum, switch
+from basisconv.study.run import Data, Phase, Run
+
+SHA = "0" * 64
+BASIS = {"layer1.0.conv1": 2, "layer3.1.conv2": 8}
+
+
+def make_run(*plans: bc.Plan, **changes: Any) -> Run:
+    settings: dict[str, Any] = {
+        "width": 8, "data": Data(name="cifar10", sha256=SHA), "learning_rate": 0.1, "seed": 0,
+        "phases": tuple(Phase(steps=2, plan=plan) for plan in plans),
+    }  # fmt: skip
+    return Run(**settings | changes)
+
+
+def buffers_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("init", ["random", "svd", "qr"])
+def test_arms_share_the_kernels_of_the_layers_they_have_in_common(init: str) -> None:
+    dense = first_network(make_run(bc.Plan()), 10)
+    basis = first_network(make_run(bc.Plan(BASIS), init=init), 10)
+    assert bc.plan_of(basis) == bc.Plan(BASIS)
+    ours, theirs = dict(basis.named_parameters()), dict(dense.named_parameters())
+    common = ours.keys() & theirs.keys()
+    assert len(common) == len(theirs) - 2
+    assert all(torch.equal(ours[n], theirs[n]) for n in common)
+
+
+def test_a_random_start_has_the_dense_scale_and_an_svd_start_the_best_kernel() -> None:
+    plan = bc.Plan({"layer4.1.conv2": 16})
+    dense = first_network(make_run(bc.Plan()), 10).layer4[1].conv2.weight
+    drawn = first_network(make_run(plan), 10).layer4[1].conv2.weight
+    best = first_network(make_run(plan, init="svd"), 10).layer4[1].conv2.weight
+    assert drawn.var().item() == pytest.approx(dense.var().item(), rel=0.3)
+    values = torch.linalg.svdvals(dense.detach().flatten(1))
+    error = (best - dense).norm().item()
+    assert error == pytest.approx(values[16:].square().sum().sqrt().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["subset", "full"])
+def test_an_exact_switch_to_dense_keeps_the_function(form: str) -> None:
+    run = make_run(bc.Plan(BASIS, form), bc.Plan())
+    model = first_network(run, 10).double().eval()
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    switch(model, run, 1, {})
+    assert bc.plan_of(model) == bc.Plan()
+    torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-12)
+
+
+def test_reinit_starts_the_converted_layers_anew_and_those_alone() -> None:
+    run = make_run(bc.Plan(BASIS), bc.Plan(), carry="reinit", momentum_carry="carried")
+    model = first_network(run, 10)
+    kept = {n: p.clone() for n, p in model.named_parameters() if n.rpartition(".")[0] not in BASIS}
+    kernels = {n: model.get_submodule(n).weight.clone() for n in BASIS}
+    buffers = buffers_of(model)
+    carried = switch(model, run, 1, buffers)
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in kept.items())
+    for name, kernel in kernels.items():
+        new = model.get_submodule(name).weight
+        assert not torch.allclose(new, kernel)
+        assert abs((new * kernel).sum() / (new.norm() * kernel.norm())) < 0.25
+    assert carried.keys() == kept.keys()
+    assert all(torch.equal(carried[n], buffers[n]) for n in carried)
+
+
+def test_momentum_starts_fresh_unless_carried() -> None:
+    run = make_run(bc.Plan(BASIS), bc.Plan())
+    model = first_network(run, 10)
+    assert switch(model, run, 1, buffers_of(model)) == {}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"form": "full"}, {"coef_groups": 2}, {"form": "full", "coef_rank": 2}]
+)
+def test_momentum_to_the_kernel_is_the_product_rule(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 12, 3, dtype=torch.float64)
+    layer = bc.BasisConv2d.from_conv2d(conv, 4, **options)
+    momentum = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
+    got = kernel_momentum(layer, momentum)
+    # Independent: a central difference of the kernel along the momentum.
+    step = 1e-5
+    ends = []
+    for sign in (1, -1):
+        moved = bc.BasisConv2d.from_conv2d(conv, 4, **options)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                parameter.add_(momentum[name], alpha=sign * step)
+        ends.append(moved.weight.detach())
+    torch.testing.assert_close(got, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+def test_momentum_to_the_factors_is_the_chain_rule() -> None:
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 12, 3, bias=False, dtype=torch.float64)
+    kernel = torch.randn_like(conv.weight)
+    full = bc.BasisConv2d.from_conv2d(conv, 5, form="full")
+    a, b = full.coef.detach(), full.basis.detach().flatten(1)
+    got = parameter_momentum(full, kernel)
+    torch.testing.assert_close(got["basis"].flatten(1), a.T @ kernel.flatten(1))
+    torch.testing.assert_close(got["coef"], kernel.flatten(1) @ b.T)
+    subset = bc.BasisConv2d.from_conv2d(conv, 5)
+    got = parameter_momentum(subset, kernel)
+    combined = subset.combine.detach()
+    rest = [i for i in range(12) if subset.order[i] >= 5]
+    rest.sort(key=lambda i: int(subset.order[i]))
+    b = subset.basis.detach().flatten(1)
+    torch.testing.assert_close(got["basis"].flatten(1), combined.T @ kernel.flatten(1))
+    torch.testing.assert_close(got["coef"], (kernel.flatten(1) @ b.T)[rest])
+
+
+def test_carried_momentum_covers_every_parameter_in_both_directions() -> None:
+    for first, second in ((bc.Plan(BASIS), bc.Plan()), (bc.Plan(), bc.Plan(BASIS, "full"))):
+        run = make_run(first, second, momentum_carry="carried")
+        model = first_network(run, 10)
+        carried = switch(model, run, 1, buffers_of(model))
+        shapes = {n: p.shape for n, p in model.named_parameters()}
+        assert {n: b.shape for n, b in carried.items()} == shapes

@@ -1,0 +1,550 @@
+"""Plans: what they name, what they refuse, and that a model is changed whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import basisconv as bc
+from basisconv import BasisConv2d, Plan
+from basisconv.study.vision import torchvision
+
+
+class Doubled(nn.Conv2d):
+    """A convolution with a forward of its own, which must stay as it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Labelled(nn.Conv2d):
+    """A subclass that leaves forward alone: as good as any nn.Conv2d."""
+
+
+def network() -> nn.Module:
+    """Stem, plain, strided, grouped, depthwise and 1×1 convolutions, with a shared module."""
+    torch.manual_seed(0)
+    body = nn.Sequential()
+    body.plain = nn.Conv2d(8, 12, 3, padding=1, bias=False)
+    body.norm = nn.BatchNorm2d(12)
+    body.strided = Labelled(12, 16, 3, stride=2, padding=1)
+    body.grouped = nn.Conv2d(16, 20, 3, padding=1, groups=4)
+    body.depthwise = nn.Conv2d(20, 20, 3, padding=1, groups=20)
+    body.pointwise = nn.Conv2d(20, 8, 1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), body, nn.ReLU(), body.plain).eval()
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+NORMAL = ["1.plain", "1.strided", "1.grouped"]
+
+
+def cifar_resnet18() -> nn.Module:
+    model = torchvision().models.resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+class Frozen:
+    """A picture of a model, to show that it was not touched: modules, values, modes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.state = {n: (v, v.clone()) for n, v in model.state_dict(keep_vars=True).items()}
+        self.text = repr(model)
+
+    def same(self, model: nn.Module) -> bool:
+        now = model.state_dict(keep_vars=True)
+        return (
+            self.modules == dict(model.named_modules(remove_duplicate=False))
+            and self.text == repr(model)
+            and now.keys() == self.state.keys()
+            and all(now[n] is v and torch.equal(v, was) for n, (v, was) in self.state.items())
+        )
+
+
+# Facts about the network of the paper.
+
+
+def test_parameters_of_the_cifar_resnet18():
+    model = cifar_resnet18()
+    assert len(bc.layers(model)) == 20
+    assert parameters(model) == 11_173_962
+    for ratio, form, expected in [
+        (0.25, "full", 3_283_018),
+        (0.25, "subset", 3_195_978),
+        (0.5, "full", 6_377_546),
+        (0.5, "subset", 6_029_386),
+    ]:
+        plan = bc.make_plan(model, ratio=ratio, form=form)
+        assert len(plan.layers) == 16 and not any("downsample" in n for n in plan.layers)
+        assert parameters(bc.apply_plan(model, plan, init="random")) == expected
+
+
+# Which layers a plan names.
+
+
+def test_layers_lists_what_a_plan_may_name_in_the_models_order():
+    assert list(bc.layers(network())) == ["0", *NORMAL, "1.depthwise", "1.pointwise"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "skip", "expected"),
+    [
+        (None, None, NORMAL),
+        ("1.*", None, NORMAL),
+        (["1.p*"], None, ["1.plain"]),
+        (["1.s*", "1.plain"], None, ["1.plain", "1.strided"]),
+        (["0", "1.pointwise"], None, ["0", "1.pointwise"]),
+        (["*", "1.depthwise"], None, [*NORMAL, "1.depthwise"]),
+        (None, "1.str*", ["1.plain", "1.grouped"]),
+        (["1.*", "0"], ["0", "1.plain"], ["1.strided", "1.grouped"]),
+        (lambda name, conv: conv.in_channels < 9, None, ["0", "1.plain"]),
+        (lambda name, conv: True, lambda name, conv: conv.groups > 1,
+         ["0", "1.plain", "1.strided", "1.pointwise"]),
+    ],
+)  # fmt: skip
+def test_matching(layers, skip, expected):
+    plan = bc.make_plan(network(), ratio=1.0, layers=layers, skip=skip)
+    assert list(plan.layers) == expected
+
+
+def test_a_model_in_basis_form_can_be_planned_again():
+    model = bc.apply_plan(network(), bc.make_plan(network(), ratio=0.5, layers=["0", "1.*"]))
+    assert list(bc.make_plan(model, ratio=0.25).layers) == NORMAL  # the stem is still the stem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"ratio": 0.25}, [3, 4, 8]),  # 12/4, 16/4, 20/4 up to a multiple of 4 groups
+        ({"ratio": 0.01}, [1, 1, 4]),
+        ({"ratio": 1}, [12, 16, 20]),
+        ({"ratio": 0.25, "multiple_of": 8}, [8, 8, 8]),
+        ({"ratio": 0.9, "multiple_of": 8}, [12, 16, 20]),  # never above the layer's outputs
+        ({"ratio": 0.25, "multiple_of": 3}, [3, 6, 12]),
+        ({"ratio": 0.25, "coef_groups": 2, "skip": "1.grouped"}, [4, 4]),
+        ({"n_basis": 4}, [4, 4, 4]),
+        ({"n_basis": 4, "multiple_of": 3}, [6, 6, 12]),
+        ({"n_basis": 12, "multiple_of": 32}, [12, 16, 20]),
+        ({"n_basis": 4, "coef_rank": 2, "form": "full"}, [4, 4, 4]),
+    ],
+)
+def test_rounding_of_n_basis(arguments, expected):
+    plan = bc.make_plan(network(), **arguments)
+    assert list(plan.layers.values()) == expected
+    bc.apply_plan(network(), plan)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Give either ratio= or n_basis="),
+        ({"ratio": 0.5, "n_basis": 4}, "Give either ratio= or n_basis="),
+        ({"ratio": 0.0}, r"ratio=0\.0 is outside \(0, 1\]"),
+        ({"ratio": -0.5}, r"outside \(0, 1\]"),
+        ({"ratio": 1.01}, r"ratio=1\.01 is outside \(0, 1\]"),
+        ({"ratio": float("nan")}, "ratio=nan is outside"),
+        ({"n_basis": 0}, "1.plain: n_basis=0 is not a whole number from 1 to out_channels=12"),
+        ({"n_basis": -1}, "n_basis=-1 is not"),
+        ({"n_basis": 2.5}, r"n_basis=2\.5 is not"),
+        ({"n_basis": 13}, "1.plain: n_basis=13 is not a whole number from 1 to out_channels=12"),
+        ({"n_basis": 13, "multiple_of": 4}, "n_basis=13"),
+        ({"n_basis": 6}, r"1.grouped: .*n_basis=6 must be divisible by .* = 4 \* 1"),
+        ({"n_basis": 6, "multiple_of": 4}, "1.grouped: .*n_basis=6 must be divisible"),
+        ({"ratio": 0.5, "coef_groups": 5}, "1.plain: out_channels=12 .* divisible .* 5"),
+        ({"ratio": 0.5, "coef_groups": 0}, "coef_groups"),
+        ({"ratio": 0.5, "coef_rank": 0}, "coef_rank"),
+        ({"ratio": 0.5, "multiple_of": 0}, "multiple_of=0"),
+        ({"ratio": 0.5, "form": "sub"}, "form='sub' is unknown. Forms: subset, full"),
+        ({"ratio": 0.5, "layers": ["layer9.*"]},
+         r"No Conv2d matches layers=\['layer9\.\*'\]. Available: 0, 1.plain, .*layers\(model\)"),
+        ({"ratio": 0.5, "skip": "1.plian"}, r"No Conv2d matches skip=\['1\.plian'\]. Available: 0"),
+        ({"ratio": 0.5, "layers": []}, "No Conv2d is left .*Available: 0, 1.plain"),
+        ({"ratio": 0.5, "layers": "1.d*"}, "No Conv2d is left .*only when named"),
+        ({"ratio": 0.5, "layers": lambda name, conv: False}, "No Conv2d is left"),
+        ({"ratio": 0.5, "skip": "*"}, "No Conv2d is left"),
+    ],
+)  # fmt: skip
+def test_what_make_plan_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bc.make_plan(network(), **arguments)
+
+
+def test_a_model_without_convolutions():
+    with pytest.raises(ValueError, match="Available: none"):
+        bc.make_plan(nn.Linear(3, 3), ratio=0.5)
+
+
+def test_wasted_basis_filters_are_reported():
+    with pytest.warns(UserWarning, match=r"wasted in 0 \(n_basis=48, of which 27 can be"):
+        plan = bc.make_plan(nn.Sequential(nn.Conv2d(3, 64, 3)), ratio=0.75, layers="0")
+    assert plan.layers == {"0": 48}
+
+
+@pytest.mark.filterwarnings("error")
+def test_basis_filters_that_groups_can_use_are_not_called_wasted():
+    # 16 in each group of 4·9 = 36 weights, 24 in each of 2 blocks of 27.
+    bc.make_plan(nn.Sequential(nn.Conv2d(16, 64, 3, groups=4)), ratio=1.0, layers="0")
+    bc.make_plan(nn.Sequential(nn.Conv2d(3, 64, 3)), ratio=0.75, layers="0", coef_groups=2)
+
+
+# Convolutions that cannot change.
+
+
+def tied(model: nn.Module) -> nn.Module:
+    model[1].weight = model[2].weight
+    return model
+
+
+def own_forward(model: nn.Module) -> nn.Module:
+    model[1].forward = lambda x: x
+    return model
+
+
+def with_hook(model: nn.Module) -> nn.Module:
+    prune.random_unstructured(model[1], "weight", amount=0.5)
+    return model
+
+
+def normalised(model: nn.Module) -> nn.Module:
+    parametrizations.weight_norm(model[1])
+    return model
+
+
+def replaced(layer: nn.Module):
+    def change(model: nn.Module) -> nn.Module:
+        model[1] = layer
+        return model
+
+    return change
+
+
+UNTOUCHABLE = [
+    (replaced(Doubled(4, 4, 3)), "Doubled has a forward of its own"),
+    (own_forward, "has a forward of its own"),
+    (tied, "shares a parameter with a Conv2d"),
+    (with_hook, "computed by a parametrization or a hook"),
+    (normalised, "computed by a parametrization or a hook"),
+    (replaced(nn.LazyConv2d(4, 3)), "not initialised yet"),
+    (replaced(nn.Conv2d(4, 4, 3, dtype=torch.complex64)), "not a real floating type"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize(("change", "why"), UNTOUCHABLE)
+def test_convolutions_that_cannot_change_are_left_alone_and_reported(change, why):
+    model = change(nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4))))
+    assert "1" not in bc.layers(model) and {"0", "3"} <= bc.layers(model).keys()
+    with pytest.warns(UserWarning, match=f"Left dense: 1: .*{why}"):
+        plan = bc.make_plan(model, ratio=0.5)
+    assert "1" not in plan.layers and "3" in plan.layers
+    with pytest.raises(ValueError, match=f"1 cannot be put in basis form: .*{why}"):
+        bc.make_plan(model, ratio=0.5, layers=["1"])
+    was = list(model)
+    with pytest.raises(ValueError, match=f"1 cannot be put in basis form: .*{why}"):
+        bc.apply_plan(model, Plan({"3": 2, "1": 2}), inplace=True)
+    assert list(model) == was
+    kept = model[1]
+    assert bc.apply_plan(model, plan, inplace=True)[1] is kept
+
+
+def test_a_model_that_is_one_convolution():
+    conv = nn.Conv2d(4, 8, 3)
+    with pytest.raises(ValueError, match="it is the model itself; use BasisConv2d.from_conv2d"):
+        bc.make_plan(conv, ratio=0.5, layers=[""])
+    with pytest.raises(ValueError, match="itself a BasisConv2d: call its to_conv2d"):
+        bc.restore(BasisConv2d.from_conv2d(conv, 4))
+
+
+# Applying plans.
+
+PLANS = [
+    Plan({"1.plain": 5, "1.grouped": 8}),
+    Plan({"1.plain": 5, "1.grouped": 8}, "full"),
+    Plan({"1.strided": 4, "1.plain": 6}, "full", 2, 2, {"1.strided": "rebuilt"}),
+    Plan({"0": 3, "1.depthwise": 20, "1.pointwise": 4}, coef_rank=2),
+    Plan({}),
+]
+
+
+@pytest.mark.parametrize("second", PLANS)
+@pytest.mark.parametrize("first", PLANS)
+def test_a_model_matches_the_last_plan_from_whatever_form_it_is_in(first, second):
+    model = network()
+    once = bc.apply_plan(model, first)
+    kernels = {n: c.weight for n, c in bc.layers(once).items()}
+    twice = bc.apply_plan(once, second)
+    for name, conv in bc.layers(twice).items():
+        assert isinstance(conv, BasisConv2d) == (name in second.layers)
+        if name not in second.layers:
+            assert type(conv) in (nn.Conv2d, Labelled)
+            torch.testing.assert_close(conv.weight, kernels[name], rtol=1e-5, atol=1e-6)
+    assert bc.plan_of(twice) == second
+    assert twice[3] is twice[1].plain  # a shared module is still one
+    assert bc.plan_of(once) == first and bc.plan_of(model) == Plan({})
+
+
+@pytest.mark.parametrize("form", ["subset", "full"])
+def test_all_filters_keep_the_function_and_restore_gives_it_back(form):
+    model = network().double()
+    x = X.double()
+    plan = bc.make_plan(model, ratio=1.0, layers=lambda name, conv: True, form=form)
+    basis = bc.apply_plan(model, plan)
+    dense = bc.restore(basis)
+    for other in (basis, dense):
+        torch.testing.assert_close(other(x), model(x), rtol=0, atol=1e-12)
+    assert {type(c) for c in bc.layers(dense).values()} == {nn.Conv2d}
+    assert dense.state_dict().keys() == model.state_dict().keys()
+
+
+def test_inplace_changes_the_model_and_otherwise_a_copy():
+    model = network()
+    was = Frozen(model)
+    plan = bc.make_plan(model, ratio=0.5)
+    assert bc.apply_plan(model, plan) is not model
+    assert was.same(model)
+    assert bc.apply_plan(model, plan, inplace=True) is model
+    assert bc.plan_of(model) == plan
+
+
+def test_layers_that_match_are_left_alone_and_modes_follow_the_plan():
+    model = bc.apply_plan(network(), Plan({"1.plain": 5, "1.strided": 4}))
+    plain, depthwise = model[1].plain, model[1].depthwise
+    bc.apply_plan(
+        model, Plan({"1.plain": 5, "1.strided": 8}, modes={"1.plain": "rebuilt"}), inplace=True
+    )
+    assert model[1].plain is plain and model[1].depthwise is depthwise
+    assert plain.mode == "rebuilt" and model[1].strided.n_basis == 8
+    bc.apply_plan(model, Plan({"1.plain": 5}), inplace=True)
+    assert plain.mode == "factored" and type(model[1].strided) is nn.Conv2d
+
+
+def test_random_factors_come_from_the_generator():
+    plan = Plan({"1.plain": 5, "1.grouped": 8})
+    state = torch.get_rng_state()
+    first, again, other = (
+        bc.apply_plan(network(), plan, "random", generator=torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    )
+    torch.set_rng_state(state)
+    assert torch.equal(first(X), again(X)) and not torch.equal(first(X), other(X))
+
+
+@pytest.mark.parametrize("init", ["svd", "qr"])
+def test_decompositions_draw_nothing_from_the_global_generator(init):
+    model = network()
+    state = torch.get_rng_state()
+    bc.restore(bc.apply_plan(model, bc.make_plan(model, ratio=0.5), init))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+BAD_PLANS = [
+    (Plan({"1.plain": 5, "layer9.conv": 2}), "svd",
+     r"The plan names 'layer9\.conv', which the model does not have. Available: 0, 1\.plain"),
+    (Plan({"1.plain": 5, "1.norm": 2}), "svd", r"names '1\.norm', which the model does not have"),
+    (Plan({"1.plain": 5, "1.strided": 17}), "svd", "1.strided: n_basis=17 .* out_channels=16"),
+    (Plan({"1.plain": 5, "1.grouped": 6}), "svd", "1.grouped: .*n_basis=6 must be divisible"),
+    (Plan({"1.plain": 5}, coef_groups=5), "svd", r"1.plain: .*divisible"),
+    (Plan({"1.plain": 5}), "SVD", "init='SVD' is unknown. Inits: svd, qr, random"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(("plan", "init", "message"), BAD_PLANS)
+def test_a_plan_that_does_not_fit_leaves_the_model_as_it_was(plan, init, message, inplace):
+    for model in (network(), bc.apply_plan(network(), Plan({"1.strided": 4}))):
+        was = Frozen(model)
+        with pytest.raises(ValueError, match=message):
+            bc.apply_plan(model, plan, init, inplace=inplace)
+        assert was.same(model)
+
+
+@pytest.mark.parametrize("bad", ["1.plain", "1.grouped"])
+def test_a_kernel_that_is_not_finite_is_named_and_nothing_is_changed(bad):
+    model = network()
+    with torch.no_grad():
+        model.get_submodule(bad).weight[0] = torch.nan
+    names = Frozen(model).modules
+    with pytest.raises(ValueError, match=f"{bad}: Only a kernel of finite real numbers"):
+        bc.apply_plan(model, bc.make_plan(model, ratio=0.5), inplace=True)
+    assert names == dict(model.named_modules(remove_duplicate=False))
+
+
+# Plans as values.
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    layers=st.dictionaries(st.text(max_size=5), st.integers(1, 10**6), max_size=4),
+    form=st.sampled_from(["subset", "full"]),
+    coef_groups=st.integers(1, 8),
+    coef_rank=st.none() | st.integers(1, 64),
+    data=st.data(),
+)
+def test_a_plan_survives_json(layers, form, coef_groups, coef_rank, data):
+    mode = st.sampled_from(["factored", "rebuilt"])
+    modes = {n: data.draw(mode) for n in layers if data.draw(st.booleans())}
+    plan = Plan(layers, form, coef_groups, coef_rank, modes)
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan and hash(again) == hash(plan)
+    assert len({plan, again}) == 1
+
+
+def test_files(tmp_path: Path):
+    plan = Plan({"layer1.0.conv1": 16}, "full", 2, 4, {"layer1.0.conv1": "rebuilt"})
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    text = (tmp_path / "plan.json").read_text()
+    for damaged in (text[:-9], "", "[]", "3", text.replace("coef_rank", "coef_ranks"),
+                    text.replace("16", "0"), text.replace("full", "ful")):  # fmt: skip
+        (tmp_path / "damaged.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.json is not a plan: "):
+            Plan.load(tmp_path / "damaged.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"binary\.json is not a plan"):
+        Plan.load(tmp_path / "binary.json")
+
+
+def test_equality_hash_and_order():
+    a, b = Plan({"x": 1, "y": 2}), Plan({"y": 2, "x": 1})
+    assert a == b and hash(a) == hash(b)
+    assert Plan({"x": 1}, modes={"x": "factored"}) == Plan({"x": 1})
+    assert a != Plan({"x": 1, "y": 2}, "full")
+
+
+def test_a_plan_does_not_change_with_what_it_was_made_from():
+    layers: dict[str, int] = {"x": 1}
+    plan = Plan(layers)
+    layers["y"] = 2
+    plan.to_dict()["layers"]["z"] = 3
+    assert plan == Plan({"x": 1})
+    with pytest.raises(FrozenInstanceError):
+        plan.form = "full"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layer": {"x": 1}}, "A plan has the keys layers, form, coef_groups, coef_rank, modes"),
+        ([], "A plan has the keys"),
+        ({"layers": ["x"]}, r"\['x'\] does not"),
+        ({"layers": {"x": 1}, "modes": 3}, "3 does not"),
+        ({"layers": {"x": 0}}, "'x' to 0"),
+        ({"layers": {"x": "4"}}, "'x' to '4'"),
+        ({"layers": {"x": True}}, "'x' to True"),
+        ({"layers": {"x": 1.5}}, r"'x' to 1\.5"),
+        ({"form": "Subset"}, "form='Subset' is unknown. Forms: subset, full"),
+        ({"form": ["subset"]}, "is unknown"),
+        ({"coef_groups": 0}, "not 0"),
+        ({"coef_groups": None}, "not None"),
+        ({"coef_rank": -2}, "not -2"),
+        ({"layers": {"x": 1}, "modes": {"y": "rebuilt"}}, r"modes\['y'\]"),
+        ({"layers": {"x": 1}, "modes": {"x": "fast"}}, "factored, rebuilt"),
+    ],
+)
+def test_values_that_are_not_a_plan(values: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        Plan.from_dict(values)
+
+
+def test_only():
+    plan = Plan({"x": 1, "y": 2, "z": 3}, "full", 2, 4, {"x": "rebuilt", "y": "rebuilt"})
+    assert plan.only(["z", "x"]) == Plan({"x": 1, "z": 3}, "full", 2, 4, {"x": "rebuilt"})
+    with pytest.raises(ValueError, match=r"\['w'\] are not in the plan. It has: x, y, z"):
+        plan.only(["x", "w"])
+
+
+def test_plan_of_a_model_that_no_plan_describes():
+    for other in ({"form": "full"}, {"coef_groups": 2}, {"coef_rank": 1}):
+        model = nn.Sequential(BasisConv2d(4, 8, 3, 4), BasisConv2d(8, 8, 3, 4, **other))
+        with pytest.raises(ValueError, match="No plan describes this model: .* of 0|1 differ"):
+            bc.plan_of(model)
+    # Ranks that are cut to a layer's own width are one plan; others are not.
+    narrow, wide = BasisConv2d(4, 8, 3, 2, coef_rank=2), BasisConv2d(8, 8, 3, 6, coef_rank=4)
+    assert bc.plan_of(nn.Sequential(narrow, wide)) == Plan({"0": 2, "1": 6}, coef_rank=4)
+    with pytest.raises(ValueError, match="No plan describes"):
+        bc.plan_of(nn.Sequential(BasisConv2d(4, 8, 3, 6, coef_rank=2), wide))
+
+
+# Dense checkpoints.
+
+
+@pytest.mark.parametrize("form", ["subset", "full"])
+def test_a_dense_checkpoint_loads_into_a_model_in_basis_form(form):
+    trained = network()
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    trained[1].norm.running_mean.fill_(0.3)
+    plan = bc.make_plan(trained, ratio=1.0, form=form, layers=lambda name, conv: True)
+    model = bc.apply_plan(network(), plan)
+    held = dict(model.named_parameters())
+    bc.load_dense_state_dict(model, trained.state_dict())
+    torch.testing.assert_close(model(X), trained(X), rtol=1e-4, atol=1e-5)
+    assert all(held[n] is p for n, p in model.named_parameters())  # an optimizer's still
+    dense = bc.dense_state_dict(model)
+    assert dense.keys() == trained.state_dict().keys()
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(dense[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_from_before_batches_were_counted_loads():
+    old = {n: v for n, v in network().state_dict().items() if "num_batches" not in n}
+    bc.load_dense_state_dict(bc.apply_plan(network(), Plan({"1.plain": 12})), old)
+
+
+def missing(state: dict[str, Tensor]) -> None:
+    del state["1.plain.weight"]
+
+
+def unknown(state: dict[str, Tensor]) -> None:
+    state["layer9.weight"] = torch.zeros(3)
+
+
+def misshapen(state: dict[str, Tensor]) -> None:
+    state["1.plain.weight"] = torch.zeros(12, 8, 5, 5)
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["1.strided.weight"] = torch.full((16, 12, 3, 3), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing, r"(?s)dense form.*Missing key.*1\.plain\.weight"),
+        (unknown, r"(?s)dense form.*Unexpected key.*layer9\.weight"),
+        (misshapen, r"(?s)dense form.*1\.plain\.weight.*\[12, 8, 5, 5\].*\[12, 8, 3, 3\]"),
+        (not_a_number, r"1\.strided: Only a kernel of finite"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_leaves_the_model_as_it_was(damage, message):
+    model = bc.apply_plan(network(), Plan({"1.plain": 5, "1.strided": 4}))
+    state = copy.deepcopy(network().state_dict())
+    for value in state.values():
+        value.add_(1)
+    damage(state)
+    was = Frozen(model)
+    with pytest.raises(ValueError, match=message):
+        bc.load_dense_state_dict(model, state)
+    assert was.same(model)
+
+
+def test_a_checkpoint_in_basis_form_is_not_a_dense_one():
+    model = bc.apply_plan(network(), Plan({"1.plain": 5}))
+    with pytest.raises(ValueError, match=r"(?s)dense form.*1\.plain\.coef"):
+        bc.load_dense_state_dict(model, model.state_dict())

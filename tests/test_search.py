@@ -1,0 +1,245 @@
+"""Selection and matched subsets, against enumeration of all subsets."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from basisconv.plan import Plan
+from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
+
+Values = dict[str, float]
+
+
+def subsets(names):
+    return chain.from_iterable(combinations(names, r) for r in range(len(names) + 1))
+
+
+def total_of(values: Values, names) -> float:
+    return math.fsum(values[name] for name in names)
+
+
+def loss_of(scores: Values, names) -> float:
+    return math.fsum(max(scores[name], 0.0) for name in names)
+
+
+def plan_of(values: Values) -> Plan:
+    return Plan({name: 2 + i for i, name in enumerate(values)})
+
+
+def instance(seed: int) -> tuple[Values, Values]:
+    """Scores and savings of a few layers: continuous, or of few levels so that ties abound."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 10))
+    if seed % 2:
+        scores = rng.normal(0.1, 0.2, count)
+        savings = rng.normal(1.0, 1.0, count)
+    else:
+        scores = rng.integers(-2, 5, count) * 0.1
+        savings = rng.integers(-1, 4, count) * 37_748_736.0
+    names = [f"layer{i}" for i in range(count)]
+    return (
+        dict(zip(names, scores.tolist(), strict=True)),
+        dict(zip(names, savings.tolist(), strict=True)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_select_is_the_best_of_all_subsets(seed):
+    scores, savings = instance(seed)
+    budget = 0.1 * (seed % 11)
+    chosen = select(scores, savings, budget, plan_of(scores)).layers
+    useful = [name for name in scores if savings[name] > 0]
+    best = max(
+        (total_of(savings, s), -loss_of(scores, s))
+        for s in subsets(useful)
+        if loss_of(scores, s) <= budget + 1e-9
+    )
+    assert set(chosen) <= set(useful)
+    assert (total_of(savings, chosen), -loss_of(scores, chosen)) == pytest.approx(best, abs=1e-9)
+
+
+def test_select_fills_a_budget_that_rounding_would_overrun():
+    # 0.1 + 0.1 + 0.1 is 0.30000000000000004.
+    scores = dict.fromkeys("abcd", 0.1)
+    assert len(select(scores, dict.fromkeys("abcd", 1.0), 0.3, plan_of(scores)).layers) == 3
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_select_is_exact_within_the_solvers_tolerance(seed):
+    # The budget is 1e-5 to 1e-8 short of what a subset needs, which the solver takes for enough.
+    rng = np.random.default_rng(seed)
+    names = [f"layer{i}" for i in range(int(rng.integers(2, 9)))]
+    scores = {name: float(rng.uniform(0.1, 1)) for name in names}
+    savings = {name: float(rng.uniform(0.1, 1)) for name in names}
+    wanted = [name for name in names if rng.random() < 0.6]
+    budget = loss_of(scores, wanted) * (1 - 10 ** -rng.uniform(5, 8))
+    chosen = select(scores, savings, budget, plan_of(scores)).layers
+    best = max(total_of(savings, s) for s in subsets(names) if loss_of(scores, s) <= budget)
+    assert loss_of(scores, chosen) <= budget
+    assert total_of(savings, chosen) == pytest.approx(best, abs=1e-8)
+
+
+def test_a_negative_score_does_not_pay_for_another_layer():
+    scores = {"better": -5.0, "worse": 0.2}
+    savings = {"better": 1.0, "worse": 10.0}
+    assert set(select(scores, savings, 0.1, plan_of(scores)).layers) == {"better"}
+
+
+def test_where_all_layers_save_the_same_the_least_sensitive_are_chosen():
+    scores = {"a": 0.05, "b": 0.01, "c": 0.04, "d": 0.02, "e": 0.03}
+    chosen = select(scores, dict.fromkeys(scores, 37_748_736.0), 0.065, plan_of(scores))
+    assert set(chosen.layers) == {"b", "d", "e"}
+
+
+def test_select_may_find_nothing():
+    scores = {"a": 0.5, "b": 0.4}
+    assert select(scores, {"a": 1.0, "b": 1.0}, 0.3, plan_of(scores)) == Plan({})
+    assert select(scores, {"a": 0.0, "b": -1.0}, 1e6, plan_of(scores)) == Plan({})
+    assert select({}, {}, 1.0, Plan({})) == Plan({})
+
+
+def test_the_threshold_is_the_highest_score_that_passes():
+    scores = {"a": 0.3, "b": 0.1, "c": -0.2, "d": 0.31}
+    assert set(select_by_threshold(scores, 0.3, plan_of(scores)).layers) == {"a", "b", "c"}
+    assert select_by_threshold(scores, -1.0, plan_of(scores)) == Plan({})
+
+
+def test_plans_keep_the_candidates_form():
+    candidates = Plan(
+        {"a": 4, "b": 8, "c": 16},
+        form="full",
+        coef_groups=2,
+        coef_rank=3,
+        modes={"a": "rebuilt", "b": "rebuilt"},
+    )
+    ones = dict.fromkeys("abc", 1.0)
+    expected = Plan({"b": 8}, "full", 2, 3, {"b": "rebuilt"})
+    scores = {"a": 1.0, "b": 0.0, "c": 1.0}
+    assert select(scores, ones, 0.5, candidates) == expected
+    assert select_by_threshold(scores, 0.5, candidates) == expected
+    only_b = {"a": -1.0, "b": 1.0, "c": 0.0}
+    assert random_subset(only_b, 4.0, 3.0, candidates, seed=0) == expected
+    assert inverted_subset(scores, only_b, 4.0, 3.0, candidates) == expected
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_inverted_is_the_worst_of_all_subsets_of_that_time(seed):
+    scores, savings = instance(seed)
+    useful = [name for name in scores if savings[name] > 0]
+    total = 1.3 * total_of(savings, useful) + 1.0
+    # A time that some subset has, as the selected one's always does.
+    rng = np.random.default_rng(seed)
+    target = total - total_of(savings, [name for name in useful if rng.random() < 0.5])
+    chosen = inverted_subset(scores, savings, total, target, plan_of(scores), 0.05).layers
+    time = total - total_of(savings, chosen)
+    assert abs(time - target) <= 0.05 * target * (1 + 1e-9)
+    worst = max(
+        (loss_of(scores, s), total_of(scores, s))
+        for s in subsets(useful)
+        if abs(total - total_of(savings, s) - target) <= 0.05 * target + 1e-9 * total
+    )
+    assert (loss_of(scores, chosen), total_of(scores, chosen)) == pytest.approx(worst, abs=1e-9)
+
+
+def test_random_subsets_are_uniform_over_those_of_that_time():
+    rng = np.random.default_rng(3)
+    savings = {f"layer{i}": float(s) for i, s in enumerate(rng.uniform(0.03, 0.1, 7))}
+    savings["useless"] = -0.01
+    total, target = 1.0, 0.75
+    valid = {
+        frozenset(s)
+        for s in subsets([name for name in savings if savings[name] > 0])
+        if abs(total - total_of(savings, s) - target) <= 0.02 * target
+    }
+    assert len(valid) > 8
+    drawn = Counter(
+        frozenset(random_subset(savings, total, target, plan_of(savings), seed).layers)
+        for seed in range(40 * len(valid))
+    )
+    assert set(drawn) == valid
+    assert stats.chisquare(list(drawn.values())).pvalue > 1e-3
+
+
+def test_random_subsets_of_many_layers_meet_the_time():
+    rng = np.random.default_rng(4)
+    savings = {f"layer{i}": float(s) for i, s in enumerate(rng.uniform(0.001, 0.016, 60))}
+    drawn = set()
+    for seed in range(20):
+        plan = random_subset(savings, 1.0, 0.7, plan_of(savings), seed)
+        assert 1.0 - total_of(savings, plan.layers) == pytest.approx(0.7, rel=0.02)
+        drawn.add(plan)
+    assert len(drawn) == 20
+    assert random_subset(savings, 1.0, 0.7, plan_of(savings), 0) in drawn  # the seed decides
+
+
+def test_a_time_that_no_subset_has_is_refused_with_what_there_is():
+    savings = {"a": 0.1, "b": 0.25, "useless": 0.0}
+    scores = dict.fromkeys(savings, 1.0)
+    for target, nearest in ((0.83, "0.9"), (0.72, "0.75"), (0.2, "0.65"), (1.5, "1")):
+        with pytest.raises(ValueError, match=rf"nearest is {nearest},.*from 0.65 to 1\."):
+            random_subset(savings, 1.0, target, plan_of(savings), seed=0)
+        with pytest.raises(ValueError, match=rf"nearest is {nearest},"):
+            inverted_subset(scores, savings, 1.0, target, plan_of(savings))
+    # Nothing to choose from: dense alone, where its time is the one asked for.
+    assert random_subset({}, 1.0, 1.01, Plan({}), seed=0) == Plan({})
+    assert inverted_subset({}, {}, 1.0, 1.01, Plan({})) == Plan({})
+    with pytest.raises(ValueError, match="these 0 layers"):
+        random_subset({}, 1.0, 0.5, Plan({}), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "savings", "message"),
+    [
+        ({"a": 1.0}, {"a": 1.0, "b": 1.0}, r"scores .*missing \['b'\].*Candidates: a, b"),
+        ({"a": 1.0, "b": 1.0}, {"b": 1.0}, r"savings .*missing \['a'\]"),
+        ({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0}, r"scores .*unknown \['c'\]"),
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, r"savings .*unknown \['c'\]"),
+        ({"a": math.nan, "b": 1.0}, {"a": 1.0, "b": 1.0}, "scores .*finite.*a=nan"),
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": math.inf}, "savings .*finite.*b=inf"),
+    ],
+)
+def test_scores_and_savings_must_fit_the_candidates(scores, savings, message):
+    candidates = Plan({"a": 1, "b": 1})
+    with pytest.raises(ValueError, match=message):
+        select(scores, savings, 1.0, candidates)
+    with pytest.raises(ValueError, match=message):
+        inverted_subset(scores, savings, 1.0, 1.0, candidates)
+    with pytest.raises(ValueError, match=message):
+        if message.startswith("scores"):
+            select_by_threshold(scores, 1.0, candidates)
+        else:
+            random_subset(savings, 1.0, 1.0, candidates, seed=0)
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
+def test_numbers_out_of_range_are_refused(bad):
+    ones, candidates = {"a": 1.0}, Plan({"a": 1})
+    with pytest.raises(ValueError, match="budget="):
+        select(ones, ones, bad, candidates)
+    with pytest.raises(ValueError, match="total="):
+        random_subset(ones, bad, 1.0, candidates, seed=0)
+    with pytest.raises(ValueError, match="target="):
+        inverted_subset(ones, ones, 1.0, bad, candidates)
+    with pytest.raises(ValueError, match="tolerance="):
+        random_subset(ones, 1.0, 1.0, candidates, seed=0, tolerance=bad)
+    if bad > 0 or math.isnan(bad):
+        with pytest.raises(ValueError, match="threshold="):
+            select_by_threshold(ones, bad, candidates)
+
+
+def test_scipy_is_imported_when_a_search_runs_and_not_before():
+    code = (
+        "import sys, basisconv.search as s; assert 'scipy' not in sys.modules; "
+        "s.select_by_threshold({}, 0, s.Plan({})); sys.modules['scipy'] = None; "
+        "s.select({'a': 1.0}, {'a': 1.0}, 1.0, s.Plan({'a': 1}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: The search needs scipy: pip install scipy." in run.stderr

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from fake_runs import make_record, make_run, no_space, strays
+
+from basisconv.study import files
+from basisconv.study.files import DamagedFile
+from basisconv.study.publish import publish, published
+from basisconv.study.run import Arm, Section
+from basisconv.study.store import ConflictingResults, MissingRuns, Store
+
+
+def filled(folder, seeds, **changes):
+    store = Store(folder)
+    for seed in seeds:
+        store.put(make_record(make_run(seed), **changes))
+    return store
+
+
+def contents(folder):
+    """Every file with its bytes and the time it was written."""
+    paths = (p for p in folder.rglob("*") if p.is_file())
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
+
+
+def ids(*seeds):
+    return tuple(make_run(seed).run_id for seed in seeds)
+
+
+def section(*seeds, name="01_baseline"):
+    arm = Arm(label="dense", method="dense", run_ids=ids(*seeds))
+    return Section(name=name, profile="smoke", arms=(arm,), facts={"epochs": 2})
+
+
+def test_looking_writes_nothing(tmp_path):
+    store = Store(tmp_path / "runs")
+    assert store.get(ids(0)[0]) is None
+    assert store.missing([make_run(0)]) == [make_run(0)]
+    assert store.all() == {}
+    assert not store.folder.exists()
+
+
+def test_records_come_back_in_the_order_asked_for(tmp_path):
+    store = filled(tmp_path, [0, 1, 2])
+    records = store.records(ids(2, 0))
+    assert list(records) == list(ids(2, 0))
+    assert records[ids(2)[0]] == make_record(make_run(2))
+    assert set(store.all()) == set(ids(0, 1, 2))
+
+
+def test_missing_runs_are_named(tmp_path):
+    store = filled(tmp_path, [1])
+    with pytest.raises(MissingRuns, match="basisconv run --profile") as error:
+        store.records(ids(0, 1, 2))
+    assert error.value.run_ids == ids(0, 2)
+    assert all(run_id in str(error.value) for run_id in ids(0, 2))
+    with pytest.raises(MissingRuns, match="and 30 more"):
+        store.records(ids(*range(2, 42)))
+
+
+def test_failures_are_missing_only_when_they_are_to_be_retried(tmp_path):
+    store = filled(tmp_path, [0], status="failed")
+    filled(tmp_path, [1], status="diverged")
+    runs = [make_run(seed) for seed in (2, 0, 1, 2)]
+    assert store.missing(runs) == [make_run(2)]
+    assert store.missing(runs, retry_failed=True) == [make_run(2), make_run(0)]
+
+
+@pytest.mark.parametrize("name", ["../0123456789abcde", "0123", "0123456789ABCDEF", "a" * 17, ""])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    store = Store(tmp_path)
+    for use in (store.path, store.get, store.lock):
+        with pytest.raises(ValueError, match="no run id"):
+            use(name)
+
+
+def test_flipped_bits_and_truncations_of_a_record_are_detected(tmp_path):
+    store = filled(tmp_path, [0])
+    path = store.path(ids(0)[0])
+    data = path.read_bytes()
+    draw = random.Random(0)
+    for bit in draw.sample(range(8 * len(data)), 200):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile):
+            store.get(ids(0)[0])
+    for length in [0, len(data) - 1, *draw.sample(range(len(data)), 20)]:
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedFile):
+            store.missing([make_run(0)])
+
+
+def test_the_record_of_another_run_is_refused(tmp_path):
+    store = filled(tmp_path, [0])
+    store.path(ids(0)[0]).rename(store.path(ids(1)[0]))
+    with pytest.raises(DamagedFile, match=f"holds the record of run {ids(0)[0]}"):
+        store.get(ids(1)[0])
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_record(tmp_path, monkeypatch, where):
+    store = filled(tmp_path, [0], status="failed")
+    before = contents(tmp_path)
+    monkeypatch.setattr(files.os, where, no_space)
+    with pytest.raises(OSError, match="Nothing was written"):
+        store.put(make_record(make_run(0)))
+    assert contents(tmp_path) == before
+
+
+def test_merge_takes_in_what_is_new_and_does_so_once(tmp_path):
+    here, there = filled(tmp_path / "here", [0, 1]), filled(tmp_path / "there", [1, 2, 3])
+    (there.folder / "manifest.json").write_text("{}")
+    report = here.merge(there.folder)
+    assert set(report.added) == set(ids(2, 3))
+    assert (report.known, report.kept) == (ids(1), ())
+    assert here.all() == {i: make_record(make_run(s)) for s in range(4) for i in ids(s)}
+    before = contents(here.folder)
+    again = here.merge(there.folder)
+    assert (again.added, set(again.known)) == ((), set(ids(1, 2, 3)))
+    assert contents(here.folder) == before
+
+
+def test_merge_ignores_what_was_measured(tmp_path):
+    here = filled(tmp_path / "here", [0], seconds=1.0)
+    report = here.merge(filled(tmp_path / "there", [0], seconds=9.0, kind="gpu").folder)
+    assert report.known == ids(0)
+    assert here.get(ids(0)[0]).measurement.seconds == {"total": 1.0}
+
+
+def test_merge_refuses_another_result_of_the_same_kind_of_device(tmp_path):
+    here = filled(tmp_path / "here", [5])
+    there = filled(tmp_path / "there", [0, 1, 2, 3, 4])
+    filled(tmp_path / "there", [5], loss=1.6)
+    before = contents(here.folder)
+    with pytest.raises(ConflictingResults, match=f"other results of {ids(5)[0]}"):
+        here.merge(there.folder)
+    assert contents(here.folder) == before
+
+
+def test_merge_keeps_the_first_result_where_devices_differ_in_kind(tmp_path):
+    here = filled(tmp_path / "here", [0], kind="cpu")
+    there = filled(tmp_path / "there", [0, 1], loss=1.6, kind="gpu")
+    for added in (ids(1), ()):
+        report = here.merge(there.folder)
+        assert (report.added, report.kept) == (added, ids(0))
+    assert here.get(ids(0)[0]) == make_record(make_run(0), kind="cpu")
+
+
+def test_merge_lets_a_result_take_the_place_of_a_failure_and_never_the_reverse(tmp_path):
+    failed = filled(tmp_path / "failed", [0, 1], status="failed")
+    done = filled(tmp_path / "done", [0])
+    assert done.merge(failed.folder).known == ids(0)
+    assert done.get(ids(0)[0]).status == "done"
+    assert failed.merge(filled(tmp_path / "more", [0]).folder).added == ids(0)
+    assert failed.get(ids(0)[0]).status == "done"
+
+
+def test_merge_refuses_a_damaged_record_before_anything_is_written(tmp_path):
+    here, there = filled(tmp_path / "here", [0]), filled(tmp_path / "there", range(1, 6))
+    last = max(there.folder.glob("*.json"))
+    last.write_bytes(last.read_bytes().replace(b"12345", b"12346"))
+    before = contents(here.folder)
+    with pytest.raises(DamagedFile, match=last.name):
+        here.merge(there.folder)
+    assert contents(here.folder) == before
+
+
+def test_merge_says_when_there_is_nothing_to_take(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match="holds no records"):
+            Store(tmp_path / "here").merge(folder)
+
+
+def test_published_sections_come_back_with_their_records(tmp_path):
+    store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "paper"
+    assert published(destination) == {}
+    publish(store, section(0, 1), destination)
+    report = publish(store, section(1, 2, name="02_all_layers"), destination)
+    assert (report.added, report.known) == (ids(2), ids(1))
+    found = published(destination)
+    assert found == {s.name: s for s in (section(0, 1), section(1, 2, name="02_all_layers"))}
+    assert Store(destination).records(found["01_baseline"].run_ids) == store.records(ids(0, 1))
+    publish(store, section(3), destination)
+    assert published(destination)["01_baseline"] == section(3)
+
+
+def test_publishing_twice_leaves_the_same_bytes(tmp_path):
+    store, destination = filled(tmp_path / "runs", range(2)), tmp_path / "paper"
+    publish(store, section(0, 1), destination)
+    before = {path: data for path, (data, _) in contents(destination).items()}
+    publish(store, section(0, 1), destination)
+    assert {path: data for path, (data, _) in contents(destination).items()} == before
+
+
+def test_what_is_not_whole_is_not_published(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "paper"
+    with pytest.raises(MissingRuns, match=ids(1)[0]):
+        publish(store, section(0, 1), destination)
+    filled(tmp_path / "runs", [1], status="failed")
+    with pytest.raises(ValueError, match=f"{ids(1)[0]} failed"):
+        publish(store, section(0, 1), destination)
+    assert not destination.exists()
+
+
+def test_a_published_result_is_not_replaced_by_another(tmp_path):
+    destination = tmp_path / "paper"
+    publish(filled(tmp_path / "first", [0]), section(0), destination)
+    before = contents(destination)
+    with pytest.raises(ConflictingResults):
+        publish(filled(tmp_path / "second", [0, 1], loss=9.0), section(1, 0), destination)
+    assert contents(destination) == before
+
+
+def test_a_full_disk_publishes_nothing_that_is_not_there(tmp_path, monkeypatch):
+    store, destination = filled(tmp_path / "runs", range(3)), tmp_path / "paper"
+    publish(store, section(0), destination)
+    replace = files.os.replace
+
+    def no_manifest(source, target):
+        no_space() if target.name == "manifest.json" else replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", no_manifest)
+    with pytest.raises(OSError, match="No space"):
+        publish(store, section(1, 2), destination)
+    assert published(destination) == {"01_baseline": section(0)}
+    assert strays(destination) == []
+
+
+def test_a_published_record_that_is_gone_is_named(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "paper"
+    publish(store, section(0, 1), destination)
+    Store(destination).path(ids(1)[0]).unlink()
+    with pytest.raises(MissingRuns, match=ids(1)[0]):
+        Store(destination).records(published(destination)["01_baseline"].run_ids)
+
+
+def test_a_damaged_manifest_is_refused(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "paper"
+    publish(store, section(0), destination)
+    manifest = destination / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b'"epochs": 2', b'"epochs": 3'))
+    with pytest.raises(DamagedFile, match="was changed after it was written"):
+        publish(store, section(0, name="02_all_layers"), destination)
+    for values in (
+        {"schema_version": 2, "sections": {}},
+        {"schema_version": 1},
+        {"schema_version": 1, "sections": {"a": {"complete": True, "section": {}}}},
+        {"schema_version": 1, "sections": ["a"]},
+    ):
+        files.write_json(manifest, values)
+        with pytest.raises(DamagedFile, match="manifest"):
+            published(destination)

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fake_runs import fake_train, make_record, make_run, no_space, pids, strays, trained
+
+from basisconv.study import files
+from basisconv.study.files import DamagedFile
+from basisconv.study.status import Status, status
+from basisconv.study.store import Store
+from basisconv.study.sweep import SweepReport, sweep
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+def ids(runs):
+    return [run.run_id for run in runs]
+
+
+def snapshot(store):
+    return {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
+
+
+def test_each_run_is_trained_once_in_order_and_a_second_sweep_does_nothing(store, log, capsys):
+    runs = [make_run(seed) for seed in (3, 1, 2)]
+    train = partial(fake_train, log=log)
+    for workers in (1, 2):
+        report = sweep([*runs, runs[0]], store, workers=workers, train=train)
+        assert report == SweepReport(done=3, failed=(), left=())
+        assert trained(log) == ids(runs)
+        if workers == 1:
+            before = snapshot(store)
+            out, err = capsys.readouterr()
+            assert out == "" and "3/3 runs" in err and "100 %" in err
+    assert snapshot(store) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_two_workers_train_many_runs(store, log, capfd):
+    runs = [make_run(seed) for seed in range(8)]
+    train = partial(fake_train, log=log, seconds=0.2, raising=[2], diverging=[5])
+    report = sweep(runs, store, workers=2, train=train)
+    assert (report.done, report.failed, report.left) == (7, (runs[2].run_id,), ())
+    assert sorted(trained(log)) == sorted(ids(runs))
+    assert 1 <= len(pids(log)) <= 2 and os.getpid() not in pids(log)
+    assert [store.get(i).status for i in ids([runs[5], runs[0]])] == ["diverged", "done"]
+    told = capfd.readouterr().err
+    assert f"Run {runs[2].run_id} (resnet18, width 16, seed 2) failed: RuntimeError: seed 2" in told
+    assert f"Run {runs[5].run_id} (resnet18, width 16, seed 5) diverged" in told
+    assert "8/8 runs" in told
+
+
+def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys):
+    runs = [make_run(seed) for seed in range(3)]
+    train = partial(fake_train, log=log, raising=[1])
+    sweep(runs, store, workers=1, train=train)
+    record = store.get(runs[1].run_id)
+    assert record.status == "failed" and record.result is None
+    assert record.error.startswith("Traceback") and "fake_train" in record.error
+    assert record.error.endswith("RuntimeError: seed 1 has no luck\n")
+    assert record.measurement.environment["device_kind"]
+
+    lucky = partial(fake_train, log=log)
+    assert sweep(runs, store, workers=1, train=lucky).failed == (runs[1].run_id,)
+    assert len(trained(log)) == 3
+    report = sweep(runs, store, workers=1, train=lucky, retry_failed=True)
+    assert report == SweepReport(done=3, failed=(), left=())
+    assert trained(log)[3:] == [runs[1].run_id]
+
+
+def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
+    runs = [make_run(seed) for seed in range(2)]
+    train = partial(fake_train, log=log, diverging=[0, 1])
+    for _ in range(2):
+        report = sweep(runs, store, workers=1, train=train, retry_failed=True)
+        assert report == SweepReport(done=2, failed=(), left=())
+    assert len(trained(log)) == 2
+
+
+def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log):
+    runs = [make_run(seed) for seed in range(6)]
+    train = partial(fake_train, log=log, seconds=0.2)
+    assert sweep(runs, store, minutes=0, train=train).left == tuple(runs)
+    assert trained(log) == []
+    report = sweep(runs, store, workers=1, minutes=0.3 / 60, train=train)
+    assert report == SweepReport(done=2, failed=(), left=tuple(runs[2:]))
+    assert sweep(runs, store, workers=1, train=train).left == ()
+    assert trained(log) == ids(runs)
+
+
+@pytest.mark.parametrize("values", [{"workers": 0}, {"minutes": -1}])
+def test_senseless_limits_are_refused(store, values):
+    with pytest.raises(ValueError, match="needs a worker and no negative time"):
+        sweep([make_run()], store, **values)
+
+
+def test_the_default_trainer_is_the_real_one(store, log, monkeypatch):
+    real = types.SimpleNamespace(train=partial(fake_train, log=log))
+    monkeypatch.setitem(sys.modules, "basisconv.study.train", real)
+    assert sweep([make_run()], store).done == 1
+    assert trained(log) == [make_run().run_id]
+
+
+@pytest.mark.parametrize("damage", [lambda d: d.replace(b"12345", b"12346"), lambda d: d[:-1]])
+def test_a_damaged_record_stops_the_sweep_before_anything_is_trained(store, log, damage):
+    runs = [make_run(seed) for seed in range(3)]
+    store.put(make_record(runs[2]))
+    path = store.path(runs[2].run_id)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFile, match=path.name):
+        sweep(runs, store, train=partial(fake_train, log=log))
+    assert trained(log) == []
+
+
+def test_a_full_disk_ends_the_sweep_and_keeps_what_was_there(store, log, monkeypatch):
+    runs = [make_run(seed) for seed in range(4)]
+    sweep(runs[:2], store, workers=1, train=partial(fake_train, log=log))
+    before = snapshot(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", no_space)
+        with pytest.raises(OSError, match="Nothing was written"):
+            sweep(runs, store, workers=1, train=partial(fake_train, log=log))
+    assert set(store.all()) == set(ids(runs[:2])) and strays(store.folder) == []
+    assert all(snapshot(store)[store.path(i)] == before[store.path(i)] for i in ids(runs[:2]))
+    sweep(runs, store, workers=1, train=partial(fake_train, log=log))
+    assert trained(log) == ids([*runs[:3], runs[2], runs[3]])
+
+
+def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, log, capfd):
+    runs = [make_run(seed) for seed in range(6)]
+    train = partial(fake_train, log=log, seconds=0.3, full_disk=[0])
+    with pytest.raises(OSError, match="Nothing was written") as error:
+        sweep(runs, store, workers=2, train=train)
+    assert error.value.filename == str(store.path(runs[0].run_id))
+    begun = trained(log)
+    assert set(store.all()) == set(begun) - {runs[0].run_id} != set()
+    assert len(begun) < len(runs) and strays(store.folder) == []
+    assert "the runs at hand end first" in capfd.readouterr().err
+
+
+def test_a_killed_worker_costs_only_its_run(store, log, capfd):
+    runs = [make_run(seed) for seed in range(6)]
+    train = partial(fake_train, log=log, seconds=0.1, dying=[1])
+    report = sweep(runs, store, workers=2, train=train)
+    lost = runs[1].run_id
+    assert report == SweepReport(done=5, failed=(), left=(runs[1],), killed=(lost,))
+    assert sorted(trained(log)) == sorted(ids(runs))
+    told = f"Run {lost} (resnet18, width 16, seed 1) was lost and stays to be trained"
+    assert f"{told}: its process ended with code -9" in capfd.readouterr().err
+    assert sweep(runs, store, train=partial(fake_train, log=log)).left == ()
+
+
+def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
+    monkeypatch.setattr("basisconv.study.sweep.MOST_KILLED", 1)
+    runs = [make_run(seed) for seed in range(6)]
+    report = sweep(runs, store, train=partial(fake_train, log=log, dying=range(6)))
+    assert 1 <= len(report.killed) == len(trained(log)) <= 2
+    assert report.left == tuple(runs)
+
+
+def sleep_instead(monkeypatch, nap):
+    clock = types.SimpleNamespace(sleep=nap, monotonic=time.monotonic)
+    monkeypatch.setattr("basisconv.study.sweep.time", clock)
+
+
+def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
+    runs = [make_run(seed) for seed in range(3)]
+    lock = store.lock(runs[0].run_id)
+    naps = []
+
+    def nap(seconds):
+        naps.append(trained(log))
+        if len(naps) == 2:
+            store.put(make_record(runs[0], loss=7.0))
+            lock.release()
+
+    sleep_instead(monkeypatch, nap)
+    lock.acquire()
+    report = sweep(runs, store, workers=1, train=partial(fake_train, log=log))
+    assert report == SweepReport(done=3, failed=(), left=())
+    assert naps == [ids(runs[1:])] * 2 and trained(log) == ids(runs[1:])
+    assert store.get(runs[0].run_id).result.val_loss == 7.0
+
+
+def test_a_run_whose_trainer_died_is_taken_over(store, log, monkeypatch):
+    lock = store.lock(make_run().run_id)
+    sleep_instead(monkeypatch, lambda seconds: lock.release())
+    lock.acquire()
+    assert sweep([make_run()], store, train=partial(fake_train, log=log)).done == 1
+    assert trained(log) == ids([make_run()])
+
+
+def test_a_failure_that_another_sweep_has_just_retried_is_not_retried_again(store, log):
+    runs = [make_run(0), make_run(1)]
+    for run in runs:
+        store.put(make_record(run, "failed"))
+
+    def train(run):
+        if run == runs[0]:  # meanwhile, elsewhere: run 1 was retried, and failed once more
+            store.put(make_record(runs[1], "failed", seconds=2.0))
+        return fake_train(run, log)
+
+    report = sweep(runs, store, workers=1, train=train, retry_failed=True)
+    assert trained(log) == ids(runs[:1])
+    assert report.failed == (runs[1].run_id,)
+
+
+SWEEP = """
+import sys
+from functools import partial
+from pathlib import Path
+from fake_runs import fake_train, make_run
+from basisconv.study.store import Store
+from basisconv.study.sweep import sweep
+
+if __name__ == "__main__":
+    folder, count, workers, seconds = Path(sys.argv[1]), *map(float, sys.argv[2:])
+    runs = [make_run(seed) for seed in range(int(count))]
+    train = partial(fake_train, log=folder / "log", seconds=seconds)
+    report = sweep(runs, Store(folder / "runs"), workers=int(workers), train=train)
+    assert report.done == count and not report.left, report
+"""
+
+
+def start_sweep(folder, count, workers, seconds):
+    script = folder / "script.py"
+    script.write_text(SWEEP)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, script, folder, str(count), str(workers), str(seconds)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_two_processes_on_one_store_train_each_run_once(tmp_path, store, log):
+    runs = [make_run(seed) for seed in range(20)]
+    with start_sweep(tmp_path, len(runs), 1, 0.1) as other:
+        wait_until(lambda: trained(log))
+        report = sweep(runs, store, workers=1, train=partial(fake_train, log=log, seconds=0.1))
+        assert other.wait(60) == 0, other.stderr.read()
+    assert report == SweepReport(done=20, failed=(), left=())
+    assert sorted(trained(log)) == sorted(ids(runs))
+    assert pids(log) == {os.getpid(), other.pid}
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_sweep_keeps_its_records_and_leaves_no_process(tmp_path, store, log, kind):
+    runs = [make_run(seed) for seed in range(8)]
+    with start_sweep(tmp_path, len(runs), 2, 1.0) as process:
+        wait_until(lambda: len(trained(log)) >= 4)
+        if kind == signal.SIGINT:
+            os.killpg(process.pid, kind)  # as a terminal does: to the workers as well
+        else:
+            process.send_signal(kind)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == -kind
+    wait_until(lambda: not any(map(running, pids(log))))
+    if kind == signal.SIGINT:
+        assert told.count("Traceback") == 1 and "KeyboardInterrupt" in told
+        assert strays(store.folder) == []
+    kept, begun = set(store.all()), trained(log)
+    assert 2 <= len(kept) < len(begun) < len(runs)  # the last to begin was not let finish
+
+    assert sweep(runs, store, workers=1, train=partial(fake_train, log=log)).left == ()
+    assert set(trained(log)[len(begun) :]) == set(ids(runs)) - kept
+    assert strays(store.folder) == []
+
+
+def test_an_interrupt_in_the_training_here_leaves_nothing_half_done(store, log):
+    def train(run):
+        if run.seed == 1:
+            raise KeyboardInterrupt
+        return fake_train(run, log)
+
+    runs = [make_run(seed) for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        sweep(runs, store, workers=1, train=train)
+    assert set(store.all()) == {runs[0].run_id}
+    assert sweep(runs, store, workers=1, train=partial(fake_train, log=log)).done == 3
+
+
+def test_sweeps_in_threads_share_a_store(store, log):
+    runs = [make_run(seed) for seed in range(12)]
+    train = partial(fake_train, log=log, seconds=0.01)
+    threads = [
+        threading.Thread(target=sweep, args=(runs, store), kwargs={"workers": 1, "train": train})
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(trained(log)) == sorted(ids(runs))
+
+
+def test_status_counts_and_estimates_from_what_was_measured_here(store):
+    small, large = make_run(0), make_run(1, width=32)
+    assert status([small, large, small], store) == Status(0, 0, 2, None)
+    store.put(make_record(make_run(2), "failed", seconds=500.0))
+    store.put(make_record(make_run(3), "diverged", seconds=500.0))
+    store.put(make_record(make_run(4), kind="abacus", seconds=500.0))
+    others = [make_run(seed) for seed in (2, 3, 4)]
+    assert status([small, *others], store) == Status(2, 1, 1, None)
+
+    # 36 seconds for 30 steps at width 16: the same for each run like it, 4 times that at width 32.
+    store.put(make_record(make_run(5), seconds=36.0))
+    measured = make_run(5)
+    assert status([measured], store) == Status(1, 0, 0, 0.0)
+    assert status([measured, small], store).hours == pytest.approx(0.01)
+    assert status([measured, small, large], store, workers=1).hours == pytest.approx(0.05)
+    assert status([measured, small, large], store, workers=2).hours == pytest.approx(0.025)
+    double = make_run(6, batch_size=256)
+    assert status([measured, double], store).hours == pytest.approx(0.02)
+
+    # A run of the large width was measured as well, and is what the large one goes by.
+    store.put(make_record(make_run(7, width=32), seconds=72.0))
+    both = [measured, make_run(7, width=32)]
+    assert status([*both, large], store).hours == pytest.approx(0.02)
+    assert status([*both, small], store).hours == pytest.approx(0.01)

@@ -1,0 +1,90 @@
+"""Timing with a clock that the test moves, and tune on real layers."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+from torch import nn
+
+import basisconv as bc
+from basisconv import timing
+
+
+class Clock:
+    """time.perf_counter that only moves when work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_arms_take_turns_and_ratios_are_taken_within_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    calls: list[str] = []
+
+    def arm(name: str, seconds: float) -> None:
+        calls.append(name)
+        # The machine slows down tenfold over the measurement; the ratio must not see it.
+        clock.now += seconds * (1 + len(calls))
+
+    result = bc.compare(
+        {"dense": lambda: arm("dense", 3.0), "basis": lambda: arm("basis", 1.0)},
+        repeats=9,
+        warmup=2,
+    )
+    assert calls == ["dense"] * 2 + ["basis"] * 2 + ["dense", "basis"] * 9
+    median, low, high = result["basis"].speedup_over(result["dense"])
+    assert low <= median <= high
+    assert 2.5 < low and high < 3.0
+    assert result["dense"].median == statistics.median(result["dense"].samples)
+    first, third = result["dense"].quartiles
+    quartiles = statistics.quantiles(result["dense"].samples, n=4, method="inclusive")
+    assert (first, third) == pytest.approx((quartiles[0], quartiles[2]))
+
+
+def test_nothing_to_time_is_an_error() -> None:
+    with pytest.raises(ValueError, match="0 arms"):
+        bc.compare({})
+    with pytest.raises(ValueError, match="0 repeats"):
+        bc.compare({"a": lambda: None}, repeats=0)
+
+
+def test_tune_sets_the_faster_mode_and_touches_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 12, 3))
+    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5)).train()
+    fastest = iter(["rebuilt", "factored"])
+
+    def fake(arms: dict[str, object], **_: object) -> dict[str, timing.Timing]:
+        best = next(fastest)
+        return {a: timing.Timing((0.5 if a == best else 1.0,), 0.0) for a in arms}
+
+    monkeypatch.setattr(timing, "compare", fake)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    rows = bc.tune(model, torch.randn(2, 3, 12, 12))
+    assert [(r.name, r.mode, r.speedup) for r in rows] == [
+        ("1", "rebuilt", 2.0),
+        ("2", "factored", 2.0),
+    ]
+    assert [model[1].mode, model[2].mode] == ["rebuilt", "factored"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(m.training for m in model.modules())
+    assert bc.plan_of(model).modes == {"1": "rebuilt"}
+
+
+def test_tune_measures_for_real() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 64, 5))
+    model = bc.apply_plan(model, bc.make_plan(model, n_basis=4))
+    (row,) = bc.tune(model, torch.randn(4, 3, 20, 20), repeats=3)
+    assert row.dense > 0 and row.factored > 0 and row.rebuilt > 0
+    assert row.speedup == pytest.approx(row.dense / min(row.factored, row.rebuilt))

@@ -1,0 +1,201 @@
+"""Training: bit-identical, comparable across arms, honest about failure."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import basisconv as bc
+from basisconv.study import train as training
+from basisconv.study.data import DIGESTS, load
+from basisconv.study.models import build, initialise
+from basisconv.study.phases import first_network
+from basisconv.study.run import NUMERICS, Data, Phase, Run
+from basisconv.study.train import learning_rate, parameter_groups, squared_norms, train
+
+GOLDEN_1 = (2.47029, 2.44790, 2.45057)  # train, validation and test loss of version 1
+BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
+
+
+def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
+    settings: dict[str, Any] = {
+        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20,
+        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
+        "phases": tuple(Phase(steps=n, plan=p) for n, p in phases or [(3, bc.Plan())]),
+    }  # fmt: skip
+    return Run(**settings | changes)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """train() sets the Run's threads for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_same_run_gives_the_same_result_in_another_process() -> None:
+    run = make_run((2, BASIS), (2, bc.Plan()), momentum_carry="carried", label_smoothing=0.1)
+    torch.rand(3)  # the global stream must not matter
+    here = train(run)
+    code = (
+        "import sys; from basisconv.study.run import Run; from basisconv.study.train import train;"
+        "print(train(Run.model_validate_json(sys.argv[1])).result.model_dump_json())"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code, run.model_dump_json()],
+        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert here.result is not None
+    assert json.loads(there.stdout) == json.loads(here.result.model_dump_json())
+
+
+def test_three_steps_are_those_that_this_numerics_version_stands_for() -> None:
+    """A change of the code that moves these has to raise `NUMERICS` in run.py.
+
+    CPUs differ in the last bits of each step, hence the tolerance; a change of data order,
+    augmentation, initial weights, schedule or update moves the losses by far more.
+    """
+    golden = {1: GOLDEN_1}
+    record = train(make_run((3, BASIS), test=True))
+    assert record.result is not None
+    got = (record.result.train_loss, record.result.val_loss, record.result.test_loss)
+    assert got == pytest.approx(golden[NUMERICS], abs=2e-4)
+
+
+def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
+    """Against a plain loop written out here."""
+    run = make_run((2, bc.Plan()), warmup=0.0, label_smoothing=0.1, weight_decay=0.01)
+    trained = training._Training(run, {})
+    model = build("resnet18", 8, 10)
+    initialise(model, 0)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    velocity = {n: torch.zeros_like(p) for n, p in weights.items()}
+    stream = trained.stream
+    for step in range(2):
+        rate = 0.05 * (1 + math.cos(math.pi * step / 2)) / 2
+        x, y = stream.batch(step)
+        model.train()
+        logits = torch.func.functional_call(model, weights, (x,))
+        smooth = 0.9 * F.one_hot(y, 10) + 0.01
+        loss = -(smooth * logits.log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        with torch.no_grad():
+            for (name, w), g in zip(weights.items(), gradients, strict=True):
+                g = g + 0.01 * w if w.ndim > 1 else g
+                velocity[name] = 0.9 * velocity[name] + g
+                w -= rate * (g + 0.9 * velocity[name])
+    trained._phase(0, 2)
+    for name, parameter in trained.model.named_parameters():
+        torch.testing.assert_close(parameter, weights[name], rtol=2e-3, atol=2e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing_over_the_run_or_each_phase() -> None:
+    run = make_run((10, BASIS), (10, bc.Plan()), warmup=0.2, learning_rate=1.0)
+    rates = [learning_rate(run, step, 0, 10) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4] == 1.0 and rates[12] == pytest.approx(0.5)
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False)) and 0 < rates[-1] < 0.02
+    restart = make_run((10, BASIS), (5, bc.Plan()), warmup=0.2, schedule="restart")
+    second = [learning_rate(restart, step, 10, 15) for step in range(10, 15)]
+    assert second[0] == pytest.approx(0.05) and second[1] == pytest.approx(0.05)
+    assert second[3] == pytest.approx(0.05 * 0.5)
+
+
+def test_every_kernel_decays_and_nothing_else() -> None:
+    model = first_network(make_run((1, BASIS)), 10)
+    decayed, others = parameter_groups(model, 0.1, "factors")
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+    kernels = {p for n, p in model.named_parameters() if p.ndim > 1}
+    assert set(decayed["params"]) == kernels  # type: ignore[call-overload]
+    spared = {p for n in BASIS.layers for p in model.get_submodule(n).parameters()}
+    decayed, others = parameter_groups(model, 0.1, "product")
+    assert set(decayed["params"]) == kernels - spared  # type: ignore[call-overload]
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "full"}, {"coef_groups": 2}, {"coef_rank": 2}])
+def test_product_decay_is_the_norm_of_the_kernel(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, dtype=torch.float64),
+        torch.nn.Conv2d(8, 12, 3, groups=2, dtype=torch.float64),
+    )
+    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5, layers=["0", "1"], **options))
+    want = sum((m.weight.square().sum() for m in model), start=torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(squared_norms(model), want, check_dtype=False)
+
+
+def test_phases_change_the_network_at_their_step_and_evaluation_keeps_its_rhythm() -> None:
+    record = train(make_run((4, BASIS), (3, bc.Plan())))
+    result = record.result
+    assert result is not None and result.steps == 7 and result.epochs == pytest.approx(7 / 3)
+    assert [e.step for e in result.history] == [3, 6, 7]
+    dense = build("resnet18", 8, 10)
+    assert result.parameters == sum(p.numel() for p in dense.parameters())
+    assert result.test_loss is None and result.test_accuracy is None
+
+
+def test_the_test_set_is_read_when_asked_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    evaluate = training._Training._evaluate
+
+    def spy(self: Any, split: Any) -> tuple[float, float]:
+        seen.append(len(split.labels))
+        return evaluate(self, split)
+
+    monkeypatch.setattr(training._Training, "_evaluate", spy)
+    train(make_run((6, bc.Plan())))
+    assert seen == [200, 200]
+    seen.clear()
+    train(make_run((6, bc.Plan()), test=True))
+    assert seen == [200, 200, 1000]
+
+
+def test_a_loss_that_is_not_finite_is_a_diverged_record() -> None:
+    record = train(make_run((6, bc.Plan()), learning_rate=1e30))
+    assert record.status == "diverged" and record.result is None
+    assert record.error is not None and "step 3 of 6" in record.error
+
+
+def test_other_data_than_the_runs_are_refused() -> None:
+    run = make_run()
+    other = run.model_copy(update={"data": run.data.model_copy(update={"sha256": "1" * 64})})
+    with pytest.raises(ValueError, match="1111.*data verify"):
+        train(other)
+
+
+def test_emulated_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "computes_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="emulates.*float32"):
+        train(make_run(precision="bfloat16"))
+
+
+def test_every_switch_of_the_protocol_changes_the_result() -> None:
+    """No setting is only written down."""
+    base = make_run((2, BASIS), (2, bc.Plan()))
+    plain = train(base).result
+    assert plain is not None
+    changes: list[dict[str, Any]] = [
+        {"decay": "product", "weight_decay": 0.1}, {"init": "svd"}, {"init": "qr"},
+        {"carry": "reinit"}, {"momentum_carry": "carried"}, {"schedule": "restart"},
+        {"label_smoothing": 0.1}, {"warmup": 0.9}, {"seed": 1}, {"momentum": 0.5},
+    ]  # fmt: skip
+    results = [train(base.model_copy(update=change)).result for change in changes]
+    losses = [plain.val_loss, *(r.val_loss for r in results if r is not None)]
+    assert len(set(losses)) == len(changes) + 1
+
+
+def test_the_sample_is_what_the_digest_says() -> None:
+    assert load("cifar10-sample").sha256 == DIGESTS["cifar10-sample"]
