@@ -233,13 +233,9 @@ def fresh_compiler() -> Iterator[None]:
 
 def check_compiled(model: nn.Module, backend: str, tolerance: float) -> None:
     compiled = torch.compile(model, backend=backend, fullgraph=True)
-    for training in (True, False):
-        model.train(training)
-        expected = gradients(model, images())
-        got = gradients(compiled, images())
-        for name, value in expected.items():
-            compiled_name = f"_orig_mod.{name}"
-            torch.testing.assert_close(got[compiled_name], value, rtol=tolerance, atol=tolerance)
+    expected, got = gradients(model, images()), gradients(compiled, images())
+    for name, value in expected.items():
+        torch.testing.assert_close(got[f"_orig_mod.{name}"], value, rtol=tolerance, atol=tolerance)
     y = compiled(images())
     torch.testing.assert_close(y, model(images()), rtol=tolerance, atol=tolerance)
     assert y.is_contiguous(memory_format=torch.channels_last)

@@ -154,17 +154,20 @@ def test_a_summary_prints_and_frames_and_leaves_the_model_alone() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
+SIZE = (1, 1, 2, 2)
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
         (lambda c: c["layer9"], "No layer 'layer9'"),
         (
-            lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), (1, 1, 2, 2), bc.Plan({"9": 1})),
+            lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE, bc.Plan({"9": 1})),
             "which the forward pass does not reach",
         ),
     ],
 )
 def test_unknown_layers_are_named(ask: Callable[[bc.Summary], object], words: str) -> None:
-    costs = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), (1, 1, 2, 2))
+    costs = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE)
     with pytest.raises((KeyError, ValueError), match=words):
         ask(costs)

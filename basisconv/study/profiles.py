@@ -188,7 +188,12 @@ class Profile(_Strict):
         return self
 
     def parameters(self, notebook: str) -> dict[str, Any]:
-        """One notebook's parameters, by name."""
+        """One notebook's parameters, by name.
+
+        Raises:
+            ValueError: for an unknown notebook.
+        """
+        _check_known(notebook)
         every: dict[str, Any] = self.notebooks.model_dump(by_alias=True)
         return dict(every[notebook])
 
@@ -234,8 +239,7 @@ def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
     Raises:
         ValueError: naming each parameter that is unknown, missing or unfit.
     """
-    if notebook not in NOTEBOOKS:
-        raise ValueError(f"There is no notebook {notebook!r}. Notebooks: {', '.join(NOTEBOOKS)}.")
+    _check_known(notebook)
     kinds = {f.alias: f.annotation for f in Notebooks.model_fields.values()}
     kind = cast("type[BaseModel]", kinds[notebook])
     try:
@@ -243,6 +247,11 @@ def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"Parameters of {notebook}: {told}.") from None
+
+
+def _check_known(notebook: str) -> None:
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"There is no notebook {notebook!r}. Notebooks: {', '.join(NOTEBOOKS)}.")
 
 
 def _lay_over(values: dict[str, Any], change: str) -> None:

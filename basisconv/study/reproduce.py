@@ -65,14 +65,14 @@ def declared(study: Study) -> list[Path]:
     Raises:
         NotebookFailed: naming what is not there.
     """
-    paths = [ROOT / path for name in NOTEBOOKS for path in _outputs(study, name)]
+    paths = [study.folder / path for name in NOTEBOOKS for path in _outputs(study, name)]
     paths.append(study.folder / "paper.pdf")
     missing = [path for path in paths if not path.exists() or path.stat().st_size == 0]
     unfinished = [name for name in NOTEBOOKS if not _done(study, name).exists()]
     if missing or unfinished:
-        told = [str(p.relative_to(ROOT)) for p in missing] + unfinished
+        told = [str(path.relative_to(study.folder)) for path in missing] + unfinished
         raise NotebookFailed(
-            f"Missing: {', '.join(told)}. Make them: make reproduce PROFILE={study.profile.name}"
+            f"{study.folder} lacks {', '.join(told)}. Make them: make reproduce PROFILE={study.profile.name}"
         )
     return paths
 
@@ -161,5 +161,5 @@ def _outputs(study: Study, name: str) -> list[str]:
 def _up_to_date(study: Study, name: str, stamp: str) -> bool:
     if not _done(study, name).exists() or not outputs_file(study, name).exists():
         return False
-    there = all((ROOT / path).exists() for path in _outputs(study, name))
+    there = all((study.folder / path).exists() for path in _outputs(study, name))
     return there and read_json(_done(study, name))["fingerprint"] == stamp

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from basisconv.study import bench, method
-from basisconv.study.environment import ROOT
 from basisconv.study.experiments import DRAFTS, Waiting, draft
 from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.profiles import NOTEBOOKS, check_parameters
@@ -115,7 +114,7 @@ def make_report(study: Study, section: Section) -> Report:
         report = build_claims(others, records, profile.name)
     else:
         report = build(section, study.store.records(section.run_ids))
-    saved = [str(path.relative_to(ROOT)) for path in report.save(study.folder)]
+    saved = [str(path.relative_to(study.folder)) for path in report.save(study.folder)]
     write_json(study.folder / "outputs" / f"{section.name}.json", {"outputs": saved})
     return report
 

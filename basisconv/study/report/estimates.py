@@ -36,7 +36,7 @@ def speedup(e: Evidence) -> Estimate:
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
         verdict = UNMEASURED if (rows["verdict"] == "open").any() else NOT
-        said = f"no arm beats dense of the same time; nearest {_at(best)}: {_gain(best)}"
+        said = f"no arm beats dense of the same time; nearest {_at(best)}: {text.gain(best)}"
         return Estimate(said, verdict, n=int(best.n))  # fmt: skip
     best = above.loc[above["speedup_at_least"].idxmax()]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
@@ -98,7 +98,7 @@ def effectiveness(e: Evidence) -> Estimate:
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
         f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')}; "
-        f"largest gain {_at(best)}: {_gain(best)}",
+        f"largest gain {_at(best)}: {text.gain(best)}",
         verdict, best.difference, best.difference_low, best.difference_high, int(best.n), "points",
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def performance(e: Evidence) -> Estimate:
         return one_seed()
     last = rows.loc[rows["budget"].idxmax()]
     return Estimate(
-        f"{_at(last)}: {_gain(last)} against dense of the same time; "
+        f"{_at(last)}: {text.gain(last)} against dense of the same time; "
         f"{tally(rows['verdict'])}",
         kept(rows["verdict"]),
         last.difference, last.difference_low, last.difference_high, int(last.n), "points",
@@ -284,7 +284,7 @@ def _skip_rows(rows: pd.DataFrame) -> Estimate:
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
         f"best of {text.plural(len(rows), 'switch point')} ({100 * best.switch:.0f} % of the time) "
-        f"minus dense of the same time: {_gain(best)}; {tally(verdicts)}",
+        f"minus dense of the same time: {text.gain(best)}; {tally(verdicts)}",
         kept(verdicts),
         best.difference, best.difference_low, best.difference_high, int(best.n), "points",
     )  # fmt: skip
@@ -292,12 +292,6 @@ def _skip_rows(rows: pd.DataFrame) -> Estimate:
 
 def _at(row: Any) -> str:
     return f"“{row.label}” at {row.budget:g}"
-
-
-def _gain(row: Any) -> str:
-    return text.with_interval(
-        row.difference, row.difference_low, row.difference_high, 2, True, " points"
-    )
 
 
 def _rival(row: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -115,7 +114,7 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
     best = above.loc[above["difference"].idxmax()]
     return (
         f"Dense trained for the same time is beaten by {text.listed(where)} dense epochs; the "
-        f"largest gain is {_difference(best)} ({_quoted(best.label)} at {best.budget:g})."
+        f"largest gain is {text.gain(best)} ({_quoted(best.label)} at {best.budget:g})."
     )
 
 
@@ -185,9 +184,3 @@ def _quoted(label: str) -> str:
 
 def _budgets(budgets: pd.Series) -> str:
     return text.listed([f"{b:g}" for b in sorted(set(budgets))])
-
-
-def _difference(row: Any) -> str:
-    return text.with_interval(
-        row.difference, row.difference_low, row.difference_high, 2, True, " points"
-    )

@@ -160,7 +160,7 @@ def _numbers(
         findings.append(
             f"Best of {direction}: {_named(best)} with "
             f"{text.with_interval(best.accuracy, best.low, best.high, 1, unit=' %')}, "
-            f"{_difference(best)} against dense of the same time."
+            f"{text.gain(best)} against dense of the same time."
         )
     for r in pairs.itertuples():
         _, _, one, other = PAIRS[r.switch]
@@ -183,23 +183,17 @@ def _headline(skips: pd.DataFrame) -> str:
     if tested.empty:
         return (
             f"With one run an arm nothing is tested; the best skip arm ({_named(best)}) differs "
-            f"from dense of the same time by {_difference(best)}."
+            f"from dense of the same time by {text.gain(best)}."
         )
     above = (tested["verdict"] == "above").sum()
     below = (tested["verdict"] == "below").sum()
     return (
         f"Of {text.plural(len(tested), 'skip arm')}, {above} beat dense trained for the same time, "
         f"{below} lose to it and {len(tested) - above - below} do neither (Holm, 5 %); the best "
-        f"is {_named(best)}, {_difference(best)}."
+        f"is {_named(best)}, {text.gain(best)}."
     )
 
 
 def _named(row: Any) -> str:
     kind = _kind([row.carry, row.momentum_carry, row.schedule])
     return f"{row.direction} at {100 * row.switch:.0f} % of the time, {kind}"
-
-
-def _difference(row: Any) -> str:
-    return text.with_interval(
-        row.difference, row.difference_low, row.difference_high, 2, True, " points"
-    )

@@ -44,7 +44,7 @@ class Look(NamedTuple):
 
 LOOKS: dict[str, Look] = {
     "dense": Look("#000000", "o", "-", "dense"),
-    "narrow": Look("#8C8C8C", "s", "--", "narrower dense"),
+    "narrow": Look("#646464", "s", "--", "narrower dense"),
     "basis": Look("#0072B2", "^", "-", "basis in all layers"),
     "first_five": Look("#56B4E9", "v", "-.", "basis in the first five"),
     "selected": Look("#D55E00", "D", "-", "basis in selected layers"),
@@ -52,7 +52,7 @@ LOOKS: dict[str, Look] = {
     "random": Look("#F0E442", "X", ":", "random layers"),
     "inverted": Look("#CC79A7", "<", "-.", "inverted selection"),
     "skip": Look("#009E73", "h", (0, (5, 1, 1, 1)), "skip training"),  # type: ignore[arg-type]
-    "layer": Look("#4A5A78", ">", ":", "basis in one layer"),
+    "layer": Look("#3B4A6B", ">", ":", "basis in one layer"),
 }
 
 _RC: dict[str, Any] = {

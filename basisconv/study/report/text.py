@@ -112,3 +112,10 @@ def capital(sentence: str) -> str:
 def epochs(number_of: float) -> str:
     """As in "1 epoch", "2.5 epochs"."""
     return "1 epoch" if number_of == 1 else f"{number_of:g} epochs"
+
+
+def gain(row: Any) -> str:
+    """A table row's difference from dense, with its interval, in percentage points."""
+    return with_interval(
+        row.difference, row.difference_low, row.difference_high, 2, True, " points"
+    )

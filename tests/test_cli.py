@@ -1,0 +1,147 @@
+"""The commands: what they say, their exit status, and that bad input writes nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from basisconv.cli import main
+from basisconv.study import sections
+from basisconv.study.experiments import draft
+from basisconv.study.files import DamagedFile
+from basisconv.study.protocol import Study
+from basisconv.study.run import Measurement, Record, Result, Run
+from basisconv.study.store import Store
+from basisconv.study.sweep import sweep as real_sweep
+
+ROOT = Path(__file__).parents[1]
+
+
+def fake_train(run: Run) -> Record:
+    """A record without training; the run of seed 101 fails."""
+    if run.seed == 101:
+        raise RuntimeError("no such luck")
+    result = Result(
+        steps=run.steps, epochs=1.0, parameters=1, train_loss=1.0, val_loss=1.0 + run.seed / 10,
+        val_accuracy=0.5, test_loss=None, test_accuracy=0.4 if run.test else None, history=(),
+    )  # fmt: skip
+    measurement = Measurement(
+        seconds={"total": 1.0}, environment={"device_kind": "test"}, peak_memory_bytes=1
+    )
+    return Record(run=run, status="done", result=result, measurement=measurement)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sweep(runs: list[Run], store: Store, **options: object) -> object:
+        return real_sweep(runs, store, **{**options, "train": fake_train, "workers": 1})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sections, "sweep", sweep)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "--profile", "huge"], "no profile 'huge'. Profiles: desk, paper"),
+        (["reproduce", "--profile", "smoke", "--set", "widht=3"], "no setting 'widht'"),
+        (["status", "--profile", "smoke", "--set", "width=-1"], "width: Input should be"),
+        (["run", "--profile", "desk", "--set", "costs=tables"], "costs: Input should be"),
+        (["merge", "nowhere", "--profile", "smoke"], "nowhere holds no records"),
+        (["publish", "99_none", "--profile", "smoke"], "no notebook '99_none'"),
+        (["data", "pack"], "--out"),
+        (["data", "pack", "--out", "x"], "name: cifar10 or cifar100"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_1(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("basisconv: ") and words in told.err
+    assert "Traceback" not in told.err and not told.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["reproduced"], ["status", "--profil", "x", "y"], []])
+def test_an_unknown_command_or_option_is_exit_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fake")
+def test_run_trains_what_is_missing_names_what_failed_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = str(tmp_path / "runs")
+    assert main(["run", "--profile", "smoke", "--runs", runs]) == 1
+    told = capsys.readouterr().err
+    assert "01_baseline" in told and "--retry-failed" in told
+    study = Study.open("smoke", runs=Path(runs))
+    sweep_runs = draft(study, "03_sensitivity").runs
+    assert all(study.store.get(run_id) for run_id in sweep_runs)  # after the failures in 01, 02
+    assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:6:2] for line in lines[1:4]] == [
+        ["1", "1", "0"], ["12", "12", "0"], ["42", "0", "0"],
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("fake")
+def test_out_of_time_is_no_failure_and_status_says_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = str(tmp_path / "runs")
+    assert main(["run", "--profile", "smoke", "--runs", runs, "--minutes", "0"]) == 0
+    assert "01_baseline: 2 runs are left" in capsys.readouterr().err
+    assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
+    out = capsys.readouterr().out
+    assert "2 missing  unknown time left" in out
+    assert "04_selection       waits for the records of 03_sensitivity" in out
+
+
+@pytest.mark.usefixtures("fake")
+def test_merge_takes_in_what_another_machine_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", "--profile", "smoke", "--runs", str(tmp_path / "there")])
+    capsys.readouterr()
+    here = ["--profile", "smoke", "--runs", str(tmp_path / "here")]
+    assert main(["merge", str(tmp_path / "there"), *here]) == 0
+    first = capsys.readouterr().out
+    assert main(["merge", str(tmp_path / "there"), *here]) == 0
+    second = capsys.readouterr().out
+    added = int(first.split()[0])
+    assert added > 50 and second.startswith(f"0 added, {added} known")
+    # One byte changed by hand: nothing more is taken in.
+    record = next((tmp_path / "there").glob("*.json"))
+    record.write_bytes(record.read_bytes().replace(b'"val_loss": 1.', b'"val_loss": 0.', 1))
+    assert main(["merge", str(tmp_path / "there"), *here]) == 1
+    assert record.name in capsys.readouterr().err
+
+
+def test_a_section_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
+    sections.make_section(study, "10_claims")
+    path = tmp_path / "sections" / "10_claims.json"
+    assert list(sections.sections(study)) == ["10_claims"]
+    path.write_text(path.read_text().replace("smoke", "paper"))
+    with pytest.raises(DamagedFile, match="10_claims.json"):
+        sections.sections(study)
+
+
+def test_the_module_runs_and_data_where_says_what_there_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "basisconv", "data", "where"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"BASISCONV_DATA": ""},
+    )  # fmt: skip
+    assert done.returncode == 0 and "cifar10-sample" in done.stdout

@@ -1,0 +1,280 @@
+"""Tables, figures and numbers of the sections, from made-up records."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from scipy import stats as oracle
+
+from basisconv.study import report
+from basisconv.study.report import arms, frontier, selection, sensitivity, skip_training, switches
+from basisconv.study.report.output import Report, Table
+from basisconv.study.run import Section
+
+SECTIONS, RECORDS = synthetic.all_sections()
+
+
+@cache
+def built(name: str) -> Report:
+    return report.build(SECTIONS[name], RECORDS)
+
+
+def saved(section: Section, folder: Path) -> dict[str, bytes]:
+    paths = report.build(section, RECORDS).save(folder)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_declared_file_is_written_in_every_format(name: str, tmp_path: Path) -> None:
+    made = built(name)
+    wanted = {f"numbers/{name}.json"}
+    wanted |= {f"tables/{t}.{e}" for t in made.tables for e in ("csv", "md", "tex")}
+    wanted |= {f"figures/{f}.{e}" for f in made.figures for e in ("pdf", "svg", "png", "csv")}
+    written = {path.relative_to(tmp_path).as_posix() for path in made.save(tmp_path)}
+    assert written == wanted
+    starts = {".pdf": b"%PDF", ".png": b"\x89PNG", ".svg": b"<?xml"}
+    for path in tmp_path.rglob("*"):
+        if path.suffix in starts:
+            assert path.read_bytes().startswith(starts[path.suffix])
+    numbers = json.loads((tmp_path / "numbers" / f"{name}.json").read_text())
+    assert numbers["profile"] == "desk" and numbers["headline"] == numbers["findings"][0]
+
+
+def test_same_records_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    here = saved(SECTIONS["02_all_layers"], tmp_path / "here")
+    code = (
+        "import sys, pathlib, synthetic\n"
+        "from basisconv.study import report\n"
+        "sections, records = synthetic.all_sections()\n"
+        "report.build(sections['02_all_layers'], records).save(pathlib.Path(sys.argv[1]))\n"
+    )
+    env = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "TZ": "Asia/Tokyo",
+        "SOURCE_DATE_EPOCH": "123456789",
+    }
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], env=env, check=True)
+    there = tmp_path / "there"
+    assert {
+        path.relative_to(there).as_posix(): path.read_bytes()
+        for path in there.rglob("*")
+        if path.is_file()
+    } == here
+
+
+def test_a_users_own_matplotlib_style_changes_nothing(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    before = saved(SECTIONS["01_baseline"], tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        after = saved(SECTIONS["01_baseline"], tmp_path / "b")
+    assert before == after
+
+
+def values(section: Section, label: str, budget: float | None = None) -> list[float]:
+    """Accuracies in per cent, by seed, read past the code under test."""
+    arm = next(a for a in section.arms if a.label == label and budget in (None, a.budget))
+    return [100 * RECORDS[i].result.test_accuracy for i in arm.run_ids]  # type: ignore[union-attr,operator]
+
+
+def test_frontier_stores_the_intervals_that_scipy_computes() -> None:
+    section = SECTIONS["02_all_layers"]
+    table = frontier.frontier(section, RECORDS)
+    dense, basis = values(section, "dense", 2), values(section, "all layers, f = 0.25", 2)
+    row = table[(table["label"] == "all layers, f = 0.25") & (table["budget"] == 2)].iloc[0]
+    t = oracle.t.interval(0.95, 3, np.mean(basis), oracle.sem(basis))
+    assert (row.low, row.high) == pytest.approx(t)
+    welch = oracle.ttest_ind(basis, dense, equal_var=False)
+    ends = welch.confidence_interval(0.95)
+    assert (row.difference_low, row.difference_high) == pytest.approx((ends.low, ends.high))
+    assert row.p == pytest.approx(welch.pvalue)
+    tested = table["p"].notna()
+    assert tested.sum() == 15  # five arms that are not dense, three budgets
+    assert row.p_holm >= row.p
+    assert list(table.loc[~tested, "method"].unique()) == ["dense"]
+
+
+def test_frontier_figure_draws_what_its_csv_holds() -> None:
+    plot = built("02_all_layers").figures["frontier"]
+    drawn = {
+        round(float(y), 9)
+        for container in plot.figure.axes[0].containers
+        for y in container.lines[0].get_ydata()  # type: ignore[attr-defined]
+    }
+    assert drawn == {round(y, 9) for y in plot.data["accuracy"]}
+
+
+def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    jitter = [-0.01, 0.01, 0.0, 0.005]
+    for budget, level in ((1, 70), (2, 80), (4, 90)):
+        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in jitter])
+    fast = maker.arm("basis", "basis", 0, budget=1, values=[85 + j for j in jitter])
+    found = arms.measure(maker.section(), maker.records)
+    dense, arm = found[:3], found[3]
+    assert arm.arm == fast
+    assert frontier.bracket(arm, dense, "above") == (2.0, 4.0)
+    # Without the corrected verdict at equal time no bound from that budget on is claimed.
+    low, high = frontier.bracket(arm, dense, "open")
+    assert math.isnan(low) and high == 4.0
+    assert all(map(math.isnan, frontier.bracket(dense[0], dense, "")))
+
+
+def test_one_seed_has_no_interval_and_is_called_untested() -> None:
+    sections, records = synthetic.all_sections(seeds=(3,))
+    table = frontier.frontier(sections["02_all_layers"], records)
+    assert table[["low", "high", "p", "p_holm", "speedup_at_least"]].isna().all(axis=None)
+    assert set(table["verdict"]) == {"", "untested"}
+    for name, section in sections.items():
+        made = report.build(section, records)
+        told = " ".join(made.numbers["findings"] + [p.caption for p in made.figures.values()])
+        assert "nan" not in told.lower(), name
+        assert not any("nan" in cell for t in made.tables.values() for cell in t.markdown().split())
+    assert (
+        "single runs, without intervals"
+        in report.build(sections["02_all_layers"], records).figures["frontier"].caption
+    )
+
+
+def test_runs_that_diverged_are_told_and_left_out() -> None:
+    maker = synthetic.Maker("02_all_layers")
+    detail = {"parameters": 10, "macs": 10, "executed_macs": 10}
+    maker.arm("dense", "dense", 80, detail=detail)
+    maker.arm("basis", "basis", 79, diverged=1, detail=detail)
+    maker.arm("skip", "skip", 79, diverged=4, detail=detail)
+    made = report.build(maker.section(), maker.records)
+    assert "Runs that failed or diverged" in made.numbers["notes"][0]
+    assert "1 of 4 of basis" in made.numbers["notes"][0]
+    shown = made.tables["frontier"].shown.set_index("arm")
+    assert shown.loc["basis", "n"] == "3 (1 lost)" and shown.loc["skip", "n"] == "0 (4 lost)"
+    assert made.tables["frontier"].frame.set_index("label").loc["skip", "accuracy"] is not None
+
+
+def test_a_run_without_a_record_is_named() -> None:
+    section = SECTIONS["04_selection"]
+    gone = section.arms[1].run_ids[0]
+    with pytest.raises(ValueError, match=f"'all' that have no record, the first {gone}"):
+        report.build(section, {k: v for k, v in RECORDS.items() if k != gone})
+
+
+def test_test_accuracy_is_shown_only_where_every_run_read_it() -> None:
+    assert arms.outcome(SECTIONS["02_all_layers"], RECORDS) == "test"
+    assert arms.outcome(SECTIONS["03_sensitivity"], RECORDS) == "validation"
+    tested, blind = synthetic.Maker("a"), synthetic.Maker("b", test=False)
+    tested.arm("dense", "dense", 80)
+    blind.arm("basis", "basis", 80)
+    mixed = Section(name="m", profile="desk", arms=(*tested.arms, *blind.arms), facts={})
+    assert arms.outcome(mixed, tested.records | blind.records) == "validation"
+
+
+def test_sensitivity_is_paired_by_seed() -> None:
+    section = SECTIONS["03_sensitivity"]
+    table = sensitivity.layer_frame(section, RECORDS)
+    assert list(table["layer"]) == synthetic.LAYERS
+
+    def losses(label: str) -> list[float]:
+        arm = next(a for a in section.arms if a.label == label)
+        return [RECORDS[i].result.val_loss for i in arm.run_ids]  # type: ignore[union-attr]
+
+    test = oracle.ttest_rel(losses("layer3.0.conv1"), losses("dense"))
+    row = table.set_index("layer").loc["layer3.0.conv1"]
+    assert row.p == pytest.approx(test.pvalue)
+    ends = test.confidence_interval(0.95)
+    assert (row.loss_low, row.loss_high) == pytest.approx((ends.low, ends.high))
+    matrix = sensitivity.score_matrix(section, RECORDS)
+    assert matrix.shape == (4, 20)
+    assert matrix.mean(axis=0) == pytest.approx(table["loss_rise"].to_numpy())
+
+
+def test_random_draws_enter_by_their_means() -> None:
+    section = SECTIONS["04_selection"]
+    tests = selection.rival_frame(arms.measure(section, RECORDS)).set_index("rival")
+    draws = [np.mean(values(section, f"random {i}")) for i in (1, 2, 3)]
+    selected = values(section, "selected")
+    row = tests.loc["random subsets of equal time"]
+    assert row.p == pytest.approx(oracle.ttest_ind(selected, draws, equal_var=False).pvalue)
+    assert (row.n_selected, row.n_rival) == (4, 3)
+
+
+def test_selection_without_controls_says_why() -> None:
+    maker = synthetic.Maker("04_selection")
+    detail = {"predicted_time": 1.0, "parameters": 1, "macs": 1, "executed_macs": 1}
+    maker.arm("none (dense)", "dense", 84, detail={"layers": [], **detail})
+    maker.arm("selected", "selected", 84, detail={"layers": [], **detail})
+    made = report.build(maker.section(budget=1.0, controls=False), maker.records)
+    assert any("no other subsets" in sentence for sentence in made.numbers["findings"])
+
+
+def test_choices_at_the_switch_are_averaged_over_switch_points_by_seed() -> None:
+    section = SECTIONS["05_skip_training"]
+    pairs = switches.pair_frame(arms.measure(section, RECORDS))
+    row = pairs[(pairs["switch"] == "carry") & (pairs["direction"] == "basis→dense")].iloc[0]
+    by_point = [
+        np.subtract(
+            values(section, f"basis→dense at {p:g}, exact"),
+            values(section, f"basis→dense at {p:g}, reinit"),
+        )
+        for p in (0.25, 0.5, 0.75)
+    ]
+    by_seed = np.mean(by_point, axis=0)
+    assert row.difference == pytest.approx(by_seed.mean())
+    assert row.p == pytest.approx(oracle.ttest_1samp(by_seed, 0).pvalue)
+    assert (row.n, row.pairs) == (4, 3)
+    momentum = pairs[pairs["switch"] == "momentum_carry"]
+    assert list(momentum["pairs"]) == [1, 1]
+
+
+def test_skip_arms_without_a_direction_or_dense_still_build() -> None:
+    maker = synthetic.Maker("05_skip_training", seeds=(1,))
+    maker.arm(
+        "basis→dense at 0.5", "skip", 80,
+        detail={"direction": "basis→dense", "switch": 0.5, "carry": "exact",
+                "momentum_carry": "fresh", "schedule": "one"},
+    )  # fmt: skip
+    made = skip_training.build(maker.section(budget=1.0), maker.records)
+    assert made.numbers["headline"] == "No run of skip training is done beside dense."
+
+
+def test_method_costs_end_with_the_network() -> None:
+    made = built("00_method")
+    table = made.tables["method_costs"].frame
+    rows, total = table.iloc[:-1], table.iloc[-1]
+    assert total.layer == "network" and len(rows) == 20
+    assert rows["parameters_dense"].sum() == total.parameters_dense
+    assert made.numbers["values"]["parameters_ratio"]["value"] == pytest.approx(
+        total.parameters_dense / total.parameters_subset
+    )
+
+
+def test_an_unknown_section_is_refused() -> None:
+    with pytest.raises(ValueError, match="no report for section '99_other'.*02_all_layers"):
+        report.build(Section(name="99_other", profile="desk", arms=(), facts={}), {})
+
+
+def test_tables_escape_what_markdown_and_latex_would_read() -> None:
+    shown = pd.DataFrame({"a|b": ["50 % & more_or_less"], "x": ["±0.2 → −1×"]})
+    table = Table(shown, shown, "")
+    assert table.markdown().splitlines()[0] == r"| a\|b | x |"
+    body = table.latex()
+    assert r"50 \% \& more\_or\_less & $\pm$0.2 $\rightarrow$ $-$1$\times$ \\" in body
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert body.count(rule) == 1
+    assert body.isascii()
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_latex_tables_hold_plain_ascii(name: str) -> None:
+    for table in built(name).tables.values():
+        assert table.latex().isascii(), sorted({c for c in table.latex() if not c.isascii()})

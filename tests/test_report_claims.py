@@ -1,0 +1,135 @@
+"""Verdicts: reproduced, partly, not, or not yet measured, and never more than intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import synthetic
+
+from basisconv.study.report import build_claims
+from basisconv.study.report.claims import CLAIMS
+from basisconv.study.report.evidence import VERDICTS
+from basisconv.study.run import Record, Section
+
+SECTIONS, RECORDS = synthetic.all_sections()
+JITTER = (-0.02, 0.02, 0.0, 0.01)
+
+
+def verdicts(
+    sections: dict[str, Section], records: dict[str, Record], profile: str = "desk", **kwargs: Any
+) -> dict[str, str]:
+    table = build_claims(sections, records, profile, **kwargs).tables["claims"].frame
+    return dict(zip(table["claim"], table["verdict"], strict=True))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_trial_profiles_settle_nothing(profile: str) -> None:
+    found = verdicts(SECTIONS, RECORDS, profile)
+    assert len(found) == len(CLAIMS) and set(found.values()) == {"not yet measured"}
+
+
+def test_the_profiles_that_settle_nothing_are_a_parameter() -> None:
+    assert set(verdicts(SECTIONS, RECORDS, "quick", unmeasured_at=()).values()) > {"reproduced"}
+    found = verdicts(SECTIONS, RECORDS, "desk", unmeasured_at=("desk",))
+    assert set(found.values()) == {"not yet measured"}
+
+
+def test_a_missing_section_leaves_its_claims_unmeasured() -> None:
+    report = build_claims({"00_method": SECTIONS["00_method"]}, {}, "desk")
+    table = report.tables["claims"].frame.set_index("claim")
+    assert table.loc["compression", "verdict"] == "reproduced"
+    assert set(table.drop(["compression", "larger"])["verdict"]) == {"not yet measured"}
+    assert table.loc["skip", "estimate"] == "needs 05_skip_training"
+
+
+def test_one_seed_measures_nothing_but_counts_and_timings() -> None:
+    sections, records = synthetic.all_sections(seeds=(0,))
+    found = verdicts(sections, records)
+    trained = ("speedup", "identified", "effectiveness", "performance", "selection", "too few",
+               "misjudged", "skip", "early switch")  # fmt: skip
+    assert {found[claim] for claim in trained} == {"not yet measured"}
+
+
+def frontier(basis: Sequence[Sequence[float]]) -> tuple[dict[str, Section], dict[str, Record]]:
+    """Dense at 70, 80 and 90 for budgets 1, 2 and 4, and basis arms with the given values."""
+    maker = synthetic.Maker("02_all_layers")
+    detail = {"parameters": 1, "macs": 1, "executed_macs": 1, "ratio": 0.25}
+    for budget, level, ours in zip((1, 2, 4), (70, 80, 90), basis, strict=True):
+        dense = [level + j for j in JITTER]
+        maker.arm("dense", "dense", 0, budget=budget, values=dense, detail=detail)
+        maker.arm("basis", "basis", 0, budget=budget, values=ours, detail=detail)
+    return {"02_all_layers": maker.section(ratio=0.25)}, maker.records
+
+
+def near(level: float, spread: float = 1.0) -> list[float]:
+    return [level + spread * j for j in JITTER]
+
+
+@pytest.mark.parametrize(
+    ("basis", "speedup", "effectiveness", "performance"),
+    [
+        # Beats dense trained twice as long at budget 1, and dense everywhere.
+        ([near(85), near(86), near(92)], "reproduced", "reproduced", "reproduced"),
+        # Ahead at equal time alone, and at one budget alone.
+        ([near(71), near(79), near(89)], "partly", "partly", "partly"),
+        # Behind everywhere.
+        ([near(69), near(79), near(89)], "not reproduced", "not reproduced", "not reproduced"),
+        # Equal within the margin: nothing gained, nothing lost.
+        ([near(70), near(80), near(90)], "not reproduced", "not reproduced", "reproduced"),
+        # So noisy that both answers stay possible.
+        ([near(70, 300), near(80, 300), near(90, 300)], *["not yet measured"] * 3),
+    ],
+)
+def test_verdicts_of_the_frontier(
+    basis: list[list[float]], speedup: str, effectiveness: str, performance: str
+) -> None:
+    found = verdicts(*frontier(basis))
+    assert (found["speedup"], found["effectiveness"], found["performance"]) == (
+        speedup, effectiveness, performance,
+    )  # fmt: skip
+
+
+def test_selection_without_a_gain_over_random_is_partly() -> None:
+    def section(random: float, selected: float) -> tuple[dict[str, Section], dict[str, Record]]:
+        maker = synthetic.Maker("04_selection")
+        detail = {"layers": ["a"], "predicted_time": 0.5, "parameters": 1, "macs": 1}
+        for label, method, level in (("none", "dense", 80), ("selected", "selected", selected),
+                                     ("random 1", "random", random),
+                                     ("random 2", "random", random + 0.01),
+                                     ("inverted", "inverted", 79)):  # fmt: skip
+            maker.arm(label, method, 0, values=near(level), detail=detail)
+        return {"04_selection": maker.section(budget=1.0)}, maker.records
+
+    assert verdicts(*section(random=80, selected=81))["selection"] == "reproduced"
+    assert verdicts(*section(random=81.5, selected=81))["selection"] == "partly"
+    assert verdicts(*section(random=78, selected=78.5))["selection"] == "not reproduced"
+    assert verdicts(*section(random=80, selected=81))["misjudged"] == "reproduced"
+
+
+def test_timing_claims_follow_the_quartiles() -> None:
+    def with_speedup(speedup: float) -> dict[str, str]:
+        section = synthetic.timing_section()
+        facts: Any = section.model_dump(mode="json")["facts"]
+        ends = {"speedup": speedup, "speedup_low": 0.9 * speedup, "speedup_high": 1.1 * speedup}
+        for row in facts["layers"]:
+            row["both"] |= ends
+            row["forward"] |= ends
+        for row in facts["networks"]:
+            row |= ends
+        return verdicts({"06_timing": section.model_copy(update={"facts": facts})}, {})
+
+    fast, slow = with_speedup(2.0), with_speedup(0.5)
+    claims = ("computation", "uncompressed", "bottleneck")
+    assert [fast[c] for c in claims] == ["reproduced", "not reproduced", "not reproduced"]
+    assert [slow[c] for c in claims] == ["not reproduced", "reproduced", "reproduced"]
+
+
+def test_every_claim_has_a_verdict_of_the_four_and_a_quote() -> None:
+    table = build_claims(SECTIONS, RECORDS, "desk").tables["claims"]
+    assert set(table.frame["verdict"]) <= set(VERDICTS)
+    assert table.frame["quote"].str.len().min() > 20
+    assert table.frame["rule"].str.startswith(("Reproduced", "With all layers")).all()
+    assert not table.frame["claim"].duplicated().any()
+    assert list(table.shown.columns) == ["the paper", "kind", "our estimate", "n", "verdict"]
