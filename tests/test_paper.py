@@ -108,6 +108,10 @@ def test_a_section_that_was_not_measured_says_so(name: str, copy: Path, tmp_path
     assert text in told(copy, "emph")
 
 
+def test_the_paper_knows_every_section(results: Path) -> None:
+    assert tuple(paper.index(results)["sections"]) == report.SECTIONS
+
+
 def test_sections_of_two_profiles_or_of_none_are_refused(copy: Path, tmp_path: Path) -> None:
     sections, records = synthetic.all_sections("quick")
     report.build(sections["04_selection"], records).save(copy)

@@ -104,8 +104,8 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
         below = (ours["verdict"] == "below").sum()
         return (
             f"No basis arm beats dense trained for the same time: of {len(ours)} comparisons "
-            f"{below} are losses and {len(ours) - below} undecided or within ±{arms.MARGIN:g} "
-            "points."
+            f"{text.amount(below)} are losses and {text.amount(len(ours) - below)} undecided or "
+            f"within ±{arms.MARGIN:g} points."
         )
     where = [
         f"{_quoted(str(label))} at {_budgets(rows['budget'])}"
@@ -132,10 +132,16 @@ def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
             f"n = {best.n})"
         )
         at = tested[tested["budget"] == budget]
-        for verdict, words in (("below", "dense beats"), ("open", "undecided against dense:")):
-            names = [_quoted(label) for label in at[at["verdict"] == verdict]["label"]]
-            if names:
-                sentence += f"; {words} {text.listed(names)}"
+        below, undecided = (
+            [_quoted(label) for label in at[at["verdict"] == verdict]["label"]]
+            for verdict in ("below", "open")
+        )
+        if below:
+            sentence += f"; dense beats {text.listed(below)}"
+        if undecided and len(undecided) == len(at):
+            sentence += "; no arm is decided against dense"
+        elif undecided:
+            sentence += f"; undecided against dense: {text.listed(undecided)}"
         sentences.append(f"{sentence}.")
     return sentences
 
@@ -158,8 +164,8 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     best, difference, _ = max(tested, key=lambda row: row[1].estimate)
     return [
         "Against the narrower dense network whose step costs what a step costs with all layers in "
-        f"basis form, trained for the same time, the basis arms win {won} of "
-        f"{text.plural(len(tested), 'comparison')}, lose {lost} and leave "
+        f"basis form, trained for the same time, the basis arms win {text.amount(won)} of "
+        f"{text.plural(len(tested), 'comparison')}, lose {text.amount(lost)} and leave "
         f"{len(tested) - won - lost} undecided (Holm); the most favourable is {best}, "
         f"{text.points(difference)}."
     ]

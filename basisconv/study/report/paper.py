@@ -55,7 +55,7 @@ def compile_paper(
 
 
 def paper_pages(
-    results: Path, *, preliminary: bool | None = None, source: Path = SOURCE, ppi: float = 110
+    results: Path, *, preliminary: bool | None = None, source: Path = SOURCE, ppi: float = 150
 ) -> list[bytes]:
     """The same paper as one PNG a page, to be looked at."""
     return _compile(results, preliminary, source, "png", ppi)

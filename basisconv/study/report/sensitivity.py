@@ -49,7 +49,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "sensitivity": Plot(
                 _figure(table), table,
                 f"Layers in forward order, each alone in basis form at f = {share}, against dense "
-                f"of the same seeds ({arms.shown_as(found)}): (a) rise of validation loss, (b) "
+                f"of the same seeds, {arms.shown_as(found)}: (a) rise of validation loss, (b) "
                 "fall of validation accuracy; (c) parameters and (d) time of a training "
                 f"step saved (by {unit}). {told}",
             )
@@ -184,6 +184,12 @@ def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) 
 def _trust_sentence(trust: stats.Reliability, seeds: int) -> str:
     if np.isnan(trust.reliability):
         return f"With {text.plural(seeds, 'seed')} the sweep's own noise cannot be told."
+    if trust.reliability == 0:
+        return (
+            f"Over {text.plural(seeds, 'seed')} one half of the sweep does not agree with the "
+            f"other (rank correlation {text.fixed(trust.halves, 2)}): it holds no ranking that "
+            "anything could predict."
+        )
     return (
         f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of "
         f"{trust.reliability:.2f} (split halves, stepped up), so that no predictor of it can be "
@@ -206,9 +212,9 @@ def _numbers(
         )
     else:
         headline = (
-            f"Of {len(table)} layers, each alone in basis form, {len(hurt)} raise the loss and "
-            f"{len(gain)} lower it at the 5 % level (Holm); the most sensitive is "
-            f"{most.layer} ({rise})."
+            f"Of {len(table)} layers, each alone in basis form, {text.amount(len(hurt))} raise the "
+            f"loss and {text.amount(len(gain))} lower it at the 5 % level (Holm); the largest rise "
+            f"is that of {most.layer} ({rise})."
         )
     findings = [headline, told]
     if len(hurt):

@@ -155,24 +155,36 @@ def _numbers(
 ) -> dict[str, Any]:
     skips = table[(table["method"] == "skip") & table["difference"].notna()]
     findings = [_headline(skips)]
-    for direction, rows in skips.groupby("direction", sort=False):
-        best = rows.loc[rows["accuracy"].idxmax()]
-        findings.append(
-            f"Best of {direction}: {_named(best)} with "
-            f"{text.with_interval(best.accuracy, best.low, best.high, 1, unit=' %')}, "
-            f"{text.gain(best)} against dense of the same time."
-        )
-    for r in pairs.itertuples():
-        _, _, one, other = PAIRS[r.switch]
-        difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
-        said = "one seed" if r.p_holm != r.p_holm else f"{text.p_words(r.p_holm)} by Holm"
-        findings.append(
-            f"{text.capital(one)} against {other}, {r.direction}: {difference}, {said}."
-        )
+    if len(skips):
+        leader = skips.loc[skips["difference"].idxmax(), "direction"]
+        for direction, rows in skips[skips["direction"] != leader].groupby("direction"):
+            best = rows.loc[rows["difference"].idxmax()]
+            findings.append(f"The best of {direction}: {_named(best)}, {text.gain(best)}.")
+    findings += _at_the_switch(pairs)
     return {
         "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
         "notes": arms.lost_note(found),
     }  # fmt: skip
+
+
+def _at_the_switch(pairs: pd.DataFrame) -> list[str]:
+    """Which choices at the switch make a difference, and which cannot be told to."""
+    tested = pairs[pairs["p_holm"].notna()]
+    if tested.empty:
+        return []
+    told = [
+        f"{PAIRS[r.switch][2]} against {PAIRS[r.switch][3]} ({r.direction}) by "
+        + text.with_interval(r.difference, r.low, r.high, 2, True, " points")
+        for r in tested[tested["p_holm"] < arms.ALPHA].itertuples()
+    ]
+    rest = len(tested) - len(told)
+    if not told:
+        return [f"No choice at the switch makes a difference at the 5 % level (of {rest}, Holm)."]
+    left = f"; the other {rest} do not" if rest else ""
+    return [
+        f"Of {len(tested)} choices at the switch these make a difference at the 5 % level (Holm): "
+        f"{'; '.join(told)}{left}."
+    ]
 
 
 def _headline(skips: pd.DataFrame) -> str:
@@ -188,9 +200,10 @@ def _headline(skips: pd.DataFrame) -> str:
     above = (tested["verdict"] == "above").sum()
     below = (tested["verdict"] == "below").sum()
     return (
-        f"Of {text.plural(len(tested), 'skip arm')}, {above} beat dense trained for the same time, "
-        f"{below} lose to it and {len(tested) - above - below} do neither (Holm, 5 %); the best "
-        f"is {_named(best)}, {text.gain(best)}."
+        f"Of {text.plural(len(tested), 'skip arm')}, {text.amount(above)} beat dense trained for "
+        f"the same time, {text.amount(below)} lose to it and "
+        f"{text.amount(len(tested) - above - below)} do neither (Holm, 5 %); the best is "
+        f"{_named(best)}, {text.gain(best)}."
     )
 
 

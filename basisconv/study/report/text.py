@@ -98,6 +98,11 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def amount(n: int) -> str:
+    """A count inside a sentence: "none" for 0."""
+    return str(n) if n else "none"
+
+
 def share(ratio: float) -> str:
     """A share of basis filters as people write it: "1/4", else "0.3"."""
     inverse = 1 / ratio

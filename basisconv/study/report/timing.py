@@ -15,8 +15,6 @@ from basisconv.study.report import style, text
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
 
-# Marker of each share of basis filters, the smallest first.
-_MARKERS = "^sDv"
 _BLUE, _TINT = style.LOOKS["basis"].colour, "#8FBDDD"
 # (form, mode) -> its name, its outline, what fills its marker: all are the basis form's blue.
 _WAYS = {
@@ -189,38 +187,29 @@ def _bars(
 def _roofline_figure(layers: pd.DataFrame, facts: Mapping[str, Any]) -> Figure:
     ratios = sorted(set(layers["ratio"]))
     roof, slope = facts["rate_gmac_s"], facts["bandwidth_gb_s"]
+    x, reached = layers["intensity"], layers["gmac_s"]
+    low, high = min(x.min(), roof / slope) / 1.6, max(x.max(), roof / slope) * 1.6
+    line = np.geomspace(low, high, 200)
     with style.drawing():
-        made = style.figure(style.ONE_COLUMN, 3.1)
-        axes = made.add_subplot()
-        x = layers["intensity"]
-        low = min(x.min() / 1.6, roof / slope / 1.6)
-        high = max(x.max() * 1.6, roof / slope * 4)
-        line = np.geomspace(low, high, 200)
-        axes.plot(line, np.minimum(roof, slope * line), color=style.INK, linewidth=1)
-        for way in _WAYS:
-            _, colour, fill = _WAYS[way]
-            for marker, ratio in zip(_MARKERS, ratios, strict=False):
-                rows = layers[
-                    (layers["form"] == way[0])
-                    & (layers["mode"] == way[1])
-                    & (layers["ratio"] == ratio)
-                ]
+        made = style.figure(style.TWO_COLUMNS, 2.6)
+        panels = made.subplots(1, len(ratios), sharey=True, squeeze=False)[0]
+        for letter, axes, ratio in zip("abcdef", panels, ratios, strict=False):
+            axes.plot(line, np.minimum(roof, slope * line), color=style.INK, linewidth=1)
+            here = layers[layers["ratio"] == ratio]
+            for way, (_, colour, fill) in _WAYS.items():
+                rows = here[(here["form"] == way[0]) & (here["mode"] == way[1])]
                 axes.plot(
-                    rows["intensity"], rows["gmac_s"], marker, color=colour, markersize=4,
-                    markerfacecolor=fill, markeredgewidth=0.7,
+                    rows["intensity"], rows["gmac_s"], "o", color=colour, markersize=4,
+                    markerfacecolor=fill, markeredgewidth=0.8,
                 )  # fmt: skip
-        style.plain_log(axes, low, high)
-        reached = layers["gmac_s"]
-        style.plain_log(axes, min(reached.min(), roof) / 1.4, max(reached.max(), roof) * 1.4, "y")
-        axes.set_xlabel("MACs for each byte moved")
-        axes.set_ylabel("GMAC/s reached")
+            style.plain_log(axes, low, high)
+            style.plain_log(axes, min(reached.min(), roof) / 1.5, roof * 1.5, "y")
+            axes.set_xlabel("MACs for each byte moved")
+            style.panel(axes, letter, f"f = {text.share(ratio)}")
+        panels[0].set_ylabel("GMAC/s reached")
         handles = [_way_handle(way) for way in _WAYS if _has(layers, way)]
-        handles += [
-            Line2D([], [], color=style.ZERO, marker=marker, linestyle="none", markersize=4,
-                   label=f"f = {text.share(ratio)}")
-            for marker, ratio in zip(_MARKERS, ratios, strict=False)
-        ]  # fmt: skip
-        style.legend_below(made, handles, 2)
+        handles.append(Line2D([], [], color=style.INK, linewidth=1, label="roofline"))
+        style.legend_below(made, handles, len(handles))
     return made
 
 
@@ -267,6 +256,6 @@ def _numbers(layers: pd.DataFrame, networks: pd.DataFrame, told: str) -> dict[st
         "best_step_macs": text.number(best.macs_ratio, digits=2, unit="×"),
     }
     return {
-        "values": values, "headline": findings[0], "findings": findings, "notes": [told],
-        "settings": told,
+        "values": values, "headline": findings[0], "findings": findings,
+        "notes": [f"Measured on {told}"], "settings": told,
     }  # fmt: skip
