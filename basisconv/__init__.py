@@ -1,17 +1,15 @@
 """basisconv: convolution layers that train a few basis filters and combine them into the rest."""
 
-from basisconv.cost import LayerCost, Summary, summary
-from basisconv.layer import BasisConv2d
-from basisconv.plan import (
-    Plan,
+from basisconv.convert import (
     apply_plan,
     dense_state_dict,
-    layers,
     load_dense_state_dict,
-    make_plan,
     plan_of,
     restore,
 )
+from basisconv.cost import LayerCost, Summary, summary
+from basisconv.layer import BasisConv2d
+from basisconv.plan import Plan, layers, make_plan
 from basisconv.timing import Timing, TunedLayer, compare, tune
 
 __version__ = "0.1.0"

@@ -1,16 +1,11 @@
-"""Plan: which layers are in basis form, with how many basis filters; and making a model match.
+"""Plan: which layers are in basis form, and with how many basis filters.
 
-    plan  = make_plan(model, ratio=0.25, layers=["layer3.*"])
-    small = apply_plan(model, plan)        # dense -> basis, basis -> dense, basis -> other basis
-    dense = restore(small)                 # apply_plan with the empty plan
-
-Everything is checked before anything is changed, so a plan that does not fit leaves the model
-as it was.
+plan = make_plan(model, ratio=0.25, layers=["layer3.*"])
+plan.save("plan.json")
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -20,12 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from basisconv.decompose import FORMS, Form
-from basisconv.layer import INITS, MODES, BasisConv2d, Init, Mode, check_basis
-from basisconv.surgery import Convolution, convolutions, module_aliases, swap, untouchable
+from basisconv.layer import MODES, Mode, check_basis
+from basisconv.surgery import Convolution, convolutions, untouchable
 
 Match = str | Sequence[str] | Callable[[str, Convolution], bool]
 
@@ -186,7 +180,7 @@ def make_plan(
     wanted -= {n for n in wanted - named if n == stem or _is_trivial(found[n])}
     if skip is not None:
         wanted -= _matching(found, skip, "skip")
-    barred = {n: why for n in wanted if (why := untouchable(model, n, found[n]))}
+    barred = {n: why for n in found if n in wanted and (why := untouchable(model, n, found[n]))}
     for name, why in barred.items():
         if name in named and not callable(layers):
             raise ValueError(f"{name} cannot be put in basis form: {why}.")
@@ -206,168 +200,16 @@ def make_plan(
         if ratio is not None:
             m = max(1, round(ratio * conv.out_channels))
         elif n_basis is not None:
-            _check(name, conv, n_basis, empty)  # before rounding up, which could hide an error
+            check_layer(name, conv, n_basis, empty)  # before rounding up, which could hide an error
             m = n_basis
         step = math.lcm(conv.groups * coef_groups, multiple_of)
         plan[name] = min(-(-m // step) * step, conv.out_channels)
-        _check(name, conv, plan[name], empty)
+        check_layer(name, conv, plan[name], empty)
     _warn_wasted(found, plan, coef_groups)
     return replace(empty, layers=plan)
 
 
-def apply_plan(
-    model: nn.Module,
-    plan: Plan,
-    init: Init = "svd",
-    inplace: bool = False,
-    generator: torch.Generator | None = None,
-) -> nn.Module:
-    """Make every convolution of a model match a plan, from whatever form it is in.
-
-    Layers in the plan are decomposed, layers that are not become plain `nn.Conv2d` again
-    (W = A · B, exact), layers in another basis form are multiplied out and decomposed anew,
-    and layers that match already are left alone. Hooks move to the new layers; parameters are
-    new, so make the optimizer afterwards.
-
-    Args:
-        model: the network.
-        plan: what it should be; `Plan({})` for dense.
-        init: "svd", "qr" or "random": see `BasisConv2d.from_conv2d`.
-        inplace: change `model` itself rather than a deep copy.
-        generator: source of the random factors (`init="random"` alone uses it).
-
-    Returns:
-        The model that matches.
-
-    Raises:
-        ValueError: for unknown layers, layers that have no basis form, n_basis that does not
-            fit, and kernels that are not finite. The model is then unchanged.
-    """
-    if isinstance(model, BasisConv2d):
-        raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
-    if init not in INITS:
-        raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
-    found = convolutions(model)
-    unknown = [name for name in plan.layers if name not in found]
-    if unknown:
-        raise ValueError(
-            f"The plan names {', '.join(map(repr, unknown))}, which the model does not have. "
-            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
-        )
-    for name, m in plan.layers.items():
-        if why := untouchable(model, name, found[name]):
-            raise ValueError(f"{name} cannot be put in basis form: {why}.")
-        _check(name, found[name], m, plan)
-    if not inplace:
-        model = copy.deepcopy(model)
-        found = convolutions(model)
-    replaced: dict[str, nn.Module] = {}
-    for name, conv in found.items():
-        if name not in plan.layers:
-            if isinstance(conv, BasisConv2d):
-                replaced[name] = conv.to_conv2d()
-            continue
-        config = _config(plan, name, conv)
-        if isinstance(conv, BasisConv2d):
-            if _matches(conv, config):
-                continue
-            conv = conv.to_conv2d()
-        replaced[name] = _basis_form(name, conv, init=init, generator=generator, **config)
-    aliases = module_aliases(model)
-    for name, new in replaced.items():
-        swap(model, found[name], new, aliases)
-    for name, conv in convolutions(model).items():
-        if isinstance(conv, BasisConv2d):
-            conv.mode = plan.modes.get(name, MODES[0])
-    return model
-
-
-def restore(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Plain `nn.Conv2d` everywhere, with the same function: `apply_plan` with `Plan({})`."""
-    return apply_plan(model, Plan({}), inplace=inplace)
-
-
-def plan_of(model: nn.Module) -> Plan:
-    """The plan that a model matches.
-
-    Raises:
-        ValueError: if its basis layers differ in what a plan's layers share.
-    """
-    found = {n: c for n, c in convolutions(model).items() if isinstance(c, BasisConv2d)}
-    if not found:
-        return Plan({})
-    first = next(iter(found.values()))
-    ranks = [c.coef_rank for c in found.values() if c.coef_rank is not None]
-    plan = Plan(
-        {n: c.n_basis for n, c in found.items()},
-        first.form,
-        first.coef_groups,
-        max(ranks, default=None),
-        {n: c.mode for n, c in found.items()},
-    )
-    unlike = [n for n, c in found.items() if not _matches(c, _config(plan, n, c))]
-    if unlike:
-        raise ValueError(
-            f"No plan describes this model: form, coef_groups or coef_rank of "
-            f"{', '.join(unlike)} differ from the other basis layers'."
-        )
-    return plan
-
-
-def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the dense network with the same function."""
-    return restore(model).state_dict()
-
-
-def load_dense_state_dict(
-    model: nn.Module, state_dict: Mapping[str, Tensor], init: Init = "svd"
-) -> None:
-    """Load a dense network's checkpoint into a model with basis layers, decomposing on the way.
-
-    Raises:
-        ValueError: for missing, unknown or wrong-shaped entries. The model is then unchanged.
-    """
-    dense = restore(model)
-    try:
-        dense.load_state_dict(state_dict)
-    except RuntimeError as error:  # it names every entry that is missing, unknown or misshapen
-        raise ValueError(
-            f"The checkpoint is not one of this model's dense form. {error}"
-        ) from error
-    found, aliases = convolutions(dense), module_aliases(dense)
-    for name, layer in convolutions(model).items():
-        conv = found[name]
-        if isinstance(layer, BasisConv2d) and isinstance(conv, nn.Conv2d):
-            new = _basis_form(name, conv, init=init, **layer.config())
-            swap(dense, conv, new, aliases)
-    model.load_state_dict(dense.state_dict())
-
-
-def _config(plan: Plan, name: str, conv: Convolution) -> dict[str, Any]:
-    """The arguments of `from_conv2d` that give a layer of the plan its basis form."""
-    m, rank = plan.layers[name], plan.coef_rank
-    if rank is not None:
-        rank = min(rank, m // (conv.groups * plan.coef_groups))
-    return {
-        "n_basis": m,
-        "form": plan.form,
-        "coef_groups": plan.coef_groups,
-        "coef_rank": rank,
-    }
-
-
-def _basis_form(name: str, conv: nn.Conv2d, **settings: Any) -> BasisConv2d:
-    try:
-        return BasisConv2d.from_conv2d(conv, **settings)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _matches(layer: BasisConv2d, config: dict[str, Any]) -> bool:
-    return layer.config() | config == layer.config()
-
-
-def _check(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
+def check_layer(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
     """Raise ValueError unless the layer has a basis form of the plan's kind with n_basis."""
     try:
         # A plan's coef_rank is an upper bound, cut to what each layer has: any fits.

@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layer",),
     ("surgery",),
     ("plan",),
-    ("cost",),
+    ("convert", "cost"),
     ("timing",),
     ("search",),
     # The study, with the library below it.

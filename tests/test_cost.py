@@ -112,9 +112,7 @@ def test_the_published_network_has_the_published_counts() -> None:
     assert bc.summary(model, (1, 3, 32, 32), every).parameters == 3_195_978
     assert bc.summary(model, (1, 3, 32, 32), full).parameters == 3_283_018
     assert round(bc.summary(model, (1, 3, 32, 32), full).macs / 1e6, 1) == 161.7
-    stride1 = [
-        row.macs for row in dense.rows if row.name in ("layer1.0.conv1", "layer4.1.conv2")
-    ]
+    stride1 = [row.macs for row in dense.rows if row.name in ("layer1.0.conv1", "layer4.1.conv2")]
     assert stride1 == [37_748_736, 37_748_736]
 
 

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from basisconv.convert import apply_plan
 from basisconv.cost import LayerCost, observe, summary
 from basisconv.decompose import Form
 from basisconv.layer import BasisConv2d, Mode
-from basisconv.plan import Plan, apply_plan, make_plan
+from basisconv.plan import Plan, make_plan
 from basisconv.study.costs import add_rows
 from basisconv.study.environment import device, environment
 from basisconv.study.files import write_json

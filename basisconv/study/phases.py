@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basisconv.convert import apply_plan
 from basisconv.layer import BasisConv2d
-from basisconv.plan import apply_plan
 from basisconv.study.models import build, initialise, initialise_layer
 from basisconv.study.rng import generator
 from basisconv.study.run import Run

@@ -72,7 +72,8 @@ def declared(study: Study) -> list[Path]:
     if missing or unfinished:
         told = [str(path.relative_to(study.folder)) for path in missing] + unfinished
         raise NotebookFailed(
-            f"{study.folder} lacks {', '.join(told)}. Make them: make reproduce PROFILE={study.profile.name}"
+            f"{study.folder} lacks {', '.join(told)}. "
+            f"Make them: make reproduce PROFILE={study.profile.name}"
         )
     return paths
 

@@ -133,7 +133,7 @@ def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
         for axes in (left, right):
             style.time_axis(axes, ticks, "training time (dense epochs)")
         handles = [style.handle(m, label, place) for label, (m, place) in labels.items()]
-        style.legend_below(made, handles, 3)
+        style.legend_below(made, handles)
     return made
 
 
@@ -167,7 +167,7 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
             for label, (m, place) in labels.items()
             if label in set(at["label"])
         ]
-        style.legend_below(made, shown, 3)
+        style.legend_below(made, shown)
     return made
 
 

@@ -143,7 +143,6 @@ def _cost_figure(costs: pd.DataFrame) -> Figure:
                 Patch(facecolor="#D0D0D0", edgecolor="#8C8C8C", linewidth=0.6, label="dense"),
                 Patch(facecolor=style.look("basis").colour, label="basis form"),
             ],
-            2,
         )
     return made
 

@@ -170,7 +170,7 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
         _matrix(right, table)
         methods = dict.fromkeys(drawn["method"])
         handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
-        style.legend_below(made, handles, 3)
+        style.legend_below(made, handles)
     return made
 
 

@@ -175,7 +175,7 @@ def _figure(table: pd.DataFrame) -> Figure:
 def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) -> None:
     places = range(len(mean))
     axes.barh(places, mean, height=0.7)
-    ends = np.nan_to_num(np.array([mean - low, high - mean], dtype=float))
+    ends = np.array([mean - low, high - mean], dtype=float)
     axes.errorbar(
         mean, places, xerr=ends, fmt="none", ecolor=style.INK, elinewidth=0.8, capthick=0.6
     )

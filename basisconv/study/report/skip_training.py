@@ -101,14 +101,17 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
     with style.drawing():
         made = style.figure(style.TWO_COLUMNS, 2.9)
         panels = made.subplots(1, len(directions), sharey=True, squeeze=False)[0]
-        kinds: dict[tuple[Any, ...], int] = {}
+        keys = dict.fromkeys(skips[list(SWITCHES)].itertuples(index=False, name=None))
+        kinds = {key: place for place, key in enumerate(keys)}
+        # Kinds of one switch point stand side by side, all of them within eight per cent.
+        step = min(1.8, 8 / max(len(kinds), 1))
         for letter, axes, direction in zip("abcd", panels, directions, strict=False):
             _references(axes, table)
             here = skips[skips["direction"] == direction]
             for key, rows in here.groupby(list(SWITCHES), sort=False):
-                place = kinds.setdefault(tuple(key), len(kinds))
+                place = kinds[tuple(key)]
                 rows = rows.sort_values("switch")
-                x = 100 * rows["switch"] + 1.8 * (place - 1.5)
+                x = 100 * rows["switch"] + step * (place - (len(kinds) - 1) / 2)
                 style.intervals(axes, x, rows["accuracy"], rows["low"], rows["high"], "skip", place)
             axes.set_xlim(0, 100)
             axes.set_xlabel(f"share of the time in the first form, {direction} (%)")
@@ -125,7 +128,7 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
                     Line2D([], [], color=shape.colour, linewidth=1, label=label,
                            linestyle="-" if method == "dense" else ":")
                 )  # fmt: skip
-        style.legend_below(made, handles, 3)
+        style.legend_below(made, handles)
     return made
 
 

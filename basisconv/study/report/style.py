@@ -201,7 +201,7 @@ def intervals(
     y = np.asarray(list(mean), dtype=float)
     ends = np.array([y - list(low), list(high) - y], dtype=float)
     axes.errorbar(
-        list(x), y, yerr=np.nan_to_num(ends), color=look(method).colour, elinewidth=0.9,
+        list(x), y, yerr=ends, color=look(method).colour, elinewidth=0.9,
         ecolor=INK if method == "random" else look(method).colour, capthick=0.7, zorder=3,
         **_fill(method, place, line),
     )  # fmt: skip
@@ -215,7 +215,7 @@ def handle(method: str, label: str, place: int = 0, line: bool = True) -> Line2D
 def _fill(method: str, place: int, line: bool) -> dict[str, Any]:
     """Arms of one method share its colour; the second is hollow, further ones have a new marker."""
     shape = look(method)
-    marker = shape.marker if place < 2 else "d*p8"[(place - 2) % 4]
+    marker = shape.marker if place < 2 else "d*pX<8"[(place - 2) % 6]
     return {
         "marker": marker, "linestyle": shape.line if line else "none",
         "markersize": 4.2 if place < 2 else 5.5,
@@ -250,6 +250,12 @@ def apart(values: Sequence[float], near: float, step: float) -> list[float]:
     return moved
 
 
-def legend_below(drawn: Figure, handles: Sequence[Any], columns: int) -> None:
-    """One legend for the whole figure, under its panels."""
-    drawn.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+def legend_below(drawn: Figure, handles: Sequence[Any]) -> None:
+    """One legend for the whole figure, under its panels, in as many columns as fit."""
+    size = float(_RC["legend.fontsize"])
+    longest = max(len(handle.get_label()) for handle in handles)
+    # A handle, its gaps and letters of a little over half their height.
+    column = size * (2.4 + 0.8 + 2.0 + 0.58 * longest)
+    fit = max(1, int(72 * drawn.get_size_inches()[0] / column))
+    rows = -(-len(handles) // fit)
+    drawn.legend(handles=list(handles), loc="outside lower center", ncols=-(-len(handles) // rows))

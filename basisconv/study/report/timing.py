@@ -158,7 +158,7 @@ def _share_figure(layers: pd.DataFrame) -> Figure:
             Line2D([], [], color=style.INK, marker="|", markersize=7, linestyle="none",
                    label="bound by the roofline"),
         ]  # fmt: skip
-        style.legend_below(made, handles, len(handles))
+        style.legend_below(made, handles)
     return made
 
 
@@ -209,7 +209,7 @@ def _roofline_figure(layers: pd.DataFrame, facts: Mapping[str, Any]) -> Figure:
         panels[0].set_ylabel("GMAC/s reached")
         handles = [_way_handle(way) for way in _WAYS if _has(layers, way)]
         handles.append(Line2D([], [], color=style.INK, linewidth=1, label="roofline"))
-        style.legend_below(made, handles, len(handles))
+        style.legend_below(made, handles)
     return made
 
 
