@@ -258,6 +258,17 @@ def test_method_costs_end_with_the_network() -> None:
     )
 
 
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_trial_profiles_mark_what_they_measured(profile: str) -> None:
+    for section, name, marked in (
+        (synthetic.baseline_section(profile=profile, seeds=(0,)), "baseline_learning_curves", True),
+        ((synthetic.method_section(profile), {}), "method", False),
+    ):
+        by_name = report.build(*section).figures[name]._repr_png_()
+        never = report.build(*section, preliminary=False).figures[name]._repr_png_()
+        assert (by_name != never) is marked
+
+
 def test_an_unknown_section_is_refused() -> None:
     with pytest.raises(ValueError, match="no report for section '99_other'.*02_all_layers"):
         report.build(Section(name="99_other", profile="desk", arms=(), facts={}), {})

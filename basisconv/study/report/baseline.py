@@ -107,7 +107,7 @@ def _curves(
 def _figure(curves: pd.DataFrame) -> Figure:
     colour = style.look("dense").colour
     with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 2.3)
+        made = style.figure(style.TWO_COLUMNS, 2.4)
         loss, accuracy = made.subplots(1, 2)
         for _, run in curves.groupby(["label", "seed"], sort=False):
             # A run of one epoch is a single point, which a line alone would not show.
@@ -126,7 +126,7 @@ def _figure(curves: pd.DataFrame) -> Figure:
             Line2D([], [], color=colour, linestyle="--", alpha=0.55, label="training batches"),
             Line2D([], [], color=colour, label="validation images"),
         ]
-        loss.legend(handles=lines)
+        style.legend_below(made, lines)
     return made
 
 

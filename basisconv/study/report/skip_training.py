@@ -43,8 +43,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "skip": Plot(
                 _figure(table, outcome), table,
                 f"{text.capital(outcome)} accuracy after the time of {budget} of dense, over the "
-                f"share of that time spent in the first form: {arms.shown_as(found)}. Line "
-                "and band: dense throughout.",
+                f"share of that time spent in the first form: {arms.shown_as(found)}, set "
+                "apart sideways. Line and band: dense throughout.",
             )
         },
         numbers=_numbers(table, pairs, found, outcome),
