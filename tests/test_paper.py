@@ -44,7 +44,10 @@ def told(results: Path, kind: str) -> str:
     """All text of the paper's elements of one kind, as typst sees it."""
     found = typst.query(
         str(paper.SOURCE), kind, root="/", ignore_system_fonts=True,
-        sys_inputs={"results": str(results), "index": json.dumps(paper.index(results))},
+        sys_inputs={
+            "results": str(results), "figures": str(results / "figures"),
+            "index": json.dumps(paper.index(results)),
+        },
     )  # fmt: skip
     return found if isinstance(found, str) else found.decode()
 

@@ -7,15 +7,19 @@ then the paper is built from what a reproduction left in `build/<profile>/`, mar
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from basisconv.study.environment import ROOT
+from basisconv.study.files import write_atomic
 from basisconv.study.protocol import Study, published_folder
 from basisconv.study.publish import published
-from basisconv.study.report import build, build_claims, compile_paper
+from basisconv.study.report import Report, build, build_claims, compile_paper
 from basisconv.study.store import Store
 
 HEADLINE = "02_all_layers"
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- claims[^>]*-->\n).*?(<!-- end of claims -->)", re.DOTALL)
 
 
 def build_paper(study: Study) -> Path:
@@ -30,20 +34,35 @@ def build_paper(study: Study) -> Path:
 
 
 def build_published(profile: str) -> Path:
-    """Make tables, figures, numbers and the PDF from a profile's published records.
+    """Make tables, figures, numbers, the PDF and the README's table from published records.
 
     Raises:
         MissingRuns: naming records of a complete section that are not there.
     """
     folder = published_folder(profile)
     sections, store = published(folder), Store(folder)
-    results = ROOT / "paper" / "results"
     every = store.records(i for section in sections.values() for i in section.run_ids)
-    reports = [build(section, every) for section in sections.values()]
-    reports.append(build_claims(sections, every, profile))
-    for report in reports:
-        report.save(results)
-    return compile_paper(results, ROOT / "paper" / "paper.pdf")
+    claims = build_claims(sections, every, profile)
+    results, figures = ROOT / "paper" / "results", ROOT / "figures"
+    for report in [*(build(section, every) for section in sections.values()), claims]:
+        report.save(results, figures)
+    path = compile_paper(results, ROOT / "paper" / "paper.pdf", figures=figures)
+    text = README.read_text(encoding="utf-8")
+    write_atomic(README, with_claims(text, claims).encode())
+    return path
+
+
+def with_claims(readme: str, claims: Report) -> str:
+    """The README with its table of claims written anew, between the two comments.
+
+    Raises:
+        ValueError: if the comments are not there.
+    """
+    table = claims.tables["claims"].markdown()
+    text, found = _BLOCK.subn(lambda block: f"{block[1]}{table}{block[2]}", readme)
+    if not found:
+        raise ValueError("README.md has lost the comments that its table of claims stands between.")
+    return text
 
 
 def best_published() -> str | None:

@@ -126,12 +126,12 @@ class Report:
     figures: dict[str, Plot] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path, figures: Path | None = None) -> list[Path]:
         """Write every table, figure and number.
 
         Args:
-            folder: gets `figures/<name>.{pdf,svg,png,csv}`, `tables/<name>.{csv,md,tex}` and
-                `numbers/<section>.json`.
+            folder: gets `tables/<name>.{csv,md,tex}` and `numbers/<section>.json`.
+            figures: gets `<name>.{pdf,svg,png,csv}`; None for `figures` in the same folder.
 
         Returns:
             The files written.
@@ -144,7 +144,7 @@ class Report:
             ):  # fmt: skip
                 files[stem.with_suffix(suffix)] = text.encode()
         for name, plot in self.figures.items():
-            stem = folder / "figures" / name
+            stem = (figures or folder / "figures") / name
             files[stem.with_suffix(".csv")] = plot.csv().encode()
             for kind in style.FORMATS:
                 files[stem.with_suffix(f".{kind}")] = style.render(plot.figure, kind, dpi=200)

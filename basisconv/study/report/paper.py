@@ -30,7 +30,12 @@ _TIMESTAMP = 0
 
 
 def compile_paper(
-    results: Path, output: Path, *, preliminary: bool | None = None, source: Path = SOURCE
+    results: Path,
+    output: Path,
+    *,
+    figures: Path | None = None,
+    preliminary: bool | None = None,
+    source: Path = SOURCE,
 ) -> Path:
     """Build the PDF from saved reports; the same results give the same bytes.
 
@@ -39,6 +44,7 @@ def compile_paper(
     Args:
         results: a folder that `Report.save` filled.
         output: where the PDF goes; written whole or not at all.
+        figures: where `Report.save` put the figures; None for `figures` in the same folder.
         preliminary: write the profile's name across every page; by default for the profiles
             smoke and quick.
         source: the paper's text.
@@ -50,7 +56,7 @@ def compile_paper(
         ValueError: if the folder has no section, sections of two profiles, or lacks a number,
             table or figure that the text asks for.
     """
-    write_atomic(output, _compile(results, preliminary, source, "pdf")[0])
+    write_atomic(output, _compile(results, figures, preliminary, source, "pdf")[0])
     return output
 
 
@@ -58,7 +64,7 @@ def paper_pages(
     results: Path, *, preliminary: bool | None = None, source: Path = SOURCE, ppi: float = 150
 ) -> list[bytes]:
     """The same paper as one PNG a page, to be looked at."""
-    return _compile(results, preliminary, source, "png", ppi)
+    return _compile(results, None, preliminary, source, "png", ppi)
 
 
 def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
@@ -96,16 +102,19 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
 
 def _compile(
     results: Path,
+    figures: Path | None,
     preliminary: bool | None,
     source: Path,
     kind: Literal["pdf", "png"],
     ppi: float | None = None,
 ) -> list[bytes]:
     results, source = results.resolve(), source.resolve()
-    # typst reads nothing above its root: the folder that holds both the text and the results.
-    root = Path(os.path.commonpath([source.parent, results]))
+    figures = (figures or results / "figures").resolve()
+    # typst reads nothing above its root: the folder that holds the text and the results.
+    root = Path(os.path.commonpath([source.parent, results, figures]))
     inputs = {
         "results": "/" + results.relative_to(root).as_posix(),
+        "figures": "/" + figures.relative_to(root).as_posix(),
         "index": json.dumps(index(results, preliminary)),
     }
     try:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -124,7 +125,7 @@ def drawing() -> Iterator[None]:
     try:
         with mpl.rc_context():
             mpl.rcdefaults()
-            mpl.rcParams.update(_RC)  # type: ignore[arg-type]
+            mpl.rcParams.update(seaborn.axes_style("ticks") | _RC)  # type: ignore[arg-type]
             yield
     finally:
         log.setLevel(level)

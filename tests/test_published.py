@@ -1,0 +1,80 @@
+"""The paper from published records alone, and the README's table of claims."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from synthetic import all_sections
+
+from basisconv.study import paper
+from basisconv.study.protocol import published_folder
+from basisconv.study.publish import publish, published
+from basisconv.study.report import build_claims
+from basisconv.study.store import MissingRuns, Store
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the test's own with a synthetic desk study published in it."""
+    monkeypatch.setattr(paper, "ROOT", tmp_path)
+    monkeypatch.setattr(paper, "README", tmp_path / "README.md")
+    monkeypatch.setattr(paper, "published_folder", lambda name: tmp_path / "runs" / name)
+    (tmp_path / "README.md").write_text("# x\n<!-- claims -->\nOLD TABLE\n<!-- end of claims -->\ny\n")
+    sections, records = all_sections("desk")
+    store = Store(tmp_path / "store")
+    for record in records.values():
+        store.put(record)
+    for section in sections.values():
+        publish(store, section, tmp_path / "runs" / "desk")
+    return tmp_path
+
+
+def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(root: Path) -> None:
+    assert paper.best_published() == "desk"
+    start = time.monotonic()
+    path = paper.build_published("desk")
+    assert time.monotonic() - start < 60
+    assert path == root / "paper" / "paper.pdf" and path.read_bytes().startswith(b"%PDF")
+    files = [p for p in root.rglob("*") if p.is_file()]
+    names = {p.relative_to(root).as_posix() for p in files}
+    assert {"figures/frontier.svg", "figures/method.png", "figures/sensitivity.csv"} <= names
+    assert {"paper/results/tables/claims.tex", "paper/results/numbers/10_claims.json"} <= names
+    before = {p: p.read_bytes() for p in files}
+    paper.build_published("desk")
+    assert {p: p.read_bytes() for p in files} == before
+    text = (root / "README.md").read_text()
+    assert text.startswith("# x\n<!-- claims -->\n| the paper |") and text.endswith(
+        "claims -->\ny\n"
+    )
+    assert "old" not in text
+
+
+def test_a_missing_record_stops_the_build_and_is_named(root: Path) -> None:
+    section = published(root / "runs" / "desk")["03_sensitivity"]
+    gone = section.run_ids[3]
+    Store(root / "runs" / "desk").path(gone).unlink()
+    with pytest.raises(MissingRuns, match=f"{gone}.*basisconv run"):
+        paper.build_published("desk")
+    assert not (root / "paper").exists()
+
+
+def test_without_a_headline_nothing_counts_as_published(root: Path) -> None:
+    (root / "runs" / "desk" / "manifest.json").unlink()
+    assert paper.best_published() is None
+
+
+def test_the_readme_shows_what_is_published_now() -> None:
+    shown = paper.best_published()
+    sections = published(published_folder(shown)) if shown else {}
+    store = Store(published_folder(shown or "desk"))
+    records = store.records(i for s in sections.values() for i in s.run_ids)
+    claims = build_claims(sections, records, shown or "desk")
+    text = paper.README.read_text(encoding="utf-8")
+    assert paper.with_claims(text, claims) == text
+
+
+def test_a_readme_without_the_comments_is_an_error() -> None:
+    with pytest.raises(ValueError, match="comments"):
+        paper.with_claims("# x\n", build_claims({}, {}, "desk"))
