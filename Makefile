@@ -28,7 +28,7 @@ endef
 OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env test reproduce paper lab bench clean check-python
+.PHONY: help env test reproduce paper lab notebooks bench clean check-python
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,12 @@ paper: $(READY) ## rebuild tables, figures and the PDF from the published record
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
+
+# Twice, because the first time trains and leaves its progress bars in the outputs.
+notebooks: $(READY) ## execute the committed notebooks where they lie, at the smoke profile
+	for i in 1 2; do $(PY) -m nbconvert --to notebook --execute --inplace --log-level ERROR \
+		--ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=ERROR']" notebooks/*.ipynb || exit 1; done
 
 bench: $(READY) ## time layers and networks on this machine
 	$(PY) -m basisconv bench

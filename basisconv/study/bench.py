@@ -120,7 +120,7 @@ def _layers(
     initialise(model, 0)
     x = _images(batch_size)
     distinct = {_title(o.module, o.input): o for o in observe(model, x, (nn.Conv2d,)).values()}
-    for title, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False):
+    for title, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
         given = given.contiguous(memory_format=torch.channels_last)
         ways = {f"{form}, {mode}, {f:g}": (f, form, mode) for f in ratios for form, mode in WAYS}
         arms: dict[str, nn.Module] = {"dense": conv}
@@ -201,7 +201,7 @@ def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> P
     dense = build(profile.network, profile.width, 10).to(device())
     initialise(dense, 0)
     rows = []
-    for plan, width in tqdm(dict.fromkeys(wanted), desc="plans"):
+    for plan, width in tqdm(dict.fromkeys(wanted), desc="plans", disable=None):
         model = build(profile.network, width, 10).to(device())
         initialise(model, 0)
         model = apply_plan(model, plan, init="qr")
@@ -221,19 +221,19 @@ def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> P
     return path
 
 
-def arithmetic_rate(place: torch.device, size: int = 1536, repeats: int = 5) -> float:
-    """Multiply-accumulates a second of a float32 matrix product: the roofline's roof."""
+def arithmetic_rate(place: torch.device, size: int = 1536, repeats: int = 10) -> float:
+    """Multiply-accumulates a second of a float32 matrix product at its best: the roof."""
     a, b = torch.randn(2, size, size, device=place)
-    best = compare({"product": lambda: a @ b}, repeats, device=place)["product"]
-    return size**3 / best.median
+    product = compare({"product": lambda: a @ b}, repeats, device=place)["product"]
+    return size**3 / min(product.samples)
 
 
-def memory_bandwidth(place: torch.device, size: int = 2**26, repeats: int = 5) -> float:
-    """Bytes a second of a copy, read and written, that no cache holds: the roofline's slope."""
+def memory_bandwidth(place: torch.device, size: int = 2**26, repeats: int = 10) -> float:
+    """Bytes a second of a copy that no cache holds, read and written, at its best: the slope."""
     source = torch.ones(size, device=place)
     target = torch.empty_like(source)
-    best = compare({"copy": lambda: target.copy_(source)}, repeats, device=place)["copy"]
-    return 2 * source.numel() * source.element_size() / best.median
+    copy = compare({"copy": lambda: target.copy_(source)}, repeats, device=place)["copy"]
+    return 2 * source.numel() * source.element_size() / min(copy.samples)
 
 
 def _images(batch_size: int) -> Tensor:

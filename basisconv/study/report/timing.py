@@ -203,7 +203,9 @@ def _roofline_figure(layers: pd.DataFrame, facts: Mapping[str, Any]) -> Figure:
                     markerfacecolor=fill, markeredgewidth=0.8,
                 )  # fmt: skip
             style.plain_log(axes, low, high)
-            style.plain_log(axes, min(reached.min(), roof) / 1.5, roof * 1.5, "y")
+            style.plain_log(
+                axes, min(reached.min(), roof) / 1.5, max(reached.max(), roof) * 1.5, "y"
+            )
             axes.set_xlabel("MACs for each byte moved")
             style.panel(axes, letter, f"f = {text.share(ratio)}")
         panels[0].set_ylabel("GMAC/s reached")
