@@ -254,7 +254,7 @@ def test_make_alone_lists_every_target(checkout):
     status, calls, said = checkout.make()
     assert status == 0 and not calls
     listed = set(re.findall(r"^make (\w+)  ", said, re.MULTILINE))
-    assert listed == {"help", "env", "clean", *COMMANDS}
+    assert listed == {"help", "env", "clean", "notebooks", *COMMANDS}
 
 
 @needs_make
