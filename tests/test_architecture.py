@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search",),
     # The study, with the library below it.
     ("study.files", "study.rng", "study.vision", "study.environment", "study.stats"),
-    ("study.run", "study.packs"),
+    ("study.run", "study.packs", "study.rankings"),
     ("study.sources",),
     ("study.data", "study.store"),
     ("study.augment", "study.models", "study.publish", "study.status"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from basisconv.study import stats
+from basisconv.study import rankings, stats
 
 nan = math.nan
 
@@ -156,7 +156,7 @@ def test_seeds_needed_gives_the_power_that_it_promises(sd, about):
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_rank_agreement_is_scipys_with_ties(pairs):
     x, y = (list(values) for values in zip(*pairs, strict=True))
-    got = stats.rank_agreement(x, y)
+    got = rankings.rank_agreement(x, y)
     if len(set(x)) == 1 or len(set(y)) == 1:
         assert math.isnan(got.spearman) and math.isnan(got.kendall)
     else:
@@ -171,10 +171,10 @@ def test_reliability_foretells_the_agreement_with_another_sweep():
     for _ in range(150):
         layers = rng.normal(0, 0.1, 20)
         sweep, other = layers + rng.normal(0, 0.15, (2, 10, 20))
-        found.append(stats.reliability(sweep, halvings=20))
-        single.append(stats.rank_agreement(sweep[0], other[0]).spearman)
-        mean.append(stats.rank_agreement(sweep.mean(0), other.mean(0)).spearman)
-        true.append(stats.rank_agreement(sweep.mean(0), layers).spearman)
+        found.append(rankings.reliability(sweep, halvings=20))
+        single.append(rankings.rank_agreement(sweep[0], other[0]).spearman)
+        mean.append(rankings.rank_agreement(sweep.mean(0), other.mean(0)).spearman)
+        true.append(rankings.rank_agreement(sweep.mean(0), layers).spearman)
     assert np.mean(single) == pytest.approx(0.28, abs=0.05)
     assert np.mean(mean) == pytest.approx(0.78, abs=0.03)
     assert np.mean([r.reliability for r in found]) == pytest.approx(np.mean(mean), abs=0.02)
@@ -187,7 +187,7 @@ def test_reliability_of_an_odd_number_of_seeds_by_hand():
     rho = [
         scipy_stats.spearmanr(scores[i], scores[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))
     ]
-    got = stats.reliability(scores)
+    got = rankings.reliability(scores)
     assert got.halves == pytest.approx(np.mean(rho))
     assert got.reliability == pytest.approx(3 * np.mean(rho) / (1 + 2 * np.mean(rho)))
     assert got.ceiling == pytest.approx(math.sqrt(got.reliability))
@@ -199,23 +199,23 @@ def test_reliability_averages_over_every_halving_once():
         scipy_stats.spearmanr(scores[list(a)].mean(0), scores[list(b)].mean(0)).statistic
         for a, b in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
     ]
-    assert stats.reliability(scores).halves == pytest.approx(np.mean(rho))
+    assert rankings.reliability(scores).halves == pytest.approx(np.mean(rho))
 
 
 def test_reliability_at_the_edges():
     ranks = np.arange(5.0)
-    assert stats.reliability([ranks, ranks, ranks]) == pytest.approx((1, 1, 1))
-    opposed = stats.reliability([ranks, -ranks])
+    assert rankings.reliability([ranks, ranks, ranks]) == pytest.approx((1, 1, 1))
+    opposed = rankings.reliability([ranks, -ranks])
     assert opposed == pytest.approx((-1, 0, 0))
-    assert all(math.isnan(value) for value in stats.reliability([ranks]))
-    assert all(math.isnan(value) for value in stats.reliability(np.ones((4, 5))))
+    assert all(math.isnan(value) for value in rankings.reliability([ranks]))
+    assert all(math.isnan(value) for value in rankings.reliability(np.ones((4, 5))))
     many = np.random.default_rng(10).normal(0, 1, (20, 4))
-    assert stats.reliability(many) == stats.reliability(many)
+    assert rankings.reliability(many) == rankings.reliability(many)
 
 
 def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one():
     x = np.random.default_rng(11).normal(5.0, 2.0, 200)
-    got = stats.bootstrap(np.mean, x, resamples=10_000)
+    got = rankings.bootstrap(np.mean, x, resamples=10_000)
     error = x.std() / math.sqrt(len(x))
     assert got.estimate == pytest.approx(x.mean())
     assert (got.low, got.high) == pytest.approx(
@@ -229,17 +229,19 @@ def test_the_bootstrap_draws_whole_seeds_and_always_the_same_ones():
 
     def spy(table):
         rows.update(map(tuple, table))
-        return stats.rank_agreement(table.mean(0), [0, 1, 2]).spearman
+        return rankings.rank_agreement(table.mean(0), [0, 1, 2]).spearman
 
-    first = stats.bootstrap(spy, scores, resamples=50)
+    first = rankings.bootstrap(spy, scores, resamples=50)
     assert rows == set(map(tuple, scores))
     assert first == (1, 1, 1)
     random = np.random.default_rng(12).normal(0, 1, (5, 6))
-    assert stats.bootstrap(np.max, random, seed=1) == stats.bootstrap(np.max, random, seed=1)
-    assert stats.bootstrap(np.mean, random, seed=1) != stats.bootstrap(np.mean, random, seed=2)
-    one = stats.bootstrap(np.mean, random[:1])
+    assert rankings.bootstrap(np.max, random, seed=1) == rankings.bootstrap(np.max, random, seed=1)
+    assert rankings.bootstrap(np.mean, random, seed=1) != rankings.bootstrap(
+        np.mean, random, seed=2
+    )
+    one = rankings.bootstrap(np.mean, random[:1])
     assert one.estimate == random[0].mean() and math.isnan(one.low) and math.isnan(one.high)
-    none = stats.bootstrap(lambda table: nan, random, resamples=5)
+    none = rankings.bootstrap(lambda table: nan, random, resamples=5)
     assert all(math.isnan(value) for value in none)
 
 
@@ -258,12 +260,12 @@ def test_the_bootstrap_draws_whole_seeds_and_always_the_same_ones():
         (lambda: stats.seeds_needed(-0.1, 0.2), "sd=-0.1"),
         (lambda: stats.seeds_needed(0.1, nan), "margin=nan"),
         (lambda: stats.seeds_needed(0.1, 0.2, power=1.0), "power=1.0"),
-        (lambda: stats.rank_agreement([1.0], [1.0, 2.0]), "equal lengths"),
-        (lambda: stats.reliability([[1.0], [2.0]]), r"at least 2 layers.*\(2, 1\)"),
-        (lambda: stats.reliability([1.0, 2.0]), r"\(seeds, layers\)"),
-        (lambda: stats.reliability([[1.0, nan]]), "finite"),
-        (lambda: stats.bootstrap(np.mean, []), "at least one seed"),
-        (lambda: stats.bootstrap(np.mean, [1.0, nan]), "finite"),
+        (lambda: rankings.rank_agreement([1.0], [1.0, 2.0]), "equal lengths"),
+        (lambda: rankings.reliability([[1.0], [2.0]]), r"at least 2 layers.*\(2, 1\)"),
+        (lambda: rankings.reliability([1.0, 2.0]), r"\(seeds, layers\)"),
+        (lambda: rankings.reliability([[1.0, nan]]), "finite"),
+        (lambda: rankings.bootstrap(np.mean, []), "at least one seed"),
+        (lambda: rankings.bootstrap(np.mean, [1.0, nan]), "finite"),
     ],
 )
 def test_bad_input_is_named(call, message):

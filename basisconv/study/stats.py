@@ -1,4 +1,4 @@
-"""Intervals, tests and agreements between rankings: all that a table or a verdict rests on.
+"""Intervals and tests: all that a table or a verdict rests on.
 
 Every function takes plain sequences of numbers and returns a named tuple or a float. Too few
 values for an answer give NaN, which a table shows as a gap; a value that is itself NaN or
@@ -8,9 +8,8 @@ infinite is an error, for it is a run that should not have come this far.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,36 +40,6 @@ class Difference(NamedTuple):
     n_b: int
 
 
-class Agreement(NamedTuple):
-    """How alike two rankings are: Spearman's rho and Kendall's tau-b."""
-
-    spearman: float
-    kendall: float
-
-
-class Reliability(NamedTuple):
-    """How far a sweep of n seeds agrees with another one of n seeds.
-
-    Attributes:
-        halves: mean Spearman correlation between the means of two halves of the seeds.
-        reliability: `halves` stepped up to all n seeds (Spearman-Brown), at least 0.
-        ceiling: its square root, the correlation with these scores' mean that a perfect
-            predictor of the true ranking is expected to reach.
-    """
-
-    halves: float
-    reliability: float
-    ceiling: float
-
-
-class Bootstrap(NamedTuple):
-    """A statistic of all seeds and its percentile interval over resampled seeds."""
-
-    estimate: float
-    low: float
-    high: float
-
-
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """The mean and its t-interval; one value alone has no interval (NaN).
 
@@ -78,7 +47,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
         ValueError: if there are no values, one is not finite, or confidence is outside (0, 1).
     """
     x = _values(values, "values")
-    _check_share(confidence, "confidence")
+    check_share(confidence, "confidence")
     n, mean = len(x), float(x.mean())
     if n < 2:
         return Interval(mean, NAN, NAN, n, NAN)
@@ -96,7 +65,7 @@ def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
         ValueError: as `mean_interval`.
     """
     x, y = _values(a, "a"), _values(b, "b")
-    _check_share(confidence, "confidence")
+    check_share(confidence, "confidence")
     return _difference(*_welch(x, y), len(x), len(y), confidence)
 
 
@@ -106,8 +75,8 @@ def paired(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
     Raises:
         ValueError: as `mean_interval`, and if the lengths differ.
     """
-    x, y = _pair(a, b)
-    _check_share(confidence, "confidence")
+    x, y = paired_values(a, b)
+    check_share(confidence, "confidence")
     d, n = x - y, len(x)
     error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else NAN
     return _difference(float(d.mean()), error, n - 1, n, n, confidence)
@@ -152,7 +121,7 @@ def smallest_margin(a: ArrayLike, b: ArrayLike, alpha: float = 0.05) -> float:
     Raises:
         ValueError: as `mean_interval`, and if alpha is outside (0, 1).
     """
-    _check_share(alpha, "alpha")
+    check_share(alpha, "alpha")
     estimate, error, df = _welch(_values(a, "a"), _values(b, "b"))
     return abs(estimate) + float(stats.t.ppf(1 - alpha, df)) * error if df > 0 else NAN
 
@@ -171,8 +140,8 @@ def seeds_needed(sd: float, margin: float, power: float = 0.8, alpha: float = 0.
     """
     _check_positive(sd, "sd")
     _check_positive(margin, "margin")
-    _check_share(power, "power")
-    _check_share(alpha, "alpha")
+    check_share(power, "power")
+    check_share(alpha, "alpha")
     # With sd known n is (z_alpha + z_beta/2)² · 2 (sd/margin)²; it must be estimated, which
     # costs a run or two more, so that this is where the search starts.
     z = stats.norm.ppf(1 - alpha) + stats.norm.ppf(1 - (1 - power) / 2)
@@ -180,95 +149,6 @@ def seeds_needed(sd: float, margin: float, power: float = 0.8, alpha: float = 0.
     while _tost_power(sd, margin, n, alpha) < power:
         n += 1
     return n
-
-
-def rank_agreement(x: ArrayLike, y: ArrayLike) -> Agreement:
-    """Spearman's rho and Kendall's tau-b of two scores of the same layers.
-
-    NaN where one of them is constant or has a single layer.
-
-    Raises:
-        ValueError: if a score is not finite or the lengths differ.
-    """
-    a, b = _pair(x, y)
-    rho = _spearman(a, b)
-    return Agreement(rho, NAN if math.isnan(rho) else float(stats.kendalltau(a, b).statistic))
-
-
-def reliability(scores: ArrayLike, halvings: int = 1000) -> Reliability:
-    """Split-half reliability of the mean over seeds of a sweep's scores.
-
-    Half of the seeds is set against the other half (one seed is left out of an odd number),
-    over all halvings or, where there are more than `halvings`, that many random ones.
-
-    Args:
-        scores: (seeds, layers), each row one seed's scores.
-        halvings: how many splits at most.
-
-    Raises:
-        ValueError: unless scores is a finite matrix of at least 2 layers.
-    """
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():
-        raise ValueError(
-            "scores must be finite numbers of shape (seeds, layers) with at least 2 layers, "
-            f"not of shape {table.shape}."
-        )
-    seeds = len(table)
-    if seeds < 2:
-        return Reliability(NAN, NAN, NAN)
-    halves = float(
-        np.mean(
-            [
-                _spearman(table[a].mean(axis=0), table[b].mean(axis=0))
-                for a, b in _splits(seeds, halvings)
-            ]
-        )
-    )
-    if not halves > 0:  # noise, or constant scores (NaN): there is nothing to step up
-        nothing = NAN if math.isnan(halves) else 0.0
-        return Reliability(halves, nothing, nothing)
-    factor = seeds / (seeds // 2)
-    stepped = factor * halves / (1 + (factor - 1) * halves)
-    return Reliability(halves, stepped, math.sqrt(stepped))
-
-
-def bootstrap(
-    statistic: Callable[[Any], float],
-    scores: ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Bootstrap:
-    """A statistic's percentile interval over resampled seeds (Efron, 1979).
-
-    The random numbers are fixed by `seed`, so the same scores always give the same interval.
-
-    Args:
-        statistic: takes an array like `scores` and returns a number.
-        scores: (seeds, ...); whole rows are drawn with replacement.
-        confidence: the interval's level.
-        resamples: how many times.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if there are no seeds, a score is not finite, or confidence is outside (0, 1).
-    """
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim == 0 or len(table) == 0 or not np.isfinite(table).all():
-        raise ValueError("The bootstrap needs at least one seed and finite scores.")
-    _check_share(confidence, "confidence")
-    estimate = float(statistic(table))
-    if len(table) < 2:
-        return Bootstrap(estimate, NAN, NAN)
-    rows = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
-    drawn = np.array([statistic(table[row]) for row in rows])
-    # A resample of one seed repeated may have no value (a constant ranking): it is left out.
-    drawn = drawn[~np.isnan(drawn)]
-    if len(drawn) == 0:
-        return Bootstrap(estimate, NAN, NAN)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Bootstrap(estimate, float(low), float(high))
 
 
 def _welch(x: Floats, y: Floats) -> tuple[float, float, float]:
@@ -313,29 +193,6 @@ def _tost_power(sd: float, margin: float, n: int, alpha: float) -> float:
     return float(np.maximum(2 * stats.norm.cdf(room) - 1, 0).mean())
 
 
-def _splits(seeds: int, most: int) -> list[tuple[list[int], list[int]]]:
-    """Pairs of disjoint halves of the seeds: all of them, each once, or `most` random ones."""
-    half = seeds // 2
-    count = math.comb(seeds, half) * math.comb(seeds - half, half) // 2
-    if count > most:
-        rng = np.random.default_rng(0)
-        shuffles = [rng.permutation(seeds).tolist() for _ in range(most)]
-        return [(order[:half], order[half : 2 * half]) for order in shuffles]
-    return [
-        (list(a), list(b))
-        for a in combinations(range(seeds), half)
-        for b in combinations([i for i in range(seeds) if i not in a], half)
-        if a < b
-    ]
-
-
-def _spearman(x: Floats, y: Floats) -> float:
-    """Spearman's rho alone: Kendall's tau would cost most of a reliability's time."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return NAN
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-
-
 def _values(values: ArrayLike, what: str) -> Floats:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
@@ -343,14 +200,16 @@ def _values(values: ArrayLike, what: str) -> Floats:
     return x
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+def paired_values(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    """Two lists of finite numbers of one length, as arrays; anything else is a ValueError."""
     x, y = _values(a, "a"), _values(b, "b")
     if len(x) != len(y):
         raise ValueError(f"Pairs need equal lengths, not {len(x)} and {len(y)}.")
     return x, y
 
 
-def _check_share(value: float, what: str) -> None:
+def check_share(value: float, what: str) -> None:
+    """Raise ValueError unless value is between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{what}={value} is outside (0, 1).")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.rankings import reliability
 from basisconv.study.report import arms, method, selection, sensitivity, text
 from basisconv.study.report.evidence import (
     NOT,
@@ -24,7 +25,7 @@ from basisconv.study.report.evidence import (
     tally,
 )
 from basisconv.study.report.frontier import bracket_text
-from basisconv.study.stats import holm, reliability
+from basisconv.study.stats import holm
 
 
 def speedup(e: Evidence) -> Estimate:

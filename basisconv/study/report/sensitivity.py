@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from basisconv.study import stats
+from basisconv.study import rankings, stats
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
@@ -28,7 +28,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each layer's rise in validation cross-entropy, beside what its basis form saves."""
     table = layer_frame(section, records)
     matrix = score_matrix(section, records)
-    trust = stats.reliability(matrix) if matrix.size else stats.Reliability(*[stats.NAN] * 3)
+    trust = rankings.reliability(matrix) if matrix.size else rankings.Reliability(*[stats.NAN] * 3)
     share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
     unit = str(section.facts.get("unit", "the cost source"))
     told = _trust_sentence(trust, len(matrix))
@@ -181,7 +181,7 @@ def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) 
     )
 
 
-def _trust_sentence(trust: stats.Reliability, seeds: int) -> str:
+def _trust_sentence(trust: rankings.Reliability, seeds: int) -> str:
     if np.isnan(trust.reliability):
         return f"With {text.plural(seeds, 'seed')} the sweep's own noise cannot be told."
     if trust.reliability == 0:
@@ -198,7 +198,7 @@ def _trust_sentence(trust: stats.Reliability, seeds: int) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, matrix: np.ndarray, trust: stats.Reliability, told: str,
+    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Reliability, told: str,
     found: Sequence[Measured],
 ) -> dict[str, Any]:  # fmt: skip
     hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
@@ -238,9 +238,9 @@ def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
     told = []
     for column, words in _EXPLANATIONS.items():
         known = list(table[column])
-        found = stats.bootstrap(
+        found = rankings.bootstrap(
             lambda scores, known=known: (
-                stats.rank_agreement(  # type: ignore[misc]
+                rankings.rank_agreement(  # type: ignore[misc]
                     scores.mean(axis=0), known
                 ).spearman
             ),
