@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
 
     study = _study(options)
     started = time.monotonic()
-    failed: list[str] = []
+    failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in DRAFTS:
         minutes = None
         if options.minutes is not None:
@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
             make_section(study, name, None, minutes, options.retry_failed)
         except Unfinished as unfinished:
             print(unfinished, file=sys.stderr)
-            failed += unfinished.failed
+            failed |= dict.fromkeys(unfinished.failed)
     if failed:  # being out of time is what --minutes asks for; a failure is not
         raise RuntimeError(f"{len(failed)} runs failed")
 
@@ -162,18 +162,18 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    import os
+    import torch
 
     from basisconv.study import bench
     from basisconv.study.environment import ROOT
     from basisconv.study.experiments import DRAFTS, Waiting, draft
-    from basisconv.study.protocol import Study, published_folder
+    from basisconv.study.protocol import Study, cost_table
 
     if options.costs:
         # Which plans there are does not hang on the costs, but sizing their runs does: without
         # a table yet, executed MACs stand in.
-        table = published_folder(options.costs) / "costs.json"
-        study = Study.open(options.costs, [] if table.exists() else ["costs=macs"])
+        there = cost_table(options.costs).exists()
+        study = Study.open(options.costs, [] if there else ["costs=macs"])
         drafts = []
         for name in DRAFTS:
             try:
@@ -182,8 +182,9 @@ def _bench(options: argparse.Namespace) -> None:
                 print(f"{name} {waiting}; call again when they are there", file=sys.stderr)
         print(bench.measure_costs(study, drafts, options.repeats).relative_to(ROOT))
         return
+    # torch counts cores and not hyper-threads, and heeds OMP_NUM_THREADS.
     facts = bench.measure(
-        "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats, os.cpu_count() or 1
+        "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats, torch.get_num_threads()
     )
     print(bench.markdown(facts))
     print(bench.save(facts).relative_to(ROOT))

@@ -154,6 +154,8 @@ class Summary:
 def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = None) -> Summary:
     """Measure shapes with one forward pass of zeros and count what each layer costs.
 
+    A layer that the forward pass calls more than once is counted once, for its last call.
+
     Args:
         model: the network; it runs in evaluation mode and is left as it was.
         input_size: (N, C, H, W) of the input; MACs and bytes are for the whole batch.
@@ -197,11 +199,16 @@ def observe(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> dict[str, O
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules()}
     seen: dict[str, Observed] = {}
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(
+        module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> None:
         seen.pop(names[module], None)
-        seen[names[module]] = Observed(module, args[0], output)
+        given = args[0] if args else named["input"]
+        seen[names[module]] = Observed(module, given, output)
 
-    handles = [m.register_forward_hook(hook) for m in names if issubclass(type(m), kinds)]
+    handles = [
+        m.register_forward_hook(hook, with_kwargs=True) for m in names if isinstance(m, kinds)
+    ]
     training = [m for m in names if m.training]
     try:
         model.eval()

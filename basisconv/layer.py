@@ -206,7 +206,7 @@ class BasisConv2d(nn.Module):
         kernel = (a @ b.reshape(self.blocks, width, -1)).reshape(-1, *b.shape[1:])
         return kernel.permute(0, 3, 1, 2) if last else kernel
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Conv2d's own name
+    def forward(self, input: Tensor) -> Tensor:
         """(N, C_in, H, W) or (C_in, H, W) -> the same as `nn.Conv2d` with kernel `weight`."""
         if self.mode == "rebuilt":
             return self._conv(input, self.weight, self.bias)

@@ -101,7 +101,7 @@ class TunedLayer:
 def tune(
     model: nn.Module,
     input: Tensor,
-    repeats: int = 20,  # noqa: A002 - torch's own name for it
+    repeats: int = 20,
 ) -> tuple[TunedLayer, ...]:
     """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
 

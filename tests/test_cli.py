@@ -145,3 +145,67 @@ def test_the_module_runs_and_data_where_says_what_there_is() -> None:
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"BASISCONV_DATA": ""},
     )  # fmt: skip
     assert done.returncode == 0 and "cifar10-sample" in done.stdout
+
+
+@pytest.mark.usefixtures("fake")
+def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    command = ["run", "--profile", "smoke", "--runs", str(runs)]
+    changes = ["--set", "seeds.explore=[0, 101]", "--set", "seeds.confirm=[100]"]
+    assert main([*command, *changes]) == 1
+    told = capsys.readouterr().err
+    # 03's 21 and 05's; 04 waits for 03, whose failures it does not count anew.
+    study = Study.open("smoke", ["seeds.explore=[0, 101]", "seeds.confirm=[100]"], runs)
+    failed = [r for r in study.store.all().values() if r.status == "failed"]
+    assert len(failed) > 21 and f"basisconv: {len(failed)} runs failed" in told
+    assert f"{runs} hold the traceback" in told
+    monkeypatch.setattr(sys.modules[__name__], "fake_train", lambda run: _lucky(run))
+    assert main([*command, *changes]) == 1  # failures stand until asked
+    assert main([*command, *changes, "--retry-failed"]) == 0
+    assert all(record.status == "done" for record in study.store.all().values())
+    # 04 is made on the way, and 05 after it.
+    assert set(draft(study, "04_selection").runs) <= study.store.all().keys()
+
+
+_train_or_fail = fake_train
+
+
+def _lucky(run: Run) -> Record:
+    record = _train_or_fail(run.model_copy(update={"seed": 0}))
+    return record.model_copy(update={"run": run})
+
+
+def test_the_claims_read_the_records_of_every_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
+    for name in ("01_baseline", "03_sensitivity"):
+        found = draft(study, name)
+        for run in found.runs.values():
+            study.store.put(fake_train(run.model_copy(update={"seed": 0})).model_copy(
+                update={"run": run}
+            ))  # fmt: skip
+        sections.make_section(study, name)
+    read: dict[str, object] = {}
+
+    class Nothing:
+        def save(self, folder: Path) -> list[Path]:
+            return []
+
+    def build_claims(found: object, records: dict[str, Record], profile: str) -> Nothing:
+        read.update(records)
+        return Nothing()
+
+    monkeypatch.setattr("basisconv.study.report.build_claims", build_claims)
+    sections.make_report(study, sections.make_section(study, "10_claims"))
+    assert read.keys() == study.store.all().keys()
+
+
+def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
+    monkeypatch.setattr(sections.bench, "measure", lambda *_, **given: given)
+    assert sections.make_section(study, "06_timing").facts["threads"] == 2

@@ -169,3 +169,30 @@ def test_unknown_layers_are_named(ask: Callable[[bc.Summary], object], words: st
     costs = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE)
     with pytest.raises((KeyError, ValueError), match=words):
         ask(costs)
+
+
+def test_a_basis_layer_moves_its_small_output_twice() -> None:
+    conv = nn.Conv2d(2, 4, 3, bias=False)
+    model = nn.Sequential(bc.BasisConv2d.from_conv2d(conv, 2))
+    row = bc.summary(model, (1, 2, 6, 6))["0"]
+    assert row.bytes_moved == 4 * (2 * 36 + 4 * 16 + 2 * 2 * 9 + 2 * 2 + 2 * (2 * 16))
+    assert row.intensity == pytest.approx((16 * 2 * 18 + 16 * 4 * 2) / row.bytes_moved)
+
+
+def test_a_plans_coef_rank_is_cut_to_what_a_layer_has() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 20, 3))
+    plan = bc.Plan({"1": 3, "2": 10}, "full", coef_rank=5)
+    promised = bc.summary(model, (1, 3, 9, 9), plan)
+    assert promised == bc.summary(bc.apply_plan(model, plan), (1, 3, 9, 9))
+
+
+def test_a_layer_called_by_keyword_is_counted() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(input=x)
+
+    assert bc.summary(Named(), (1, 2, 6, 6))["conv"].macs == 16 * 4 * 18

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.costs import MacCosts, MeasuredCosts, add_rows
+from basisconv.study.costs import MacCosts, MeasuredCosts, add_rows, settings, unmeasured
 from basisconv.study.experiments import (
     DRAFTS,
     Waiting,
@@ -16,7 +16,7 @@ from basisconv.study.experiments import (
     sensitivity_scores,
 )
 from basisconv.study.files import read_json
-from basisconv.study.profiles import NOTEBOOKS
+from basisconv.study.profiles import NOTEBOOKS, load_profile
 from basisconv.study.protocol import Draft, Study
 from basisconv.study.run import Measurement, Record, Result, Run
 
@@ -151,6 +151,34 @@ def test_the_selection_leaves_the_sensitive_layers_and_its_controls_are_fair(
         assert worst >= sum(scores[n] for n in arm.detail["layers"]) - 1e-9  # type: ignore[union-attr]
 
 
+def diverge(study: Study, sweep: Draft, label: str, seed: int) -> None:
+    arm = next(arm for arm in sweep.arms if arm.label == label)
+    run = next(sweep.runs[i] for i in arm.run_ids if sweep.runs[i].seed == seed)
+    record = record_of(run, 1.0)
+    changes = {"status": "diverged", "result": None, "error": "nan"}
+    study.store.put(record.model_copy(update=changes))
+
+
+def test_a_layer_that_diverged_is_no_candidate_and_the_others_are(study: Study) -> None:
+    sweep = sweep_done(study, {})
+    lost = study.layers[3]
+    diverge(study, sweep, lost, seed=1)
+    assert sensitivity_scores(study).keys() == set(study.layers) - {lost}
+    arms = {arm.label: arm for arm in draft(study, "04_selection").arms}
+    assert arms["selected"].detail["layers"] == [n for n in study.layers if n != lost]
+    assert arms["all"].detail["layers"] == study.layers
+
+
+def test_a_seed_on_which_dense_diverged_says_nothing(study: Study) -> None:
+    wanted = {name: 0.01 * (i - 3) for i, name in enumerate(study.layers)}
+    sweep = sweep_done(study, wanted)
+    diverge(study, sweep, "dense", seed=0)
+    assert sensitivity_scores(study) == pytest.approx(wanted)
+    diverge(study, sweep, "dense", seed=1)
+    with pytest.raises(ValueError, match="diverged.*learning_rate"):
+        draft(study, "04_selection")
+
+
 def test_a_selection_of_everything_has_no_controls(study: Study) -> None:
     sweep_done(study, {})  # no layer costs anything, so all are taken
     selection = draft(study, "04_selection")
@@ -185,7 +213,8 @@ def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study
     assert costs.step(Plan(), 4) < 0.3
 
 
-HEAD = {"device": "a machine", "threads": 1}
+SMOKE = load_profile("smoke")
+HEAD = {"device": "a machine", **settings(SMOKE)}
 
 
 def row(plan: Plan, ratio: float, width: int = 8) -> dict[str, object]:
@@ -197,22 +226,34 @@ def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
     one, two = Plan({"a": 1}), Plan({"b": 2})
     add_rows(path, HEAD, [row(Plan(), 1.0), row(one, 0.8)])
     add_rows(path, HEAD, [row(one, 0.5), row(two, 0.7)])
-    costs = MeasuredCosts(read_json(path), path, 8)
+    costs = MeasuredCosts(read_json(path), path, SMOKE)
     assert costs.step(one, 8) == 0.8 and costs.step(two, 8) == 0.7
     assert costs.unit == "seconds on a machine"
     with pytest.raises(ValueError, match="other machine"):
         add_rows(path, {**HEAD, "device": "an other machine"}, [row(two, 0.1)])
-    assert MeasuredCosts(read_json(path), path, 8).step(two, 8) == 0.7
+    assert MeasuredCosts(read_json(path), path, SMOKE).step(two, 8) == 0.7
+    assert unmeasured(path, HEAD, [(one, 8), (one, 4), (one, 4)]) == [(one, 4)]
+    with pytest.raises(ValueError, match="other machine"):
+        unmeasured(path, {**HEAD, "device": "an other machine"}, [(one, 4)])
+
+
+def test_a_cost_table_of_other_settings_sizes_no_runs(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8)])
+    other = load_profile("smoke", ("training.batch_size=64",))
+    with pytest.raises(ValueError, match="measured with.*'batch_size': 50.*--costs smoke"):
+        MeasuredCosts(read_json(path), path, other)
 
 
 def test_a_subset_without_a_row_is_dense_less_its_single_savings(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     both, third = Plan({"a": 1, "b": 2}), Plan({"a": 1, "c": 3})
-    rows = [row(Plan(), 2.0), row(both.only(["a"]), 1.6), row(both.only(["b"]), 1.9)]
-    add_rows(path, HEAD, [*rows, row(Plan(), 0.4, width=4)])
-    costs = MeasuredCosts(read_json(path), path, 8)
-    assert costs.step(both, 8) == pytest.approx((2.0 - 0.4 - 0.1) / 2.0)
-    assert costs.step(Plan(), 4) == pytest.approx(0.2)
+    rows = [row(both.only(["a"]), 0.8), row(both.only(["b"]), 0.95)]
+    # Dense itself is 1, whatever a measurement of it against itself came to.
+    add_rows(path, HEAD, [*rows, row(Plan(), 1.02), row(Plan(), 0.2, width=4)])
+    costs = MeasuredCosts(read_json(path), path, SMOKE)
+    assert costs.step(both, 8) == pytest.approx(1 - 0.2 - 0.05)
+    assert costs.step(Plan(), 8) == 1.0 and costs.step(Plan(), 4) == 0.2
     with pytest.raises(ValueError, match="no row for width 8 with c.*bench --costs"):
         costs.step(third, 8)
 
@@ -226,3 +267,82 @@ def test_a_profile_that_wants_measured_costs_says_how_to_measure_them(
     study = Study.open("desk", runs=tmp_path / "runs")
     with pytest.raises(ValueError, match=r"bench --costs desk"):
         draft(study, "01_baseline")
+
+
+def test_an_arm_tells_the_network_that_its_runs_end_with(study: Study) -> None:
+    for name in ("02_all_layers", "05_skip_training"):
+        found = draft(study, name)
+        for arm in found.arms:
+            run = found.runs[arm.run_ids[0]]
+            cost = study.network_costs(run.phases[-1].plan, run.width)
+            told = {key: arm.detail[key] for key in ("parameters", "macs", "executed_macs")}
+            assert told == {
+                "parameters": cost.parameters,
+                "macs": cost.macs_by_parameters,
+                "executed_macs": cost.macs,
+            }
+            assert arm.detail["width"] == run.width
+            assert arm.detail["steps"] == [phase.steps for phase in run.phases]
+
+
+def test_the_frontiers_arms_are_what_they_are_called(study: Study) -> None:
+    given = study.profile.parameters("02_all_layers") | {"skip_switch": 0.75, "budgets": [4]}
+    found = draft(study, "02_all_layers", given)
+    runs = {arm.method: found.runs[arm.run_ids[0]] for arm in found.arms}
+    every = study.plan(0.25)
+    assert [phase.plan for phase in runs["skip"].phases] == [every, Plan()]
+    assert runs["skip"].phases[0].steps == study.steps(3, every, 8)
+    assert runs["skip"].phases[1].steps == study.steps(1, Plan(), 8)
+    assert runs["narrow"].width == found.facts["narrow_width"] < 8
+    assert all(run.width == 8 for method, run in runs.items() if method != "narrow")
+
+
+def test_skip_trainings_runs_do_what_their_arms_say(study: Study) -> None:
+    found = draft(study, "05_skip_training")
+    for arm in (a for a in found.arms if a.method == "skip"):
+        run = found.runs[arm.run_ids[0]]
+        first, second = (phase.plan for phase in run.phases)
+        want = (study.plan(0.25), Plan())
+        assert (first, second) == (want if arm.detail["direction"] == "basis→dense" else want[::-1])
+        for key in ("carry", "momentum_carry", "schedule"):
+            assert getattr(run, key) == arm.detail[key]
+
+
+def test_savings_are_those_of_the_unit_asked_for(study: Study) -> None:
+    plan = study.plan(0.25, study.layers)
+    dense = study.network_costs(Plan())
+    found = {what: savings(study, plan, what) for what in ("time", "macs", "parameters")}
+    for name in study.layers:
+        one = study.network_costs(plan.only([name]))
+        macs = dense.macs + dense.macs_backward - one.macs - one.macs_backward
+        assert found["macs"][name] == macs
+        assert found["parameters"][name] == dense.parameters - one.parameters
+        # This profile has no clock: its time is the share of executed MACs.
+        assert found["time"][name] == pytest.approx(macs / (dense.macs + dense.macs_backward))
+
+
+def test_the_selection_saves_what_it_is_told_to(study: Study) -> None:
+    sweep_done(study, dict.fromkeys(study.layers, 1.0))
+    given = study.profile.parameters("04_selection") | {"loss_share": 0.1}
+    chosen = {
+        what: draft(study, "04_selection", given | {"save": what}).facts["selected"]
+        for what in ("time", "parameters")
+    }
+    # Two of the twenty: the parameters lie in the last stage, the time does not.
+    saved = savings(study, study.plan(0.25, study.layers), "parameters")
+    assert set(chosen["parameters"]) <= {n for n in study.layers if n.startswith("layer4")}
+    assert sum(saved[n] for n in chosen["parameters"]) > sum(saved[n] for n in chosen["time"])
+
+
+def test_random_subsets_are_drawn_anew(study: Study) -> None:
+    sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
+    arms = draft(study, "04_selection").arms
+    drawn = [tuple(a.detail["layers"]) for a in arms if a.method == "random"]  # type: ignore[arg-type]
+    assert len(drawn) == len(set(drawn)) == 2
+
+
+def test_a_row_of_one_form_is_not_anothers(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8), row(Plan({"a": 1}, "full"), 0.7)])
+    costs = MeasuredCosts(read_json(path), path, SMOKE)
+    assert costs.step(Plan({"a": 1}), 8) == 0.8 and costs.step(Plan({"a": 1}, "full"), 8) == 0.7

@@ -134,3 +134,19 @@ def test_carried_momentum_covers_every_parameter_in_both_directions() -> None:
         carried = switch(model, run, 1, buffers_of(model))
         shapes = {n: p.shape for n, p in model.named_parameters()}
         assert {n: b.shape for n, b in carried.items()} == shapes
+
+
+def test_without_momentum_there_is_none_to_carry() -> None:
+    run = make_run(bc.Plan(BASIS), bc.Plan(), momentum=0.0, momentum_carry="carried")
+    assert switch(first_network(run, 10), run, 1, {}) == {}
+
+
+def test_reinit_draws_neither_the_first_weights_again_nor_one_layers_for_another() -> None:
+    plan = bc.Plan({"layer1.0.conv1": 2, "layer1.0.conv2": 2})
+    run = make_run(plan, bc.Plan(), carry="reinit")
+    model, dense = first_network(run, 10), first_network(make_run(bc.Plan()), 10)
+    switch(model, run, 1, {})
+    one, other = (model.get_submodule(name).weight for name in plan.layers)
+    assert not torch.equal(one, other)
+    for name in plan.layers:
+        assert not torch.equal(model.get_submodule(name).weight, dense.get_submodule(name).weight)

@@ -60,6 +60,8 @@ def test_settings_are_laid_over_the_file_and_validated() -> None:
         ("notebooks.02_all_layers.ratios=[1.5]", "02_all_layers.ratios.0"),
         ("precision=float16", "precision: .*float32"),
         ("seeds.confirm=[0]", r"seeds \[0\] both explore and confirm"),
+        ("width=[", "width=.* is not YAML"),
+        ("notebooks.05_skip_training.carries=[]", "05_skip_training.carries: .*at least 1"),
         ("confirm=[02_all]", "confirm names .*02_all.*02_all_layers"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -70,6 +71,18 @@ def test_a_notebook_runs_with_the_profiles_parameters_once(study: Study) -> None
     assert finished.stat().st_mtime_ns > before and (study.folder / "table.csv").exists()
 
 
+def test_a_notebook_gets_the_settings_and_runs_in_the_checkout(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = "import os; assert settings == ['width=8'], settings; assert os.getcwd() == {root!r}"
+    write_notebook(study, cell.replace("{root!r}", repr(str(reproduce.ROOT))), WRITES)
+    reproduce.reproduce(study, ["width=8"])
+    (study.folder / "table.csv").write_text("")
+    with pytest.raises(NotebookFailed, match="lacks table.csv"):
+        declared(study)
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
@@ -96,6 +109,14 @@ def test_a_failure_after_a_success_is_no_success(study: Study) -> None:
     write_notebook(study, "import sys; sys.exit(0)")
     with pytest.raises(NotebookFailed, match="ended without"):
         reproduce.reproduce(study, [])
+    with pytest.raises(NotebookFailed, match=f"lacks {NAME}"):
+        declared(study)
+    # Nor does a list of outputs, where a later cell failed.
+    write_notebook(study, WRITES, "1 / 0")
+    with pytest.raises(NotebookFailed, match="ZeroDivisionError"):
+        reproduce.reproduce(study, [])
+    with pytest.raises(NotebookFailed, match=f"lacks {NAME}"):
+        declared(study)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +135,36 @@ def test_parameters_that_do_not_fit_stop_the_driver_before_it_starts(
     assert not (study.folder / "notebooks").exists()
 
 
-def test_the_fingerprint_sees_cells_and_parameters(study: Study) -> None:
+def test_the_fingerprint_sees_all_that_decides_the_outputs(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_notebook(study, WRITES)
     source = reproduce.SOURCES / f"{NAME}.ipynb"
-    stamp = fingerprint(source, {"epochs": 2})
+    stamp = fingerprint(study, source, {"epochs": 2})
     os.utime(source, (time.time() + 9, time.time() + 9))
-    assert fingerprint(source, {"epochs": 2}) == stamp
-    assert fingerprint(source, {"epochs": 3}) != stamp
+    assert fingerprint(study, source, {"epochs": 2}) == stamp
+    assert fingerprint(study, source, {"epochs": 3}) != stamp
+    # A setting of the profile that is no parameter of the notebook; another notebook's.
+    for change in ("training.learning_rate=0.3", "notebooks.03_sensitivity.epochs=2"):
+        other = replace(study, profile=load_profile("smoke", (change,)))
+        assert fingerprint(other, source, {"epochs": 2}) != stamp
+    table = tmp_path / "costs.json"
+    monkeypatch.setattr(reproduce, "cost_table", lambda name: table)
+    measured = replace(study, profile=load_profile("smoke", ("costs=table",)))
+    before = fingerprint(measured, source, {"epochs": 2})
+    table.write_text("a table")
+    assert fingerprint(measured, source, {"epochs": 2}) != before
+    assert fingerprint(study, source, {"epochs": 2}) == stamp
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    (tmp_path / "basisconv").mkdir()
+    code = tmp_path / "basisconv" / "layer.py"
+    code.write_text("a = 1")
+    before = fingerprint(study, source, {"epochs": 2})
+    code.write_text("a = 2")
+    stamp = fingerprint(study, source, {"epochs": 2})
+    assert stamp != before
     write_notebook(study, WRITES + "\npass")
-    assert fingerprint(source, {"epochs": 2}) != stamp
+    assert fingerprint(study, source, {"epochs": 2}) != stamp
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

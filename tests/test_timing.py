@@ -88,3 +88,31 @@ def test_tune_measures_for_real() -> None:
     (row,) = bc.tune(model, torch.randn(4, 3, 20, 20), repeats=3)
     assert row.dense > 0 and row.factored > 0 and row.rebuilt > 0
     assert row.speedup == pytest.approx(row.dense / min(row.factored, row.rebuilt))
+
+
+def test_forward_and_backward_takes_the_inputs_gradient_too() -> None:
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return 2 * x
+
+    seen: list[torch.Tensor] = []
+    given = torch.ones(3)
+    timing.forward_backward(Spy(), given)()
+    assert seen[-1].grad is not None and seen[-1].grad.tolist() == [2.0] * 3
+    assert not given.requires_grad and given.grad is None
+
+
+def test_tune_times_each_mode_in_that_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+    real = timing.forward_backward
+
+    def spy(module: nn.Module, x: torch.Tensor) -> object:
+        timed.append(getattr(module, "mode", "dense"))
+        return real(module, x)
+
+    monkeypatch.setattr(timing, "forward_backward", spy)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3))
+    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5))
+    bc.tune(model, torch.randn(2, 3, 8, 8), repeats=1)
+    assert timed == ["dense", "factored", "rebuilt"]

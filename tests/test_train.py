@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import basisconv as bc
 from basisconv.study import train as training
+from basisconv.study.augment import TrainingStream
 from basisconv.study.data import DIGESTS, load
 from basisconv.study.models import build, initialise
 from basisconv.study.phases import first_network
@@ -199,3 +200,67 @@ def test_every_switch_of_the_protocol_changes_the_result() -> None:
 
 def test_the_sample_is_what_the_digest_says() -> None:
     assert load("cifar10-sample").sha256 == DIGESTS["cifar10-sample"]
+
+
+def test_an_epochs_loss_is_the_mean_over_its_steps_all_in_training_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[bool] = []
+
+    def step(self: Any, forward: Any, step: int) -> torch.Tensor:
+        modes.append(self.model.training)
+        return torch.tensor(float(step))
+
+    monkeypatch.setattr(training._Training, "_one_step", step)
+    result = train(make_run((7, bc.Plan()))).result
+    assert result is not None
+    assert [e.train_loss for e in result.history] == [1.0, 4.0, 6.0]
+    assert modes == [True] * 7
+
+
+def test_product_decay_adds_half_the_squared_norms_gradient_and_nothing_to_the_loss() -> None:
+    plain, decayed = (
+        training._Training(make_run((1, BASIS), decay="product", weight_decay=wd), {})
+        for wd in (0.0, 0.3)
+    )
+    losses = [t._one_step(t._forward(), 0) for t in (plain, decayed)]
+    assert torch.equal(*losses)
+    # The step has moved the factors, so the gradient of the norm is taken at the start again.
+    start = first_network(make_run((1, BASIS)), 10)
+    for name in BASIS.layers:
+        layer = start.get_submodule(name)
+        (0.3 / 2 * layer.weight.square().sum()).backward()
+        for kind, parameter in layer.named_parameters():
+            first = plain.model.get_parameter(f"{name}.{kind}").grad
+            second = decayed.model.get_parameter(f"{name}.{kind}").grad
+            assert first is not None and second is not None
+            torch.testing.assert_close(second - first, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+class Constant(torch.nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), 10)
+
+
+def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_run() -> None:
+    trained = training._Training(make_run(label_smoothing=0.5), {})
+    trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
+    loss, accuracy = trained._evaluate(trained.data.validation)
+    assert accuracy == 0.1  # of 200 images, 20 are of class 3
+    assert loss == pytest.approx(math.log(math.exp(5) + 9) - 5 / 10)
+    trained.model = Constant([math.nan] * 10)
+    with pytest.raises(training.Diverged, match="evaluation loss is nan"):
+        trained._evaluate(trained.data.validation)
+
+
+def test_the_batches_are_those_of_the_runs_seed() -> None:
+    streams = [training._Training(make_run(seed=seed), {}).stream for seed in (0, 1)]
+    wanted = TrainingStream(load("cifar10-sample", 60).train, 20, 1)
+    assert torch.equal(streams[1].batch(4)[0], wanted.batch(4)[0])
+    assert not torch.equal(streams[0].batch(4)[0], wanted.batch(4)[0])

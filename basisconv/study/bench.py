@@ -23,11 +23,11 @@ from basisconv.cost import LayerCost, observe, summary
 from basisconv.decompose import Form
 from basisconv.layer import BasisConv2d, Mode
 from basisconv.plan import Plan, make_plan
-from basisconv.study.costs import add_rows
+from basisconv.study.costs import add_rows, settings, unmeasured
 from basisconv.study.environment import device, environment
 from basisconv.study.files import write_json
 from basisconv.study.models import build, initialise
-from basisconv.study.protocol import ROOT, Draft, Study, published_folder
+from basisconv.study.protocol import ROOT, Draft, Study, cost_table
 from basisconv.timing import Timing, compare, forward_backward
 
 FOLDER = ROOT / "paper" / "runs" / "bench"
@@ -189,8 +189,19 @@ def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict
 
 
 def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> Path:
-    """Add the plans of some experiments to a profile's cost table, each beside dense."""
+    """Add the plans of some experiments to a profile's cost table, each beside dense.
+
+    Raises:
+        ValueError: if the profile trains otherwise than steps are timed here, eagerly in
+            float32, or the table is of another device or other settings.
+    """
     profile = study.profile
+    if profile.precision != "float32" or profile.compile:
+        raise ValueError(
+            f"Profile {profile.name!r} trains with precision={profile.precision!r} and "
+            f"compile={profile.compile}, and steps are timed eagerly in float32: such a table "
+            "would size its runs wrongly. Change the two settings, or use costs=macs."
+        )
     torch.set_num_threads(profile.threads)
     x = _images(profile.training.batch_size)
     wanted = [(Plan(), width) for width in study.widths]
@@ -198,10 +209,15 @@ def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> P
     wanted += [(study.plan(ratio, [name]), profile.width) for name in study.layers]
     runs = [run for draft in drafts for run in draft.runs.values()]
     wanted += [(phase.plan, run.width) for run in runs for phase in run.phases]
+    here = environment()
+    head = {"device": here["device"], "device_kind": here["device_kind"], **settings(profile)}
+    path = cost_table(profile.name)
+    # What all ratios are to is 1 by definition: measuring it would put its noise into the others.
+    plans = [w for w in unmeasured(path, head, wanted) if w != (Plan(), profile.width)]
     dense = build(profile.network, profile.width, 10).to(device())
     initialise(dense, 0)
     rows = []
-    for plan, width in tqdm(dict.fromkeys(wanted), desc="plans", disable=None):
+    for plan, width in tqdm(plans, desc="plans", disable=None):
         model = build(profile.network, width, 10).to(device())
         initialise(model, 0)
         model = apply_plan(model, plan, init="qr")
@@ -210,12 +226,6 @@ def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> P
         rows.append(
             {"plan": plan.to_dict(), "width": width, "ratio": median, "quartiles": [low, high]}
         )
-    head = {
-        "device": environment()["device"], "device_kind": environment()["device_kind"],
-        "threads": profile.threads, "batch_size": profile.training.batch_size,
-        "network": profile.network, "precision": profile.precision,
-    }  # fmt: skip
-    path = published_folder(profile.name) / "costs.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     add_rows(path, head, rows)
     return path
@@ -251,7 +261,8 @@ def _inference(module: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def _cost(layer: nn.Module, x: Tensor) -> LayerCost:
     # Behind another layer, so that the input's gradient counts, as it does inside a network.
-    row = summary(nn.Sequential(nn.Conv2d(x.shape[1], x.shape[1], 1), layer), x.shape)
+    before = nn.Conv2d(x.shape[1], x.shape[1], 1, device=x.device, dtype=x.dtype)
+    row = summary(nn.Sequential(before, layer), x.shape)
     return row["1"]
 
 

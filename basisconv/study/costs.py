@@ -8,7 +8,7 @@ dense in one quiet process. A table only grows: Runs were sized by its rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from basisconv.cost import Summary, summary
 from basisconv.plan import Plan
 from basisconv.study.files import read_json, write_json
 from basisconv.study.models import build
+from basisconv.study.profiles import Profile
 
 
 class Costs(Protocol):
@@ -46,26 +47,36 @@ class MacCosts:
 
 
 class MeasuredCosts:
-    """A table of measured ratios; a subset without a row is dense less its single savings."""
+    """A table of measured ratios; a subset without a row is dense less its single savings.
 
-    def __init__(self, table: Mapping[str, Any], path: Path, width: int) -> None:
+    Raises:
+        ValueError: if the table was measured with other settings than the profile's.
+    """
+
+    def __init__(self, table: Mapping[str, Any], path: Path, profile: Profile) -> None:
         self._path = path
         self.unit = f"seconds on {table['device']}"
-        rows = {_key(Plan.from_dict(r["plan"]), r["width"]): r["ratio"] for r in table["rows"]}
-        self._rows = rows
-        self._dense = self._row(Plan(), width)
+        wanted = settings(profile)
+        other = {key: table.get(key) for key in wanted if table.get(key) != wanted[key]}
+        if other:
+            raise ValueError(
+                f"{path} was measured with {other}, and profile {profile.name!r} has {wanted}. "
+                f"Set these back, or move the table away and measure anew: "
+                f"python -m basisconv bench --costs {profile.name}"
+            )
+        self._rows = {_row_key(row): float(row["ratio"]) for row in table["rows"]}
+        self._rows[_key(Plan(), profile.width)] = 1.0  # what all ratios are to
 
     def step(self, plan: Plan, width: int) -> float:
         key = _key(plan, width)
         if key in self._rows:
-            return float(self._rows[key]) / self._dense
+            return self._rows[key]
         dense = self._row(Plan(), width)
-        saved = sum(dense - self._row(plan.only([name]), width) for name in plan.layers)
-        return (dense - saved) / self._dense
+        return dense - sum(dense - self._row(plan.only([name]), width) for name in plan.layers)
 
     def _row(self, plan: Plan, width: int) -> float:
         try:
-            return float(self._rows[_key(plan, width)])
+            return self._rows[_key(plan, width)]
         except KeyError:
             what = ", ".join(plan.layers) or "dense"
             raise ValueError(
@@ -74,26 +85,43 @@ class MeasuredCosts:
             ) from None
 
 
+def settings(profile: Profile) -> dict[str, Any]:
+    """What a step's time hangs on beside plan, width and device; the head of a table."""
+    return {
+        "threads": profile.threads,
+        "batch_size": profile.training.batch_size,
+        "network": profile.network,
+        "precision": profile.precision,
+        "compile": profile.compile,
+    }
+
+
+def unmeasured(
+    path: Path, head: Mapping[str, Any], wanted: Iterable[tuple[Plan, int]]
+) -> list[tuple[Plan, int]]:
+    """The plans and widths without a row in a cost table, each once.
+
+    Raises:
+        ValueError: as `add_rows`, before hours of measuring for a table that refuses them.
+    """
+    known = {_row_key(row) for row in _table(path, head)["rows"]}
+    return [step for step in dict.fromkeys(wanted) if _key(*step) not in known]
+
+
 def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
     """Add measured rows to a cost table, or start one; rows that are there stay as they are.
 
     Args:
         path: the table.
-        head: what the rows were measured on and with: "device", "threads", "batch_size",
-            "network", "precision".
+        head: what the rows were measured on and with: "device", "device_kind" and `settings`.
         rows: {"plan", "width", "ratio"} and the quartiles of the ratio.
 
     Raises:
         ValueError: if the table is of another device or setting.
     """
-    table: dict[str, Any] = {**head, "rows": []}
-    if path.exists():
-        table = read_json(path)
-        other = {k: table.get(k) for k in head if table.get(k) != head[k]}
-        if other:
-            raise ValueError(f"{path} was measured with {other}, not {dict(head)}.")
-    known = {_key(Plan.from_dict(r["plan"]), r["width"]) for r in table["rows"]}
-    new = [r for r in rows if _key(Plan.from_dict(r["plan"]), r["width"]) not in known]
+    table = _table(path, head)
+    known = {_row_key(row) for row in table["rows"]}
+    new = [row for row in rows if _row_key(row) not in known]
     write_json(path, {**table, "rows": table["rows"] + new})
 
 
@@ -101,6 +129,24 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
 def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
     """Parameters and MACs of one 32×32 image through a network that follows a plan."""
     return summary(build(network, width, classes), (1, 3, 32, 32), plan)
+
+
+def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """The table as it is, or an empty one; never one of another device or setting."""
+    if not path.exists():
+        return {**head, "rows": []}
+    table: dict[str, Any] = read_json(path)
+    other = {k: table.get(k) for k in head if table.get(k) != head[k]}
+    if other:
+        raise ValueError(
+            f"{path} was measured with {other}, not {dict(head)}. Measure there and so, or move "
+            "the table away to begin a new one."
+        )
+    return table
+
+
+def _row_key(row: Mapping[str, Any]) -> str:
+    return _key(Plan.from_dict(row["plan"]), row["width"])
 
 
 def _key(plan: Plan, width: int) -> str:

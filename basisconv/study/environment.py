@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
     return {
         "device_kind": device_kind(),
         "device": _device_name(),
-        "cores": str(torch.get_num_threads()),
+        "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 @lru_cache
 def device_kind() -> str:
-    """The GPU's name, or the CPU's maker and the instruction set that torch computes with."""
+    """The GPU's name, or the CPU's architecture and the instructions that torch computes with."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

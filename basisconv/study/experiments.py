@@ -21,7 +21,7 @@ from basisconv.study.profiles import (
     check_parameters,
 )
 from basisconv.study.protocol import Draft, Study
-from basisconv.study.run import Method, Record
+from basisconv.study.run import Method
 
 
 class Waiting(LookupError):
@@ -104,20 +104,24 @@ def sensitivity(study: Study, parameters: Sensitivity) -> Draft:
 def selection(study: Study, parameters: Selection) -> Draft:
     """04: the selected subset against all, none, random ones and the inverted one."""
     scores = sensitivity_scores(study)
-    candidates = study.plan(parameters.ratio, study.layers)
-    saved, time = (savings(study, candidates, what) for what in (parameters.save, "time"))
+    every = study.plan(parameters.ratio, study.layers)
+    candidates = every.only(list(scores))
+    saved = savings(study, candidates, parameters.save)
+    time_of_every = savings(study, every, "time")
+    time = {name: time_of_every[name] for name in scores}
     positive = sum(max(score, 0.0) for score in scores.values())
     chosen = select(scores, saved, parameters.loss_share * positive, candidates)
     target = 1 - sum(time[name] for name in chosen.layers)
     arms: list[tuple[str, Method, Plan]] = [
         ("none (dense)", "dense", Plan()),
-        ("all", "basis", candidates),
+        ("all", "basis", every),
         ("selected", "selected", chosen),
         ("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates)),
     ]
-    # The controls have the selected subset's predicted time; where it took all layers or none,
-    # there is no other subset of that time.
-    controls = 0 < len(chosen.layers) < len(candidates.layers)
+    # The controls have the selected subset's predicted time; where it took none of the layers
+    # that save time, or all, there is no other subset of that time.
+    useful = {name for name in scores if time[name] > 0}
+    controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     if controls:
         arms += [
             (f"random {i + 1}", "random", random_subset(time, 1.0, target, candidates, seed=i))
@@ -134,7 +138,7 @@ def selection(study: Study, parameters: Selection) -> Draft:
     }
     result = Draft("04_selection", study, facts)
     for label, method, plan in arms:
-        predicted = 1 - sum(time[name] for name in plan.layers)
+        predicted = 1 - sum(time_of_every[name] for name in plan.layers)
         result.add(
             label, method, plan, parameters.budget,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
@@ -173,25 +177,34 @@ def skip_training(study: Study, parameters: SkipTraining) -> Draft:
 def sensitivity_scores(study: Study) -> dict[str, float]:
     """Each layer's mean rise in last-step validation cross-entropy over dense of the same seeds.
 
+    Seeds on which dense diverged say nothing. A layer that diverged where dense did not has no
+    score: nothing is predicted of it, and it is no candidate.
+
     Raises:
         Waiting: if a Run of the sweep is missing or failed.
+        ValueError: if no layer has a score.
     """
     sweep = draft(study, "03_sensitivity")
-    records: dict[str, Record] = {}
-    for run_id in sweep.runs:
-        record = study.store.get(run_id)
-        if record is None or record.result is None:
+    losses: dict[str, list[float | None]] = {}
+    for arm in sweep.arms:
+        records = [study.store.get(run_id) for run_id in arm.run_ids]
+        if any(record is None or record.status == "failed" for record in records):
             raise Waiting(sweep.name)
-        records[run_id] = record
-    losses = {
-        arm.label: [records[run_id].result.val_loss for run_id in arm.run_ids]  # type: ignore[union-attr]
-        for arm in sweep.arms
-    }
+        results = [record.result for record in records if record is not None]
+        losses[arm.label] = [None if result is None else result.val_loss for result in results]
     dense = losses.pop("dense")
-    return {
-        name: fmean(a - b for a, b in zip(values, dense, strict=True))
-        for name, values in losses.items()
-    }
+    scores: dict[str, float] = {}
+    for name, values in losses.items():
+        pairs = [(a, b) for a, b in zip(values, dense, strict=True) if b is not None]
+        rises = [a - b for a, b in pairs if a is not None]
+        if rises and len(rises) == len(pairs):
+            scores[name] = fmean(rises)
+    if not scores:
+        raise ValueError(
+            f"The sweep of {sweep.name} diverged, dense or every layer: no layer has a score to "
+            f"select by. Lower the profile's training.learning_rate."
+        )
+    return scores
 
 
 SAVINGS = ("time", "macs", "parameters")

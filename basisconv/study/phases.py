@@ -63,7 +63,7 @@ def switch(model: nn.Module, run: Run, phase: int, buffers: Buffers) -> Buffers:
             cpu = layer.to("cpu")  # streams are the CPU's, whatever the device
             initialise_layer(cpu, stream)
             layer.to(next(iter(before[name].parameters())).device)
-    if run.momentum_carry == "fresh":
+    if run.momentum_carry == "fresh" or not buffers:  # SGD without momentum has no buffers
         return {}
     carried = {n: b for n, b in buffers.items() if n.rpartition(".")[0] not in converted}
     if run.carry == "exact":

@@ -78,7 +78,7 @@ class SkipTraining(_Strict):
     ratio: Share
     budget: Positive
     switches: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
-    carries: list[Literal["exact", "reinit"]]
+    carries: Annotated[list[Literal["exact", "reinit"]], Field(min_length=1)]
     momentum: list[Literal["fresh", "carried"]]
     schedules: list[Literal["one", "restart"]]
 
@@ -218,7 +218,7 @@ def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
     path = FOLDER / f"{name}.yaml"
     if name not in names():
         raise ValueError(f"There is no profile {name!r}. Profiles: {', '.join(names())}.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = _yaml(path.read_text(encoding="utf-8"), path.name)
     for change in changes:
         _lay_over(values, change)
     try:
@@ -264,4 +264,11 @@ def _lay_over(values: dict[str, Any], change: str) -> None:
         if not isinstance(here, dict) or name not in here:
             raise ValueError(f"The profile has no setting {key!r}.")
         here, holder = here[name], here
-    holder[last] = yaml.safe_load(text)
+    holder[last] = _yaml(text, change)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from None

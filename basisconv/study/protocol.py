@@ -1,8 +1,8 @@
 """The protocol that every experiment of a profile follows: networks, plans, seeds, budgets.
 
 Arms meet at *time budgets*. A budget of b is what dense takes for b epochs at the profile's
-batch size; an arm's steps are as many as fit, by the profile's costs, and its learning rate
-runs its full course over them. Times are told in dense epochs.
+batch size; an arm takes the number of steps that ends nearest to it, by the profile's costs, and
+its learning rate runs its full course over them. Times are told in dense epochs.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ class Study:
         profile = self.profile
         if profile.costs == "macs":
             return MacCosts(profile.network, profile.width, CLASSES[profile.data])
-        path = published_folder(profile.name) / "costs.json"
+        path = cost_table(profile.name)
         if not path.exists():
             raise ValueError(
                 f"{path} is not there: profile {profile.name!r} sizes its runs by measured step "
                 f"times. Measure them: python -m basisconv bench --costs {profile.name}"
             )
-        return MeasuredCosts(read_json(path), path, profile.width)
+        return MeasuredCosts(read_json(path), path, profile)
 
     @cached_property
     def train_images(self) -> int:
@@ -98,7 +98,7 @@ class Study:
         return seeds.confirm if notebook in self.profile.confirm else seeds.explore
 
     def steps(self, budget: float, plan: Plan, width: int) -> int:
-        """Training steps of a plan that fit in a time budget in dense epochs; at least one."""
+        """Training steps, at least one, whose time is nearest to a budget in dense epochs."""
         epoch = self.train_images // self.profile.training.batch_size
         return max(1, round(budget * epoch / self.costs.step(plan, width)))
 
@@ -221,3 +221,8 @@ class Draft:
 def published_folder(profile: str) -> Path:
     """Where a profile's published records and cost table are."""
     return ROOT / "paper" / "runs" / profile
+
+
+def cost_table(profile: str) -> Path:
+    """A profile's table of measured step costs; see `basisconv.study.costs`."""
+    return published_folder(profile) / "costs.json"

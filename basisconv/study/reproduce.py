@@ -2,8 +2,8 @@
 
 A notebook is run to a file of its own name with `.running` in it and moved when it succeeded,
 because papermill writes its output on error too. It is up to date, and skipped, when the
-package's sources, its own cells and its parameters are those of the last success and all that it
-declared to have written is still there.
+package's sources, the profile, its table of step costs, the notebook's cells and its parameters are
+those of the last success and all that it declared to have written is still there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from basisconv.study.environment import ROOT
 from basisconv.study.files import canonical, read_json, write_json
 from basisconv.study.profiles import NOTEBOOKS
-from basisconv.study.protocol import Study
+from basisconv.study.protocol import Study, cost_table
 
 SOURCES = ROOT / "notebooks"
 
@@ -68,7 +68,12 @@ def declared(study: Study) -> list[Path]:
     paths = [study.folder / path for name in NOTEBOOKS for path in _outputs(study, name)]
     paths.append(study.folder / "paper.pdf")
     missing = [path for path in paths if not path.exists() or path.stat().st_size == 0]
-    unfinished = [name for name in NOTEBOOKS if not _done(study, name).exists()]
+    # Either may be there alone: a failed notebook has its report's list and no success.
+    unfinished = [
+        name
+        for name in NOTEBOOKS
+        if not (_done(study, name).exists() and outputs_file(study, name).exists())
+    ]
     if missing or unfinished:
         told = [str(path.relative_to(study.folder)) for path in missing] + unfinished
         raise NotebookFailed(
@@ -104,14 +109,15 @@ def _run(study: Study, name: str, given: dict[str, Any]) -> None:
     import papermill
 
     source, folder = SOURCES / f"{name}.ipynb", study.folder / "notebooks"
-    stamp = fingerprint(source, given)
+    stamp = fingerprint(study, source, given)
     if _up_to_date(study, name, stamp):
         print(f"{name}: up to date", file=sys.stderr)
         return
     print(f"{name}: running", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     running, finished = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
-    outputs_file(study, name).unlink(missing_ok=True)
+    for old in (outputs_file(study, name), _done(study, name)):
+        old.unlink(missing_ok=True)  # the last success does not vouch for this time
     try:
         papermill.execute_notebook(
             str(source), str(running), parameters=given, cwd=str(ROOT), progress_bar=False,
@@ -135,11 +141,18 @@ def _run(study: Study, name: str, given: dict[str, Any]) -> None:
     write_json(_done(study, name), {"fingerprint": stamp})
 
 
-def fingerprint(source: Path, given: dict[str, Any]) -> str:
-    """Changes with the notebook's cells, its parameters or any source file of the package."""
+def fingerprint(study: Study, source: Path, given: dict[str, Any]) -> str:
+    """Changes with all that decides a notebook's outputs, but the machine and the records.
+
+    The whole profile is in it, and not this notebook's slice alone: the settings of the Runs
+    and the seeds are every notebook's, and 04 and 10 read what others made.
+    """
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     digest = hashlib.sha256(canonical([[c["cell_type"], c["source"]] for c in cells]))
-    digest.update(canonical(given))
+    digest.update(canonical([study.profile.model_dump(mode="json", by_alias=True), given]))
+    table = cost_table(study.profile.name)
+    if study.profile.costs == "table" and table.exists():
+        digest.update(table.read_bytes())
     for path in sorted((ROOT / "basisconv").rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

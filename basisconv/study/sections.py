@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 class Unfinished(RuntimeError):
     """Runs of a section have failed or are left; `failed` and `left` are their ids."""
 
-    def __init__(self, profile: str, name: str, report: SweepReport) -> None:
+    def __init__(self, study: Study, name: str, report: SweepReport) -> None:
         self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
         told = f"{name}: {len(self.left)} runs are left"
         if self.failed:
             told += (
                 f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
-                f"build/{profile}/runs hold the traceback, and --retry-failed trains them again"
+                f"{study.store.folder} hold the traceback, and --retry-failed trains them again"
             )
-        super().__init__(f"{told}. python -m basisconv run --profile {profile} goes on.")
+        super().__init__(
+            f"{told}. python -m basisconv run --profile {study.profile.name} goes on, with the "
+            "same --set and --runs."
+        )
 
 
 def make_section(
@@ -71,7 +74,7 @@ def make_section(
             minutes=minutes, retry_failed=retry_failed,
         )  # fmt: skip
         if report.failed or report.left:
-            raise Unfinished(study.profile.name, name, report)
+            raise Unfinished(study, name, report)
         section = arms.section()
     else:
         section = Section(

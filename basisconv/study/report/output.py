@@ -24,6 +24,8 @@ _LATEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "×": r"$\times$", "→": r"$\rightarrow$", "±": r"$\pm$", "−": r"$-$", "≥": r"$\geq$",
     "≤": r"$\leq$", "–": "--", "—": "---", "ρ": r"$\rho$", "Δ": r"$\Delta$", "²": r"$^2$",
+    "⁻": r"\textsuperscript{$-$}",
+    **{digit: rf"\textsuperscript{{{n}}}" for n, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹") if n != 2},
     "“": "``", "”": "''", "…": r"\ldots{}",
 }  # fmt: skip
 
@@ -102,6 +104,9 @@ class Plot:
     def csv(self) -> str:
         """What the figure draws, at full precision."""
         return self.data.to_csv(index=False, lineterminator="\n")
+
+    def __repr__(self) -> str:
+        return self.caption
 
     def _repr_png_(self) -> bytes:
         return style.render(self.figure, "png", dpi=120)

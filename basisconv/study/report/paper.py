@@ -71,13 +71,19 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
     """Which sections a results folder holds, and what to print for the others.
 
     Raises:
-        ValueError: if there is no section, or there are sections of two profiles.
+        ValueError: if there is no section, there are sections of two profiles, or a file of numbers
+            is damaged.
     """
     found = {}
     for name in _TITLES:
         path = results / "numbers" / f"{name}.json"
         if path.exists():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))["profile"]
+            try:
+                found[name] = json.loads(path.read_text(encoding="utf-8"))["profile"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{path} is not what a notebook saved. Delete it, and run {name} again."
+                ) from None
     profiles = sorted(set(found.values()))
     if len(profiles) != 1:
         raise ValueError(

@@ -30,7 +30,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 table, _shown(table, outcome),
                 f"Skip training at the time of {budget} of dense: {outcome} accuracy with its 95 % "
                 "interval and its difference from dense trained for the same time (Welch, p by "
-                "Holm). The paper reports up to 15 % less training time at a negligible drop; at "
+                "Holm). The paper reports training up to 15 % faster at a negligible drop; at "
                 "equal time the question is whether accuracy is gained.",
             ),
             "skip_switches": Table(

@@ -69,6 +69,22 @@ def millions(value: float, digits: int = 2) -> str:
     return f"{fixed(value / 1e6, digits)} M"
 
 
+def small(value: float, digits: int = 1) -> str:
+    """As in "0.51", and "6.8 × 10⁻¹⁶" for what decimals would not show; "0" for nothing at all."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 0.001:
+        return fixed(value, 2)
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{raised}"
+
+
+def network(name: str) -> str:
+    """A network as people write it: "ResNet-18" for "resnet18"."""
+    return f"ResNet-{name[6:]}" if name.startswith("resnet") else name
+
+
 def p_value(p: float) -> str:
     """Three decimals, or that it is smaller."""
     if math.isnan(p):

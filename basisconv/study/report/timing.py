@@ -124,7 +124,7 @@ def _shown_layers(layers: pd.DataFrame) -> pd.DataFrame:
 def _shown_networks(networks: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
-            "network": f"{r.network}, width {r.width}",
+            "network": f"{text.network(r.network)}, width {r.width}",
             "f": text.share(r.ratio),
             "timed": r.what,
             "ms": f"{r.median_ms:.1f}",
@@ -233,12 +233,16 @@ def _numbers(layers: pd.DataFrame, networks: pd.DataFrame, told: str) -> dict[st
     low, high = 100 * factored["share"].min(), 100 * factored["share"].max()
     slow = factored[factored["speedup_high"] < 1]
     findings = [
-        f"A training step of {best.network} at width {best.width} and f = "
+        f"A training step of {text.network(best.network)} at width {best.width} and f = "
         f"{text.share(best.ratio)} runs {_speedup(best)} as fast as dense, where its executed "
         f"multiplications promise {best.macs_ratio:.2f}×.",
         f"Single layers, forward and backward, realise {low:.0f} to {high:.0f} % of what their "
         "multiplications promise"
-        + (f"; {len(slow)} of {len(factored)} are slower than dense." if len(slow) else "."),
+        + (
+            f"; {len(slow)} of {len(factored)} timings, each form apart, are slower than dense."
+            if len(slow)
+            else "."
+        ),
     ]
     forward = 100 * (factored["forward_speedup"] / factored["speedup"] - 1).median()
     findings.append(
