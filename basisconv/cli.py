@@ -7,6 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from basisconv.study.protocol import Study
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
-    run.add_argument("--minutes", type=float, default=None, help="start no run after these")
+    run.add_argument("--minutes", type=_minutes, default=None, help="start no run after these")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     add("status", _status, "how many runs are done and missing, and the hours left", runs=True)
     merge = add("merge", _merge, "take in records made elsewhere", runs=True)
@@ -56,16 +60,27 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("section")
     add("paper", _paper, "build the paper from what there is")
     bench = add("bench", _bench, "time layers and training steps on this device", profile=False)
-    bench.add_argument("--repeats", type=int, default=20)
+    bench.add_argument("--repeats", type=int, default=20,
+                       help="interleaved turns; medians and quartiles are over these")  # fmt: skip
     bench.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
     data = add("data", _data, "the data sets", profile=False)
-    data.add_argument("action", choices=["where", "verify", "sample", "pack"])
+    data.add_argument("action", choices=["where", "verify", "sample", "pack"],
+                      help="where: which sets are found; verify: check every file of what is "
+                           "found, or of a folder; sample: make the embedded sample again from "
+                           "the full set; pack: write a set as a pack")  # fmt: skip
     data.add_argument("name", nargs="?", help="a data set for pack, a folder for verify")
     data.add_argument("--out", type=Path, help="the folder to write, for sample and pack")
     return parser
 
 
-def _study(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time to train for")
+    return minutes
+
+
+def _study(options: argparse.Namespace) -> Study:
     from basisconv.study.environment import device
     from basisconv.study.protocol import Study
 
@@ -96,8 +111,10 @@ def _check(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS
     from basisconv.study.sections import Unfinished, make_section
+    from basisconv.study.step_costs import ensure_costs
 
     study = _study(options)
+    ensure_costs(study)
     started = time.monotonic()
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in DRAFTS:
@@ -109,6 +126,7 @@ def _run(options: argparse.Namespace) -> None:
         except Unfinished as unfinished:
             print(unfinished, file=sys.stderr)
             failed |= dict.fromkeys(unfinished.failed)
+    _status(options)
     if failed:  # being out of time is what --minutes asks for; a failure is not
         raise RuntimeError(f"{len(failed)} runs failed")
 
@@ -142,14 +160,16 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
+    from basisconv.study.experiments import DRAFTS, draft
     from basisconv.study.protocol import published_folder
     from basisconv.study.publish import publish
     from basisconv.study.sections import make_section
 
-    study = _study(options)
-    section = make_section(study, options.section)
+    study, name = _study(options), options.section
+    # Publishing trains nothing: what is missing is named.
+    section = draft(study, name).section() if name in DRAFTS else make_section(study, name)
     report = publish(study.store, section, published_folder(study.profile.name))
-    print(f"{options.section}: {len(report.added)} records published, {len(report.known)} known")
+    print(f"{name}: {len(report.added)} records published, {len(report.known)} known")
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -166,28 +186,20 @@ def _bench(options: argparse.Namespace) -> None:
 
     from basisconv.study import bench
     from basisconv.study.environment import ROOT
-    from basisconv.study.experiments import DRAFTS, Waiting, draft
-    from basisconv.study.protocol import Study, cost_table
+    from basisconv.study.protocol import Study
+    from basisconv.study.step_costs import measure_costs
 
     if options.costs:
-        # Which plans there are does not hang on the costs, but sizing their runs does: without
-        # a table yet, executed MACs stand in.
-        there = cost_table(options.costs).exists()
-        study = Study.open(options.costs, [] if there else ["costs=macs"])
-        drafts = []
-        for name in DRAFTS:
-            try:
-                drafts.append(draft(study, name))
-            except Waiting as waiting:
-                print(f"{name} {waiting}; call again when they are there", file=sys.stderr)
-        print(bench.measure_costs(study, drafts, options.repeats).relative_to(ROOT))
-        return
-    # torch counts cores and not hyper-threads, and heeds OMP_NUM_THREADS.
-    facts = bench.measure(
-        "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats, torch.get_num_threads()
-    )
-    print(bench.markdown(facts))
-    print(bench.save(facts).relative_to(ROOT))
+        path = measure_costs(Study.open(options.costs), options.repeats)
+    else:
+        # torch's own count of threads: it knows of containers, hyper-threads and OMP_NUM_THREADS.
+        facts = bench.measure(
+            "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        print(bench.markdown(facts))
+        path = bench.save(facts)
+    print(path.relative_to(ROOT))
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -342,7 +342,7 @@ def check_basis(
     """Raise ValueError unless a layer of `conv`'s shape has such a basis form."""
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown. Forms: {', '.join(FORMS)}.")
-    if not isinstance(n_basis, int) or not 1 <= n_basis <= conv.out_channels:
+    if type(n_basis) is not int or not 1 <= n_basis <= conv.out_channels:
         raise ValueError(
             f"n_basis={n_basis!r} is not a whole number from 1 to out_channels={conv.out_channels}."
         )

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("study.costs",),
     ("study.protocol",),
     ("study.experiments", "study.bench", "study.method"),
+    ("study.step_costs",),
     ("study.report",),
     ("study.sections", "study.paper"),
     ("study.reproduce",),

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from basisconv.plan import Plan
 from basisconv.study import bench
 from basisconv.study.files import read_json
-from basisconv.study.protocol import Study
 from basisconv.timing import Timing
 
 
@@ -67,58 +65,25 @@ def test_results_of_several_devices_stand_side_by_side(
     assert table.count("\n|") == 2 + 33 + 2 and "training step, resnet18, width 8" in table
 
 
-def test_the_cost_table_holds_every_plan_of_the_drafts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_timed_step_has_the_runs_precision_and_is_compiled_when_they_are(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from basisconv.study import costs
-    from basisconv.study.experiments import draft
+    seen: list[torch.dtype] = []
+    compiled: list[nn.Module] = []
 
-    monkeypatch.setattr(bench, "cost_table", lambda name: tmp_path / name / "costs.json")
-    study = Study.open("smoke", ["width=4", "training.batch_size=4"], runs=tmp_path / "runs")
-    sweep = draft(study, "03_sensitivity")
-    path = bench.measure_costs(study, [sweep], repeats=1)
-    measured = costs.MeasuredCosts(read_json(path), path, study.profile)
-    for run in sweep.runs.values():
-        assert measured.step(run.phases[0].plan, 4) > 0
-    assert measured.step(Plan(), 4) == 1.0
-    assert all(measured.step(Plan(), width) > 0 for width in study.widths)
-    # A second call measures what is new alone, and changes nothing.
-    before = path.read_bytes()
-    timed: list[object] = []
-    monkeypatch.setattr(bench, "step_times", lambda *arguments: timed.append(arguments))
-    bench.measure_costs(study, [sweep], repeats=1)
-    assert not timed and path.read_bytes() == before
+    class Spy(nn.Flatten):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.dtype)
+            return super().forward(x)
 
-
-def test_a_profile_that_trains_otherwise_than_steps_are_timed_gets_no_table() -> None:
-    study = Study.open("smoke", ["precision=bfloat16"])
-    with pytest.raises(ValueError, match="precision='bfloat16'.*costs=macs"):
-        bench.measure_costs(study, [])
-
-
-def test_the_cost_tables_steps_are_the_profiles_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their batch and threads; and a ratio is ours over dense, with its quartiles in order."""
-    seen: list[tuple[tuple[int, ...], int]] = []
-
-    def times(models: dict[str, nn.Module], x: torch.Tensor, repeats: int) -> dict[str, Timing]:
-        seen.append((tuple(x.shape), torch.get_num_threads()))
-        return {"dense": Timing((1.0,) * 5, 0.0), "plan": Timing((0.2, 0.3, 0.4, 0.5, 0.6), 0.0)}
-
-    monkeypatch.setattr(bench, "step_times", times)
-    monkeypatch.setattr(bench, "cost_table", lambda name: tmp_path / "costs.json")
-    study = Study.open("smoke", ["width=4", "threads=2"], runs=tmp_path / "runs")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rows = read_json(bench.measure_costs(study, []))["rows"]
-    finally:
-        torch.set_num_threads(before)
-    assert set(seen) == {((50, 3, 32, 32), 2)}
-    low, high = rows[0]["quartiles"]
-    assert low == pytest.approx(0.3) and high == pytest.approx(0.5)
-    assert rows[0]["ratio"] == pytest.approx(0.4)
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    model = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), Spy())
+    x = torch.randn(2, 3, 8, 8)
+    bench.step_times({"dense": model}, x, 1, "bfloat16", compiled=True)
+    assert set(seen) == {torch.bfloat16} and compiled == [model]
+    seen.clear()
+    bench.step_times({"dense": model}, x, 1)
+    assert set(seen) == {torch.float32} and len(compiled) == 1
 
 
 def test_a_timed_step_is_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:

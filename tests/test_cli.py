@@ -68,7 +68,10 @@ def test_bad_input_is_one_sentence_and_exit_1(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["reproduced"], ["status", "--profil", "x", "y"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["reproduced"], ["status", "--profil", "x", "y"], [], ["run", "--minutes", "-1"]],
+)
 def test_an_unknown_command_or_option_is_exit_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +130,34 @@ def test_merge_takes_in_what_another_machine_made(
     record.write_bytes(record.read_bytes().replace(b'"val_loss": 1.', b'"val_loss": 0.', 1))
     assert main(["merge", str(tmp_path / "there"), *here]) == 1
     assert record.name in capsys.readouterr().err
+
+
+def test_publishing_trains_nothing_and_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    assert main(["publish", "01_baseline", "--profile", "smoke", "--runs", str(runs)]) == 1
+    assert "has no record of 2 of the runs" in capsys.readouterr().err
+    assert not list(runs.rglob("*.json"))
+
+
+def test_missing_data_stop_a_run_once_and_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASISCONV_DATA", str(tmp_path / "nowhere"))
+    arguments = [
+        "run",
+        "--profile",
+        "smoke",
+        "--set",
+        "data=cifar10",
+        "--runs",
+        str(tmp_path / "r"),
+    ]
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.count("basisconv: ") == 1 and str(tmp_path / "nowhere") in told.err
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_section_edited_by_hand_is_refused(tmp_path: Path) -> None:

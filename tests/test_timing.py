@@ -39,10 +39,12 @@ def test_arms_take_turns_and_ratios_are_taken_within_a_turn(
         repeats=9,
         warmup=2,
     )
-    assert calls == ["dense"] * 2 + ["basis"] * 2 + ["dense", "basis"] * 9
+    assert calls[:4] == ["dense"] * 2 + ["basis"] * 2
+    turns = [tuple(calls[i : i + 2]) for i in range(4, 22, 2)]
+    assert set(turns) == {("dense", "basis"), ("basis", "dense")}
     median, low, high = result["basis"].speedup_over(result["dense"])
     assert low <= median <= high
-    assert 2.5 < low and high < 3.0
+    assert 2.5 < low and high < 3.6
     assert result["dense"].median == statistics.median(result["dense"].samples)
     first, third = result["dense"].quartiles
     quartiles = statistics.quantiles(result["dense"].samples, n=4, method="inclusive")

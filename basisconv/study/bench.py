@@ -22,12 +22,10 @@ from basisconv.convert import apply_plan
 from basisconv.cost import LayerCost, observe, summary
 from basisconv.decompose import Form
 from basisconv.layer import BasisConv2d, Mode
-from basisconv.plan import Plan, make_plan
-from basisconv.study.costs import add_rows, settings, unmeasured
-from basisconv.study.environment import device, environment
+from basisconv.plan import make_plan
+from basisconv.study.environment import ROOT, device, environment
 from basisconv.study.files import write_json
 from basisconv.study.models import build, initialise
-from basisconv.study.protocol import ROOT, Draft, Study, cost_table
 from basisconv.timing import Timing, compare, forward_backward
 
 FOLDER = ROOT / "paper" / "runs" / "bench"
@@ -118,7 +116,7 @@ def _layers(
 ) -> Iterable[dict[str, Any]]:
     model = build(network, width, 10).to(device())
     initialise(model, 0)
-    x = _images(batch_size)
+    x = random_images(batch_size)
     distinct = {_title(o.module, o.input): o for o in observe(model, x, (nn.Conv2d,)).values()}
     for title, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
         given = given.contiguous(memory_format=torch.channels_last)
@@ -155,7 +153,7 @@ def _training_steps(
     initialise(dense, 0)
     plans = {f"{f:g}": make_plan(dense, ratio=f) for f in ratios}
     arms = {key: apply_plan(dense, plan, init="qr") for key, plan in plans.items()}
-    x = _images(batch_size)
+    x = random_images(batch_size)
     timings = step_times({"dense": dense, **arms}, x, repeats)
     whole = summary(dense, x.shape)
     for f, (key, plan) in zip(ratios, plans.items(), strict=True):
@@ -167,8 +165,22 @@ def _training_steps(
         }  # fmt: skip
 
 
-def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, Timing]:
-    """Forward, backward and SGD update of each network, interleaved, on random labels."""
+def step_times(
+    models: Mapping[str, nn.Module],
+    x: Tensor,
+    repeats: int,
+    precision: str = "float32",
+    compiled: bool = False,
+) -> dict[str, Timing]:
+    """Forward, backward and SGD update of each network, interleaved, on random labels.
+
+    Args:
+        models: the networks, by name; they end in training mode.
+        x: a batch, where the networks are.
+        repeats: interleaved turns.
+        precision: "float32" or "bfloat16", as in a Run.
+        compiled: whether the networks are compiled, before the turns that count.
+    """
     labels = torch.randint(10, (len(x),), generator=torch.Generator().manual_seed(0)).to(x.device)
 
     def stepper(model: nn.Module) -> Callable[[], None]:
@@ -177,58 +189,19 @@ def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict
             model.parameters(), lr=1e-9, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
 
+        forward = torch.compile(model) if compiled else model
+
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x), labels).backward()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = forward(x)
+            F.cross_entropy(logits.float(), labels).backward()
             optimizer.step()
 
         return step
 
     steppers = {name: stepper(model.train()) for name, model in models.items()}
     return compare(steppers, repeats, device=x.device)
-
-
-def measure_costs(study: Study, drafts: Sequence[Draft], repeats: int = 10) -> Path:
-    """Add the plans of some experiments to a profile's cost table, each beside dense.
-
-    Raises:
-        ValueError: if the profile trains otherwise than steps are timed here, eagerly in
-            float32, or the table is of another device or other settings.
-    """
-    profile = study.profile
-    if profile.precision != "float32" or profile.compile:
-        raise ValueError(
-            f"Profile {profile.name!r} trains with precision={profile.precision!r} and "
-            f"compile={profile.compile}, and steps are timed eagerly in float32: such a table "
-            "would size its runs wrongly. Change the two settings, or use costs=macs."
-        )
-    torch.set_num_threads(profile.threads)
-    x = _images(profile.training.batch_size)
-    wanted = [(Plan(), width) for width in study.widths]
-    ratio = profile.notebooks.selection.ratio
-    wanted += [(study.plan(ratio, [name]), profile.width) for name in study.layers]
-    runs = [run for draft in drafts for run in draft.runs.values()]
-    wanted += [(phase.plan, run.width) for run in runs for phase in run.phases]
-    here = environment()
-    head = {"device": here["device"], "device_kind": here["device_kind"], **settings(profile)}
-    path = cost_table(profile.name)
-    # What all ratios are to is 1 by definition: measuring it would put its noise into the others.
-    plans = [w for w in unmeasured(path, head, wanted) if w != (Plan(), profile.width)]
-    dense = build(profile.network, profile.width, 10).to(device())
-    initialise(dense, 0)
-    rows = []
-    for plan, width in tqdm(plans, desc="plans", disable=None):
-        model = build(profile.network, width, 10).to(device())
-        initialise(model, 0)
-        model = apply_plan(model, plan, init="qr")
-        timings = step_times({"dense": dense, "plan": model}, x, repeats)
-        low, median, high = _ratios(timings["plan"], timings["dense"])
-        rows.append(
-            {"plan": plan.to_dict(), "width": width, "ratio": median, "quartiles": [low, high]}
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    add_rows(path, head, rows)
-    return path
 
 
 def arithmetic_rate(place: torch.device, size: int = 1536, repeats: int = 10) -> float:
@@ -246,7 +219,8 @@ def memory_bandwidth(place: torch.device, size: int = 2**26, repeats: int = 10) 
     return 2 * source.numel() * source.element_size() / min(copy.samples)
 
 
-def _images(batch_size: int) -> Tensor:
+def random_images(batch_size: int) -> Tensor:
+    """A batch of noise on the device, channels-last."""
     x = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return x.to(device()).contiguous(memory_format=torch.channels_last)
 
@@ -273,12 +247,6 @@ def _timing(arm: Timing, dense: Timing) -> dict[str, float]:
         "median_ms": arm.median * 1e3, "iqr_ms": (third - first) * 1e3, "speedup": median,
         "speedup_low": low, "speedup_high": high,
     }  # fmt: skip
-
-
-def _ratios(arm: Timing, dense: Timing) -> tuple[float, float, float]:
-    """Arm over dense, turn by turn: lower quartile, median, upper quartile."""
-    median, low, high = arm.speedup_over(dense)
-    return 1 / high, 1 / median, 1 / low
 
 
 def _title(conv: nn.Conv2d, x: Tensor) -> str:

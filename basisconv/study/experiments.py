@@ -123,9 +123,11 @@ def selection(study: Study, parameters: Selection) -> Draft:
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     if controls:
+        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(50))
+        distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
         arms += [
-            (f"random {i + 1}", "random", random_subset(time, 1.0, target, candidates, seed=i))
-            for i in range(parameters.draws)
+            (f"random {i + 1}", "random", plan)
+            for i, plan in enumerate(distinct[: parameters.draws])
         ]
         arms.append(
             ("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))

@@ -65,7 +65,8 @@ def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:
     """Draw one layer's weights; modules without weights of their own are left alone.
 
     Convolutions as torchvision's ResNet does (He et al., 2015: variance 2 / (C_out · k²)), a
-    basis layer so that its product has that variance, linear layers as PyTorch does.
+    basis layer so that its product has that variance, both with biases of zero, linear layers as
+    PyTorch does.
     """
     if isinstance(module, nn.Conv2d):
         with torch.no_grad():
@@ -79,6 +80,8 @@ def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:
             module.bias.uniform_(-bound, bound, generator=stream)
     elif isinstance(module, nn.BatchNorm2d):
         module.reset_parameters()
+    if isinstance(module, nn.Conv2d | BasisConv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def _he_std(conv: nn.Conv2d | BasisConv2d) -> float:

@@ -28,6 +28,12 @@ def build_paper(study: Study) -> Path:
     Raises:
         ValueError: if they have not saved all that the text asks for.
     """
+    name = study.profile.name
+    if not (study.folder / "numbers").exists():
+        raise ValueError(
+            f"Nothing is published yet, and profile {name!r} has not been reproduced here. "
+            f"Do that first: make reproduce PROFILE={name}"
+        )
     return compile_paper(
         study.folder, study.folder / "paper.pdf", preliminary=study.profile.preliminary
     )

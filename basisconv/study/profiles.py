@@ -227,7 +227,8 @@ def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
         told = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in error.errors()
         )
-        raise ValueError(f"{path.name} is not a profile: {told}.") from None
+        laid = f" with {', '.join(changes)}" if changes else ""
+        raise ValueError(f"{path.name}{laid} is not a profile: {told}.") from None
     if profile.name != name:
         raise ValueError(f"{path.name} calls itself {profile.name!r}; name it {name!r}.")
     return profile

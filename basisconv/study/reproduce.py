@@ -19,6 +19,7 @@ from basisconv.study.environment import ROOT
 from basisconv.study.files import canonical, read_json, write_json
 from basisconv.study.profiles import NOTEBOOKS
 from basisconv.study.protocol import Study, cost_table
+from basisconv.study.step_costs import ensure_costs
 
 SOURCES = ROOT / "notebooks"
 
@@ -51,6 +52,7 @@ def reproduce(study: Study, settings: list[str]) -> list[Path]:
     }
     for name, given in parameters.items():
         check_notebook(name, given)
+    ensure_costs(study)
     for name, given in parameters.items():
         _run(study, name, given)
     from basisconv.study.paper import build_paper

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from basisconv.study import bench, method
+from basisconv.study.data import load
 from basisconv.study.experiments import DRAFTS, Waiting, draft
 from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.profiles import NOTEBOOKS, check_parameters
@@ -58,7 +59,8 @@ def make_section(
         retry_failed: train Runs anew whose record is a failure.
 
     Raises:
-        ValueError: for an unknown notebook or parameters that do not fit.
+        ValueError: for an unknown notebook or parameters that do not fit, and damaged data.
+        MissingData: if the data are not here and cannot be fetched.
         Unfinished: if Runs failed or the time was too short.
     """
     given = study.profile.parameters(name) if parameters is None else dict(parameters)
@@ -69,6 +71,9 @@ def make_section(
         except Waiting as waiting:
             make_section(study, waiting.needs, None, minutes, retry_failed)
             arms = draft(study, name, given)
+        if study.store.missing(arms.runs.values(), retry_failed):
+            # Fetched, or found missing, once and here rather than in each worker for each Run.
+            load(study.profile.data, study.profile.train_images)
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
             minutes=minutes, retry_failed=retry_failed,

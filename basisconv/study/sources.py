@@ -41,7 +41,6 @@ from basisconv.study.packs import (
 )
 from basisconv.study.vision import torchvision
 
-
 _PATIENCE = 30  # seconds without an answer before a server is given up
 
 

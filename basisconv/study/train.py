@@ -40,6 +40,8 @@ def train(run: Run) -> Record:
             set, or the precision is one that this device only emulates.
     """
     torch.set_num_threads(run.threads)
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # a worker trains many Runs
     if run.precision == "bfloat16" and not computes_bfloat16():
         raise ValueError(
             "precision='bfloat16' asked for, but this device only emulates it, many times slower "
