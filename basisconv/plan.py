@@ -198,7 +198,7 @@ def make_plan(
     for name in chosen:
         conv = found[name]
         if ratio is not None:
-            m = max(1, round(ratio * conv.out_channels))
+            m = basis_filters(conv.out_channels, ratio)
         elif n_basis is not None:
             check_layer(name, conv, n_basis, empty)  # before rounding up, which could hide an error
             m = n_basis
@@ -207,6 +207,11 @@ def make_plan(
         check_layer(name, conv, plan[name], empty)
     _warn_wasted(found, plan, coef_groups)
     return replace(empty, layers=plan)
+
+
+def basis_filters(out_channels: int, ratio: float) -> int:
+    """How many basis filters a share of a layer's outputs is: rounded, and at least one."""
+    return max(1, round(ratio * out_channels))
 
 
 def check_layer(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:

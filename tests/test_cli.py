@@ -225,7 +225,10 @@ def test_the_claims_read_the_records_of_every_section(
         def save(self, folder: Path) -> list[Path]:
             return []
 
-    def build_claims(found: object, records: dict[str, Record], profile: str) -> Nothing:
+    def build_claims(
+        found: object, records: dict[str, Record], profile: str, unsettled: tuple[str, ...]
+    ) -> Nothing:
+        assert (profile, unsettled) == ("smoke", ("smoke",))
         read.update(records)
         return Nothing()
 
@@ -240,3 +243,18 @@ def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
     monkeypatch.setattr(sections.bench, "measure", lambda *_, **given: given)
     assert sections.make_section(study, "06_timing").facts["threads"] == 2
+
+
+@pytest.mark.parametrize("preliminary", [True, False])
+def test_the_profile_alone_says_whether_its_results_settle_anything(
+    tmp_path: Path, preliminary: bool
+) -> None:
+    """Not a list of names elsewhere: figures, claims and the PDF follow the YAML."""
+    profile = Study.open("smoke", [f"preliminary={str(preliminary).lower()}"]).profile
+    study = Study(profile, Store(tmp_path / "runs"), tmp_path)
+    sections.make_report(study, sections.make_section(study, "00_method"))
+    report = sections.make_report(study, sections.make_section(study, "10_claims"))
+    verdicts = set(report.tables["claims"].frame["verdict"])
+    assert (verdicts == {"not yet measured"}) == preliminary
+    texts = (tmp_path / "figures" / "method_costs.svg").read_text()
+    assert ("<!-- smoke -->" in texts) == preliminary

@@ -22,7 +22,7 @@ from basisconv.convert import apply_plan
 from basisconv.cost import LayerCost, observe, summary
 from basisconv.decompose import Form
 from basisconv.layer import BasisConv2d, Mode
-from basisconv.plan import make_plan
+from basisconv.plan import basis_filters, make_plan
 from basisconv.study.environment import ROOT, device, environment
 from basisconv.study.files import write_json
 from basisconv.study.models import build, initialise
@@ -123,7 +123,7 @@ def _layers(
         ways = {f"{form}, {mode}, {f:g}": (f, form, mode) for f in ratios for form, mode in WAYS}
         arms: dict[str, nn.Module] = {"dense": conv}
         for key, (f, form, mode) in ways.items():
-            n_basis = max(1, round(f * conv.out_channels))
+            n_basis = basis_filters(conv.out_channels, f)
             arms[key] = BasisConv2d.from_conv2d(conv, n_basis, init="qr", form=form, mode=mode)
         forward = compare(
             {k: _inference(m, given) for k, m in arms.items()}, repeats, device=given.device

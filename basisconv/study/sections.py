@@ -119,9 +119,10 @@ def make_report(study: Study, section: Section) -> Report:
     if section.name == "10_claims":
         others = sections(study)
         records = study.store.records(i for other in others.values() for i in other.run_ids)
-        report = build_claims(others, records, profile.name)
+        unsettled = (profile.name,) if profile.preliminary else ()
+        report = build_claims(others, records, profile.name, unsettled)
     else:
-        report = build(section, study.store.records(section.run_ids))
+        report = build(section, study.store.records(section.run_ids), profile.preliminary)
     saved = [str(path.relative_to(study.folder)) for path in report.save(study.folder)]
     write_json(study.folder / "outputs" / f"{section.name}.json", {"outputs": saved})
     return report

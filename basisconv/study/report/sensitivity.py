@@ -238,6 +238,7 @@ def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
     told = []
     for column, words in _EXPLANATIONS.items():
         known = list(table[column])
+        # mypy cannot infer a lambda whose default binds the loop's value.
         found = rankings.bootstrap(
             lambda scores, known=known: (
                 rankings.rank_agreement(  # type: ignore[misc]

@@ -125,6 +125,7 @@ def drawing() -> Iterator[None]:
     try:
         with mpl.rc_context():
             mpl.rcdefaults()
+            # matplotlib's stubs want each key as a literal; it checks the keys itself.
             mpl.rcParams.update(seaborn.axes_style("ticks") | _RC)  # type: ignore[arg-type]
             yield
     finally:
@@ -135,6 +136,7 @@ def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that belongs to no pyplot and so to no backend."""
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
+    # The stubs know neither that there is an engine nor which: it is the constrained one.
     made.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
     return made
 
