@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("study.sources",),
     ("study.data", "study.store"),
     ("study.augment", "study.models", "study.publish", "study.status"),
-    ("study.phases",),
+    ("study.phases", "study.compiling", "study.optimization", "study.precision"),
     ("study.train",),
     ("study.workers",),
     ("study.sweep", "study.profiles"),

@@ -93,7 +93,7 @@ def test_run_survives_json_and_pickle():
         ({"phases": [{"steps": 1, "plan": {"layers": ["conv1"]}}]}, "plan"),
         ({"phases": [{"steps": 1, "plan": 3}]}, "plan"),
         ({"carry": "exactly"}, "'exact' or 'reinit'"),
-        ({"precision": "float16"}, "'float32' or 'bfloat16'"),
+        ({"precision": "float16"}, "'float32', 'tf32' or 'bfloat16'"),
         ({"data": {"name": "cifar", "sha256": "0" * 64}}, "'cifar10-sample'"),
         ({"data": {"name": "cifar10", "sha256": "0"}}, "sha256"),
         ({"schema_version": 2}, "1"),

@@ -16,15 +16,17 @@ import torch
 import torch.nn.functional as F
 
 import basisconv as bc
+from basisconv.study import precision
 from basisconv.study import train as training
 from basisconv.study.augment import TrainingStream
 from basisconv.study.data import DIGESTS, load
 from basisconv.study.models import build, initialise
 from basisconv.study.phases import first_network
 from basisconv.study.run import NUMERICS, Data, Phase, Run
-from basisconv.study.train import learning_rate, parameter_groups, squared_norms, train
+from basisconv.study.train import train
 
-GOLDEN_1 = (2.47029, 2.44790, 2.45057)  # train, validation and test loss of version 1
+# Train, validation and test loss by version of the numerics.
+GOLDEN = {1: (2.4714797, 2.4487671, 2.4450538)}
 BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 
 
@@ -62,23 +64,37 @@ def test_the_same_run_gives_the_same_result_in_another_process() -> None:
     assert json.loads(there.stdout) == json.loads(here.result.model_dump_json())
 
 
-def test_three_steps_are_those_that_this_numerics_version_stands_for() -> None:
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in float64, with the same draws."""
+
+    def network(run: Run, classes: int) -> torch.nn.Module:
+        model = first_network(run, classes).double()
+        model.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        return model
+
+    monkeypatch.setattr(training, "first_network", network)
+
+
+def test_three_steps_are_those_that_this_numerics_version_stands_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A change of the code that moves these has to raise `NUMERICS` in run.py.
 
-    CPUs differ in the last bits of each step, hence the tolerance; a change of data order,
-    augmentation, initial weights, schedule or update moves the losses by far more.
+    In float64, for in float32 a network like this is chaotic: kernels of two CPUs, or of one and
+    two threads, round the first gradient apart, ReLUs at their kinks make 1e-4 of that and the
+    third step 1e-3. Losses are cast to float32 at the end, hence the tolerance.
     """
-    golden = {1: GOLDEN_1}
+    in_float64(monkeypatch)
     record = train(make_run((3, BASIS), test=True))
     assert record.result is not None
     got = (record.result.train_loss, record.result.val_loss, record.result.test_loss)
-    assert got == pytest.approx(golden[NUMERICS], abs=2e-4)
+    assert got == pytest.approx(GOLDEN[NUMERICS], abs=2e-6)
 
 
 def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
     """Against a plain loop written out here."""
     run = make_run((2, bc.Plan()), warmup=0.0, label_smoothing=0.1, weight_decay=0.01)
-    trained = training._Training(run, {})
+    trained = training._Training(run, {}, [])
     model = build("resnet18", 8, 10)
     initialise(model, 0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
@@ -100,42 +116,6 @@ def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
     trained._phase(0, 2)
     for name, parameter in trained.model.named_parameters():
         torch.testing.assert_close(parameter, weights[name], rtol=2e-3, atol=2e-5)
-
-
-def test_the_learning_rate_warms_up_and_falls_to_nothing_over_the_run_or_each_phase() -> None:
-    run = make_run((10, BASIS), (10, bc.Plan()), warmup=0.2, learning_rate=1.0)
-    rates = [learning_rate(run, step, 0, 10) for step in range(20)]
-    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rates[4] == 1.0 and rates[12] == pytest.approx(0.5)
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False)) and 0 < rates[-1] < 0.02
-    restart = make_run((10, BASIS), (5, bc.Plan()), warmup=0.2, schedule="restart")
-    second = [learning_rate(restart, step, 10, 15) for step in range(10, 15)]
-    assert second[0] == pytest.approx(0.05) and second[1] == pytest.approx(0.05)
-    assert second[3] == pytest.approx(0.05 * 0.5)
-
-
-def test_every_kernel_decays_and_nothing_else() -> None:
-    model = first_network(make_run((1, BASIS)), 10)
-    decayed, others = parameter_groups(model, 0.1, "factors")
-    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
-    kernels = {p for n, p in model.named_parameters() if p.ndim > 1}
-    assert set(decayed["params"]) == kernels  # type: ignore[call-overload]
-    spared = {p for n in BASIS.layers for p in model.get_submodule(n).parameters()}
-    decayed, others = parameter_groups(model, 0.1, "product")
-    assert set(decayed["params"]) == kernels - spared  # type: ignore[call-overload]
-    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("options", [{}, {"form": "full"}, {"coef_groups": 2}, {"coef_rank": 2}])
-def test_product_decay_is_the_norm_of_the_kernel(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, dtype=torch.float64),
-        torch.nn.Conv2d(8, 12, 3, groups=2, dtype=torch.float64),
-    )
-    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5, layers=["0", "1"], **options))
-    want = sum((m.weight.square().sum() for m in model), start=torch.zeros((), dtype=torch.float64))
-    torch.testing.assert_close(squared_norms(model), want, check_dtype=False)
 
 
 def test_phases_change_the_network_at_their_step_and_evaluation_keeps_its_rhythm() -> None:
@@ -178,7 +158,7 @@ def test_other_data_than_the_runs_are_refused() -> None:
 
 
 def test_emulated_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="emulates.*float32"):
         train(make_run(precision="bfloat16"))
 
@@ -220,10 +200,10 @@ def test_an_epochs_loss_is_the_mean_over_its_steps_all_in_training_mode(
 
 def test_product_decay_adds_half_the_squared_norms_gradient_and_nothing_to_the_loss() -> None:
     plain, decayed = (
-        training._Training(make_run((1, BASIS), decay="product", weight_decay=wd), {})
+        training._Training(make_run((1, BASIS), decay="product", weight_decay=wd), {}, [])
         for wd in (0.0, 0.3)
     )
-    losses = [t._one_step(t._forward(), 0) for t in (plain, decayed)]
+    losses = [t._one_step(t._forward(0), 0) for t in (plain, decayed)]
     assert torch.equal(*losses)
     # The step has moved the factors, so the gradient of the norm is taken at the start again.
     start = first_network(make_run((1, BASIS)), 10)
@@ -249,7 +229,7 @@ class Constant(torch.nn.Module):
 
 
 def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_run() -> None:
-    trained = training._Training(make_run(label_smoothing=0.5), {})
+    trained = training._Training(make_run(label_smoothing=0.5), {}, [])
     trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
     loss, accuracy = trained._evaluate(trained.data.validation)
     assert accuracy == 0.1  # of 200 images, 20 are of class 3
@@ -260,7 +240,7 @@ def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_ru
 
 
 def test_the_batches_are_those_of_the_runs_seed() -> None:
-    streams = [training._Training(make_run(seed=seed), {}).stream for seed in (0, 1)]
+    streams = [training._Training(make_run(seed=seed), {}, []).stream for seed in (0, 1)]
     wanted = TrainingStream(load("cifar10-sample", 60).train, 20, 1)
     assert torch.equal(streams[1].batch(4)[0], wanted.batch(4)[0])
     assert not torch.equal(streams[0].batch(4)[0], wanted.batch(4)[0])

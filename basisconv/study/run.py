@@ -32,6 +32,7 @@ NUMERICS = 1
 """Raised by hand when a change of the code changes results."""
 
 Status = Literal["done", "failed", "diverged"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Method = Literal[
     "dense",
     "narrow",
@@ -106,7 +107,7 @@ class Run(Model):
     momentum_carry: Literal["carried", "fresh"] = "fresh"
     """What a switch does to their momentum buffers."""
     seed: int = Field(ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     test: bool = False
     """Whether the test set is read, once, at the last step."""
     compile: bool = False
@@ -155,10 +156,12 @@ class Measurement(Model):
     """What differs from time to time, and is never compared."""
 
     seconds: dict[str, float]
-    """Wall time: "total", and by part "train", "evaluate", "switch", "data"."""
+    """Wall time: "total", and by part "train", "evaluate", "switch", "data", "compile"."""
     environment: dict[str, str]
     """Device, its kind ("device_kind") and capabilities, versions, commit."""
     peak_memory_bytes: int
+    notes: tuple[str, ...] = ()
+    """What did not go as asked and changes no result beyond rounding."""
 
 
 class Record(Model):

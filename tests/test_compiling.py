@@ -1,0 +1,146 @@
+"""torch.compile: used where it agrees with eager, and told where it does not."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basisconv.study.compiling import compiled, disagreement
+
+Forward = Callable[[Tensor], Tensor]
+
+X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(8) % 4
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    ).train()
+
+
+def loss(forward: Forward) -> Tensor:
+    return F.cross_entropy(forward(X), Y)
+
+
+class WrongGradient(torch.autograd.Function):
+    """The identity, whose backward pass is off by half."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 1.5 * gradient
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[nn.Module], Forward]) -> list[Any]:
+    """torch.compile by another name; what it was asked for."""
+    asked: list[Any] = []
+
+    def compile_(model: nn.Module, **options: Any) -> Forward:
+        asked.append(options)
+        return wrap(model)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return asked
+
+
+def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast: list[Forward] = []
+
+    def wrap(m: nn.Module) -> Forward:
+        fast.append(lambda x: m(x))
+        return fast[0]
+
+    asked = pretend(monkeypatch, wrap)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward, reason = compiled(model, loss)
+    assert forward is fast[0] and reason is None
+    assert asked == [{"mode": "default", "dynamic": False}]
+    # Batch-norm's running statistics too: the check is no training.
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda m: lambda x: m(x) * 1.1, "off"),
+        (lambda m: lambda x: WrongGradient.apply(m(x)), "off"),  # the loss is right
+        (lambda m: lambda x: m(x) * float("nan"), "inf|nan"),
+    ],
+)
+def test_what_disagrees_is_not_used_and_the_warning_says_why(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[nn.Module], Forward], told: str
+) -> None:
+    model = network()
+    pretend(monkeypatch, wrong)
+    with pytest.warns(UserWarning, match=f"torch.compile is not used.*{told}"):
+        forward, reason = compiled(model, loss)
+    assert forward is model and reason is not None
+
+
+def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: nn.Module) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            raise RuntimeError("No working C++ compiler\nand much more")
+
+        return forward
+
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pretend(monkeypatch, broken)
+    with pytest.warns(UserWarning, match="RuntimeError: No working C"):
+        forward, reason = compiled(model, loss)
+    assert forward is model and reason is not None and "\n" not in reason
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_error_is_relative_and_of_the_worst_parameter() -> None:
+    model = network()
+
+    class Scaled(nn.Module):
+        """The same network, its last layer's bias gradient off by a tenth."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = model[:4](x)
+            bias = model[4].bias
+            return F.linear(hidden, model[4].weight, bias.detach() + 1.1 * (bias - bias.detach()))
+
+    assert disagreement(model, model, loss) == 0.0
+    assert disagreement(model, Scaled(), loss) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_gradient_of_rounding_alone_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias before batch-norm has no true gradient: two kernels round it differently."""
+    model = network()
+    assert model[0].bias is not None
+
+    def noisy(x: Tensor) -> Tensor:
+        y = model(x)
+        return y + 0.0 * y.sum() + 1e-9 * model[0].bias.sum()
+
+    assert disagreement(model, noisy, loss) < 1e-3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_the_real_compiler_agrees_with_eager() -> None:
+    model = network()
+    forward, reason = compiled(model, loss)
+    assert reason is None and forward is not model
+    assert disagreement(model, forward, loss) < 1e-4

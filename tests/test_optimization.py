@@ -1,0 +1,60 @@
+"""The learning rate's course, and what decays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import basisconv as bc
+from basisconv.study.data import DIGESTS
+from basisconv.study.optimization import learning_rate, parameter_groups, squared_norms
+from basisconv.study.phases import first_network
+from basisconv.study.run import Data, Phase, Run
+
+BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
+
+
+def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
+    return Run(
+        width=8, seed=0, learning_rate=changes.pop("learning_rate", 0.05),
+        data=Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"]),
+        phases=tuple(Phase(steps=n, plan=p) for n, p in phases), **changes,
+    )  # fmt: skip
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing_over_the_run_or_each_phase() -> None:
+    run = make_run((10, BASIS), (10, bc.Plan()), warmup=0.2, learning_rate=1.0)
+    rates = [learning_rate(run, step, 0, 10) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4] == 1.0 and rates[12] == pytest.approx(0.5)
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False)) and 0 < rates[-1] < 0.02
+    restart = make_run((10, BASIS), (5, bc.Plan()), warmup=0.2, schedule="restart")
+    second = [learning_rate(restart, step, 10, 15) for step in range(10, 15)]
+    assert second[0] == pytest.approx(0.05) and second[1] == pytest.approx(0.05)
+    assert second[3] == pytest.approx(0.05 * 0.5)
+
+
+def test_every_kernel_decays_and_nothing_else() -> None:
+    model = first_network(make_run((1, BASIS)), 10)
+    decayed, others = parameter_groups(model, 0.1, "factors")
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+    kernels = {p for n, p in model.named_parameters() if p.ndim > 1}
+    assert set(decayed["params"]) == kernels  # type: ignore[call-overload]
+    spared = {p for n in BASIS.layers for p in model.get_submodule(n).parameters()}
+    decayed, others = parameter_groups(model, 0.1, "product")
+    assert set(decayed["params"]) == kernels - spared  # type: ignore[call-overload]
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "full"}, {"coef_groups": 2}, {"coef_rank": 2}])
+def test_product_decay_is_the_norm_of_the_kernel(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, dtype=torch.float64),
+        torch.nn.Conv2d(8, 12, 3, groups=2, dtype=torch.float64),
+    )
+    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5, layers=["0", "1"], **options))
+    want = sum((m.weight.square().sum() for m in model), start=torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(squared_norms(model), want, check_dtype=False)
