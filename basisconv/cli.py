@@ -182,8 +182,6 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    import torch
-
     from basisconv.study import bench
     from basisconv.study.environment import ROOT
     from basisconv.study.protocol import Study
@@ -192,11 +190,7 @@ def _bench(options: argparse.Namespace) -> None:
     if options.costs:
         path = measure_costs(Study.open(options.costs), options.repeats)
     else:
-        # torch's own count of threads: it knows of containers, hyper-threads and OMP_NUM_THREADS.
-        facts = bench.measure(
-            "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        facts = bench.measure_device(options.repeats)
         print(bench.markdown(facts))
         path = bench.save(facts)
     print(path.relative_to(ROOT))

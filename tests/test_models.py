@@ -31,6 +31,24 @@ def test_stages_scale_with_the_width(width: int) -> None:
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("network", "parameters", "convolutions"),
+    # The counts that CIFAR implementations of these networks report.
+    [("resnet50", 23_520_842, 53), ("vgg16_bn", 14_728_266, 13)],
+)
+def test_other_networks_have_their_published_size_and_scale(
+    network: str, parameters: int, convolutions: int
+) -> None:
+    model = build(network, 64, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(bc.layers(model)) == convolutions
+    small = build(network, 8, 7)
+    initialise(small, 0)
+    assert small(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    widths = [c.out_channels for c in bc.layers(small).values()]
+    assert widths == [c.out_channels // 8 for c in bc.layers(model).values()]
+
+
 def test_an_unknown_network_is_named() -> None:
     with pytest.raises(ValueError, match="resnet19.*resnet18"):
         build("resnet19", 8, 10)

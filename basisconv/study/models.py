@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,8 +18,9 @@ def build(network: str, width: int, classes: int) -> nn.Module:
     """A dense network, channels-last, its weights not yet drawn (see `initialise`).
 
     Args:
-        network: "resnet18": torchvision's, with a 3×3 stride-1 stem and no max-pooling, as is
-            usual on CIFAR (He et al., 2016, section 4.2).
+        network: "resnet18" or "resnet50": torchvision's, with a 3×3 stride-1 stem and no
+            max-pooling, as is usual on CIFAR (He et al., 2016, section 4.2); "vgg16_bn":
+            torchvision's convolutions with a single linear layer behind them.
         width: channels of the first stage; 64 is the published network, and the later stages
             have 2, 4 and 8 times as many.
         classes: outputs.
@@ -25,14 +28,22 @@ def build(network: str, width: int, classes: int) -> nn.Module:
     Raises:
         ValueError: for another network.
     """
-    if network != "resnet18":
-        raise ValueError(f"network={network!r} is unknown. There is: resnet18.")
-    model = _resnet(width, classes)
+    if network not in NETWORKS:
+        raise ValueError(f"network={network!r} is unknown. There are: {', '.join(NETWORKS)}.")
+    model = NETWORKS[network](width, classes)
     # torch's own stubs do not know this keyword.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _resnet(width: int, classes: int) -> nn.Module:
+def _resnet18(width: int, classes: int) -> nn.Module:
+    return _resnet("BasicBlock", (2, 2, 2, 2), width, classes)
+
+
+def _resnet50(width: int, classes: int) -> nn.Module:
+    return _resnet("Bottleneck", (3, 4, 6, 3), width, classes)
+
+
+def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn.Module:
     resnet = torchvision().models.resnet
 
     class CifarResNet(resnet.ResNet):  # type: ignore[misc, name-defined]
@@ -44,12 +55,31 @@ def _resnet(width: int, classes: int) -> nn.Module:
             layer: nn.Module = super()._make_layer(block, planes * width // 64, *args, **kwargs)
             return layer
 
-    model: nn.Module = CifarResNet(resnet.BasicBlock, [2, 2, 2, 2])
+    kind = getattr(resnet, block)
+    model: nn.Module = CifarResNet(kind, list(stages))
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()
-    model.fc = nn.Linear(8 * width, classes)
+    model.fc = nn.Linear(8 * width * kind.expansion, classes)
     return model
+
+
+def _vgg16_bn(width: int, classes: int) -> nn.Module:
+    vgg = torchvision().models.vgg
+    channels = [c if c == "M" else c * width // 64 for c in vgg.cfgs["D"]]
+    layers = {
+        "features": vgg.make_layers(channels, batch_norm=True),
+        "flatten": nn.Flatten(),  # five poolings have left one pixel
+        "classifier": nn.Linear(8 * width, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "vgg16_bn": _vgg16_bn,
+}
 
 
 def initialise(model: nn.Module, seed: int, *purpose: str | int) -> None:

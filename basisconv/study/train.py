@@ -15,9 +15,15 @@ from torch import Tensor
 from basisconv.study.augment import TrainingStream, evaluation_batches
 from basisconv.study.compiling import Forward, compiled
 from basisconv.study.data import Dataset, Split, load
-from basisconv.study.environment import device, environment, peak_memory_bytes, prepare
+from basisconv.study.environment import (
+    device,
+    environment,
+    forget_peak_memory,
+    peak_memory_bytes,
+    prepare,
+)
 from basisconv.study.optimization import learning_rate, momentum_of, sgd, squared_norms
-from basisconv.study.phases import first_network, switch
+from basisconv.study.phases import Buffers, first_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
 from basisconv.study.run import Epoch, Measurement, Record, Result, Run
 
@@ -38,8 +44,7 @@ def train(run: Run) -> Record:
     """
     prepare(run.threads)
     check_native(run.precision)
-    if device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # a worker trains many Runs
+    forget_peak_memory()  # a worker trains many Runs
     seconds: dict[str, float] = {}
     notes: list[str] = []
     result, error = None, None
@@ -77,7 +82,7 @@ class _Training:
             self.stream = TrainingStream(self.data.train, run.batch_size, run.seed, self.device)
         with _timed(seconds, "switch"):
             self.model = first_network(run, len(self.data.classes)).to(self.device)
-            self.optimizer = sgd(self.model, run, {})
+            self.optimizer = self._sgd({})
         self.step = 0
         self.history: list[Epoch] = []
 
@@ -89,7 +94,7 @@ class _Training:
                 with _timed(self.seconds, "switch"):
                     momentum = momentum_of(self.model, self.optimizer)
                     momentum = switch(self.model, self.run, index, momentum)
-                    self.optimizer = sgd(self.model, self.run, momentum)
+                    self.optimizer = self._sgd(momentum)
             start, end = end, end + phase.steps
             self._phase(start, end)
         last = self.history[-1]
@@ -132,6 +137,12 @@ class _Training:
                         val_loss=val_loss, val_accuracy=val_accuracy,
                     )
                 )  # fmt: skip
+
+    def _sgd(self, buffers: Buffers) -> torch.optim.SGD:
+        run = self.run
+        return sgd(
+            self.model, run.learning_rate, run.momentum, run.weight_decay, run.decay, buffers
+        )
 
     def _one_step(self, forward: Forward, step: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
