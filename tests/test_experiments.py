@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.costs import Step, check_head, MacCosts, MeasuredCosts, add_rows, settings, unmeasured
+from basisconv.study.costs import (
+    MacCosts,
+    MeasuredCosts,
+    Step,
+    add_rows,
+    check_head,
+    settings,
+    unmeasured,
+)
 from basisconv.study.experiments import (
     DRAFTS,
     Waiting,
