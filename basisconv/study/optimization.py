@@ -13,13 +13,20 @@ from basisconv.study.run import Run
 
 
 def sgd(model: nn.Module, run: Run, momentum: Mapping[str, Tensor]) -> torch.optim.SGD:
-    """SGD over a network's parameters, beginning with the momentum given by parameter name."""
+    """SGD over a network's parameters, beginning with the momentum given by parameter name.
+
+    Raises:
+        ValueError: if that is not of the parameters' shapes.
+    """
     optimizer = torch.optim.SGD(
         parameter_groups(model, run.weight_decay, run.decay),
         lr=run.learning_rate, momentum=run.momentum, nesterov=run.momentum > 0,
     )  # fmt: skip
+    parameters = dict(model.named_parameters())
     for name, buffer in momentum.items():
-        optimizer.state[model.get_parameter(name)]["momentum_buffer"] = buffer.clone()
+        if name not in parameters or parameters[name].shape != buffer.shape:
+            raise ValueError(f"No parameter {name!r} has momentum of shape {tuple(buffer.shape)}.")
+        optimizer.state[parameters[name]]["momentum_buffer"] = buffer.clone()
     return optimizer
 
 

@@ -156,7 +156,8 @@ class Measurement(Model):
     """What differs from time to time, and is never compared."""
 
     seconds: dict[str, float]
-    """Wall time: "total", and by part "train", "evaluate", "switch", "data", "compile"."""
+    """Wall time of all sessions: "total", and by part "train", "evaluate", "switch", "data",
+    "compile", "checkpoint"."""
     environment: dict[str, str]
     """Device, its kind ("device_kind") and capabilities, versions, commit."""
     peak_memory_bytes: int
