@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "study.files",
         "study.rng",
+        "study.stopping",
         "study.stopwatch",
         "study.vision",
         "study.environment",
@@ -39,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("study.sweep", "study.profiles"),
     ("study.costs",),
     ("study.protocol",),
-    ("study.experiments", "study.bench", "study.method"),
+    ("study.experiments", "study.bench", "study.method", "study.verify"),
     ("study.step_costs",),
     ("study.report",),
     ("study.sections", "study.paper"),

@@ -128,7 +128,7 @@ class Checkpoints:
         if stopping or time.monotonic() - self._last >= self.seconds:
             self.save(state())
         if stopping:
-            raise Paused(f"put aside after step {self._step()}")
+            raise Paused(f"after step {step_of(self._sound[-1])}")
 
     def save(self, state: State) -> None:
         """Write a checkpoint, and remove all but it and the last sound one before it.
@@ -169,9 +169,6 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove them all: the run has its record."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _step(self) -> int:
-        return step_of(self._sound[-1])
 
 
 def paths(folder: str | Path) -> list[Path]:
