@@ -28,7 +28,7 @@ endef
 OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env test reproduce paper lab notebooks bench clean check-python
+.PHONY: help env test torture reproduce paper lab notebooks bench clean check-python
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: $(READY) ## lint, types, tests and notebooks
 	$(PY) -m mypy
 	$(PY) -m pytest tests
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+torture: $(READY) ## kill, damage and fill what must lose nothing; writes tests/torture-report.md
+	PYTHONPATH=tests $(PY) -m torture
 
 reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE and SET
 	$(PY) -m basisconv reproduce $(OPTIONS)

@@ -112,7 +112,7 @@ def test_all_that_is_imported_is_declared(files, lazily, extras):
     # What a declared package is made of, and so always comes with it: papermill and pytest.
     declared |= {"nbformat", "nbclient"} if "study" in extras else set()
     declared |= {"packaging"} if "test" in extras else set()
-    local = {"basisconv", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    local = {"basisconv", *(path.stem for path in (ROOT / "tests").iterdir())}
     distributions = metadata.packages_distributions()
     for path in sorted(ROOT.glob(files)):
         for name in sorted(imported(path, lazily) - set(sys.stdlib_module_names) - local):
@@ -174,6 +174,7 @@ COMMANDS = {
         "-m pytest tests",
         "-m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks",
     ],
+    "torture": ["-m torture"],
     "reproduce": ["-m basisconv reproduce"],
     "paper": ["-m basisconv paper"],
     "lab": ["-m jupyterlab notebooks"],

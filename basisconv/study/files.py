@@ -80,6 +80,8 @@ def canonical(payload: Any) -> bytes:
 def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write a readable JSON object that ends with the sha256 of all of its other bytes.
 
+    A file that holds just that already is left alone.
+
     Args:
         path: the file, written by `write_atomic`.
         payload: JSON values; "sha256" is not free as a key.
@@ -93,7 +95,11 @@ def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     text = json.dumps(payload, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     entries = text.removesuffix("}").rstrip("\n").encode()
     start = entries + (b",\n" if payload else b"\n") + _HEAD
-    write_atomic(path, start + _digest(start + _TAIL) + _TAIL)
+    data = start + _digest(start + _TAIL) + _TAIL
+    with contextlib.suppress(OSError):
+        if Path(path).read_bytes() == data:
+            return
+    write_atomic(path, data)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A Run holds all that decides its result and nothing that does not; its id is a hash of that. A
 Record is the Run with its result, which the same Run gives again bit for bit on the same kind of
-device, and the measurement of the time it took, which is never compared.
+CPU, and the measurement of the time it took, which is never compared.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Epoch(Model):
 
 
 class Result(Model):
-    """What the same Run gives again, bit for bit, on the same kind of device."""
+    """What the same Run gives again, bit for bit, on the same kind of CPU."""
 
     steps: int
     epochs: float
@@ -235,10 +235,10 @@ def check_schema(path: str | Path, values: dict[str, Any]) -> None:
         DamagedFile: for another version's.
     """
     version = values.pop("schema_version", None)
-    if version != SCHEMA:
+    if type(version) is not int or version != SCHEMA:
         raise DamagedFile(
-            f"{path} has schema version {version}, this code reads {SCHEMA}: migrate the file "
-            "with the version that wrote it, or delete it to have it made again."
+            f"{path} has schema version {version}, this code reads {SCHEMA}: use it with the "
+            "version that wrote it, or delete it to have it made again."
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from basisconv.study import checkpoint
 from basisconv.study.costs import MeasuredCosts
-from basisconv.study.files import read_json
+from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.protocol import Study, cost_table, published_folder
 from basisconv.study.publish import published
 from basisconv.study.store import Store
@@ -53,8 +53,8 @@ def verify(study: Study) -> Findings:
     for path in sorted((study.store.folder / "checkpoints").glob("*/*.pt")):
         findings.check("checkpoints", partial(checkpoint.read, path, path.parent.name))
     _check_records(findings, "published records", Store(folder))
-    if (folder / "manifest.json").exists():
-        findings.check("manifests", lambda: _check_manifest(folder))
+    if (folder / "manifest.json").exists() or _records(Store(folder)):
+        findings.check("manifests", partial(_check_manifest, folder))
     table = cost_table(study.profile.name)
     if table.exists():
         findings.check("cost tables", lambda: MeasuredCosts(read_json(table), table, study.profile))
@@ -62,11 +62,22 @@ def verify(study: Study) -> Findings:
 
 
 def _check_records(findings: Findings, kind: str, store: Store) -> None:
-    for path in sorted(store.folder.glob("*.json")):
-        if path.name not in ("manifest.json", "costs.json"):
-            findings.check(kind, partial(store.get, path.stem))
+    for path in _records(store):
+        findings.check(kind, partial(store.get, path.stem))
+
+
+def _records(store: Store) -> list[Path]:
+    beside = ("manifest.json", "costs.json")
+    return sorted(path for path in store.folder.glob("*.json") if path.name not in beside)
 
 
 def _check_manifest(folder: Path) -> None:
+    records, named = Store(folder), set[str]()
     for section in published(folder).values():
-        Store(folder).records(section.run_ids)
+        records.records(section.run_ids)
+        named |= set(section.run_ids)
+    if unnamed := sorted({path.stem for path in _records(records)} - named):
+        raise DamagedFile(
+            f"{folder / 'manifest.json'} is gone or older than the records beside it: no section "
+            f"names {', '.join(unnamed)}. Put it back, or publish their sections again."
+        )
