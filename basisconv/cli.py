@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with sigterm_raises():
             command(options)
-    except (ValueError, OSError, RuntimeError, LookupError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ModuleNotFoundError) as error:
         print(f"basisconv: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -63,9 +63,12 @@ def _parser() -> argparse.ArgumentParser:
                              help="change a setting of the profile")  # fmt: skip
         return sub
 
-    add("reproduce", _reproduce, "run every notebook in order and build the paper")
+    reproduce = add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
+    for sub in (reproduce, run):
+        sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
+                         metavar="local|ray", help="who trains; as --set executor=")  # fmt: skip
     run.add_argument("--minutes", type=_time, default=None,
                      help="stop after these, with a checkpoint of each run at hand")  # fmt: skip
     run.add_argument("--checkpoint-seconds", type=_time, default=None, metavar="SECONDS",

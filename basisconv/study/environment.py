@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import resource
 import subprocess
@@ -38,7 +39,8 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "platform": platform.platform(terse=True),
-        "commit": _git("rev-parse", "HEAD") or "unknown",
+        # Where the package was sent without its checkout, its sender told.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("BASISCONV_COMMIT", "unknown"),
         "tree": {"": "clean", None: "unknown"}.get(_git("status", "--porcelain"), "modified"),
     }
 

@@ -80,6 +80,7 @@ def make_section(
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
             minutes=minutes, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:
             raise Unfinished(study, name, report)
