@@ -43,6 +43,7 @@ def cluster(ray: Any) -> Iterator[None]:
 
     Raises:
         ConnectionError: if there is no cluster at $RAY_ADDRESS.
+        RuntimeError: if a new one does not start.
     """
     if ray.is_initialized():
         yield
@@ -69,10 +70,13 @@ def cluster(ray: Any) -> Iterator[None]:
                 _temp_dir = stack.enter_context(folder)
                 # Its processes write there to their end.
                 stack.callback(ray.shutdown, wait_for_processes=True)
-                ray.init(
-                    "local", _temp_dir=_temp_dir, include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES, **quiet,
-                )  # fmt: skip
+                try:
+                    ray.init(
+                        "local", _temp_dir=_temp_dir, include_dashboard=False,
+                        object_store_memory=_OBJECT_STORE_BYTES, **quiet,
+                    )  # fmt: skip
+                except Exception as error:  # Ray's own class, when a busy machine takes too long
+                    raise RuntimeError(f"Ray did not start on this machine: {error}") from error
         yield
 
 
