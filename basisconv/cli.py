@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
                      help="between two checkpoints of a run; default: 60")  # fmt: skip
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     run.add_argument("--dry-run", action="store_true", help="name the runs, and train nothing")
+    train = add("train", _train, "train one run, alone or under torchrun", runs=True)
+    train.add_argument("run_id", help="of the profile, as `run --dry-run` names them")
     add("status", _status, "how many runs are done, failed, running and missing, and the hours "
         "left", runs=True)  # fmt: skip
     add("verify", _verify, "hold every record, checkpoint and table against its checksum",
@@ -159,6 +162,39 @@ def _run(options: argparse.Namespace) -> None:
     _status(options)
     if failed:  # being out of time is what --minutes asks for; a failure is not
         raise RuntimeError(f"{len(failed)} runs failed")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from basisconv.study.parallel import torchrun_group
+    from basisconv.study.run import Run
+    from basisconv.study.stopping import Stop, signals_noted
+    from basisconv.study.together import train_together
+
+    study, stop = _study(options), Stop()
+    run = _find(study, options.run_id)
+    with torchrun_group() as group:
+        run = Run.model_validate(run.model_dump() | {"processes": group.size})
+        with signals_noted(stop):
+            outcome = train_together(run, study.store, group, stop)
+    if outcome is None:
+        return
+    if outcome.status not in ("done", "diverged"):
+        raise RuntimeError(f"run {run.run_id} is {outcome.status}: {outcome.error}")
+    print(f"{study.store.path(run.run_id)}: {outcome.status}")
+
+
+def _find(study: Study, run_id: str) -> Run:
+    from basisconv.study.experiments import DRAFTS, Waiting, draft
+
+    for name in DRAFTS:
+        with suppress(Waiting):
+            runs = draft(study, name).runs
+            if run_id in runs:
+                return runs[run_id]
+    raise LookupError(
+        f"Profile {study.profile.name} has no run {run_id} with these settings: "
+        "python -m basisconv run --dry-run names its runs."
+    )
 
 
 def _dry_run(study: Study, retry_failed: bool) -> None:

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("study.phases", "study.compiling", "study.optimization", "study.parallel", "study.precision"),
     ("study.train",),
     ("study.workers", "study.ray_cluster"),
-    ("study.ray_team",),
+    ("study.ray_team", "study.together"),
     ("study.sweep", "study.profiles"),
     ("study.costs",),
     ("study.protocol",),

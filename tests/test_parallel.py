@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 import basisconv as bc
 from basisconv.study import train as training
 from basisconv.study.augment import TrainingStream
+from basisconv.study.checkpoint import paths, step_of
 from basisconv.study.data import DIGESTS, load
+from basisconv.study.experiments import draft
 from basisconv.study.optimization import learning_rate, momentum_of, sgd
 from basisconv.study.phases import first_network, switch
+from basisconv.study.protocol import Study
 from basisconv.study.run import Data, Phase, Run
 from basisconv.study.train import train
 
@@ -63,7 +67,9 @@ def in_float64(model: nn.Module) -> nn.Module:
     return model
 
 
-NETWORKS: dict[str, Callable[[Run, int], nn.Module]] = {"resnet": resnet, "plain": plain_network}
+NETWORKS: dict[str, Callable[[Run, int], nn.Module]] = {
+    "resnet": resnet, "plain": plain_network, "float32": first_network
+}  # fmt: skip
 
 TOGETHER = """
 import sys
@@ -84,14 +90,13 @@ with torchrun_group() as group:
 """
 
 
-def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Processes that torchrun starts and that talk over gloo."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-         "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+def started(*arguments: object) -> subprocess.Popen[str]:
+    """Two processes that torchrun starts and that talk over gloo."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        capture_output=True, text=True, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -99,8 +104,9 @@ def train_together(run: Run, network: str, folder: Path) -> tuple[list[dict[str,
     """Each process's network in the end, and the result, on which they agree."""
     script = folder / "script.py"
     script.write_text(TOGETHER)
-    done = torchrun(script, run.model_dump_json(), network, folder)
-    assert done.returncode == 0, done.stderr
+    with started(script, run.model_dump_json(), network, folder) as process:
+        told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
     results = {(folder / f"{rank}.json").read_text() for rank in range(run.processes)}
     assert len(results) == 1
     states = [torch.load(folder / f"{rank}.pt") for rank in range(run.processes)]
@@ -180,3 +186,44 @@ def test_without_batch_norm_it_is_plain_training(
 def test_a_run_of_two_processes_is_not_trained_by_one() -> None:
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
         train(make_run((1, bc.Plan())))
+
+
+def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path: Path) -> None:
+    """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
+    settings = ("notebooks.01_baseline.epochs=12", "confirm=[]")
+    study = Study.open("smoke", settings, tmp_path / "runs")
+    run = next(iter(draft(study, "01_baseline").runs.values()))
+    together = Run.model_validate(run.model_dump() | {"processes": 2})
+    command = [
+        "-m",
+        "basisconv",
+        "train",
+        run.run_id,
+        "--profile",
+        "smoke",
+        "--runs",
+        study.store.folder,
+    ]
+    command += [word for setting in settings for word in ("--set", setting)]
+    with started(*command) as process:
+        while not study.store.training(together.run_id):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        time.sleep(2)
+        process.terminate()
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "terminated; records and checkpoints are kept" in told
+    assert study.store.get(together.run_id) is None
+    (left,) = paths(study.store.checkpoints(together.run_id))[:1]
+    assert 0 <= step_of(left) < run.steps
+    for _ in range(2):  # the second time there is nothing to do
+        with started(*command) as process:
+            out, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        assert out == f"{study.store.path(together.run_id)}: done\n"
+    record = study.store.get(together.run_id)
+    assert record is not None and record.measurement.notes == (
+        f"went on from step {step_of(left)}",
+    )
+    assert study.store.get(run.run_id) is None
+    assert record.result == train_together(together, "float32", tmp_path)[1]
