@@ -13,18 +13,25 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_runs import make_record
 from torch import Tensor, nn
 
 import basisconv as bc
+from basisconv.cli import main
+from basisconv.study import together
 from basisconv.study import train as training
 from basisconv.study.augment import TrainingStream
 from basisconv.study.checkpoint import paths, step_of
 from basisconv.study.data import DIGESTS, load
 from basisconv.study.experiments import draft
 from basisconv.study.optimization import learning_rate, momentum_of, sgd
+from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import first_network, switch
 from basisconv.study.protocol import Study
 from basisconv.study.run import Data, Phase, Run
+from basisconv.study.stopping import Stop
+from basisconv.study.store import Store
+from basisconv.study.together import train_together
 from basisconv.study.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +107,7 @@ def started(*arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def train_together(run: Run, network: str, folder: Path) -> tuple[list[dict[str, Tensor]], Any]:
+def trained_together(run: Run, network: str, folder: Path) -> tuple[list[dict[str, Tensor]], Any]:
     """Each process's network in the end, and the result, on which they agree."""
     script = folder / "script.py"
     script.write_text(TOGETHER)
@@ -149,7 +156,7 @@ def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]
 
 def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path) -> None:
     run = make_run((3, BASIS), (4, bc.Plan()))
-    states, result = train_together(run, "resnet", tmp_path)
+    states, result = trained_together(run, "resnet", tmp_path)
     models, losses = shards_in_turn(run, "resnet")
     for state, model in zip(states, models, strict=True):
         torch.testing.assert_close(state, model.state_dict(), rtol=1e-9, atol=1e-9)
@@ -166,13 +173,12 @@ def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path
     assert result.val_loss == pytest.approx(trained._evaluate(trained.data.validation)[0], abs=1e-6)
 
 
-@pytest.mark.parametrize("decay", ["factors", "product"])
 def test_without_batch_norm_it_is_plain_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = bc.Plan({"0": 3, "2": 5})
-    run = make_run((4, plan), (3, bc.Plan()), decay=decay, weight_decay=0.05)
-    states, result = train_together(run, "plain", tmp_path)
+    run = make_run((4, plan), (3, bc.Plan()), decay="product", weight_decay=0.05)
+    states, result = trained_together(run, "plain", tmp_path)
     monkeypatch.setattr(training, "first_network", plain_network)
     alone = training._Training(run.model_copy(update={"processes": 1}), None)
     expected = alone.result()
@@ -190,40 +196,53 @@ def test_a_run_of_two_processes_is_not_trained_by_one() -> None:
 
 def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path: Path) -> None:
     """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
-    settings = ("notebooks.01_baseline.epochs=12", "confirm=[]")
+    settings = ("notebooks.01_baseline.epochs=6", "confirm=[]")
     study = Study.open("smoke", settings, tmp_path / "runs")
     run = next(iter(draft(study, "01_baseline").runs.values()))
-    together = Run.model_validate(run.model_dump() | {"processes": 2})
-    command = [
-        "-m",
-        "basisconv",
-        "train",
-        run.run_id,
-        "--profile",
-        "smoke",
-        "--runs",
-        study.store.folder,
-    ]
+    pair = Run.model_validate(run.model_dump() | {"processes": 2})
+    command = ["-m", "basisconv", "train", run.run_id, "--profile", "smoke"]
+    command += ["--runs", str(study.store.folder)]
     command += [word for setting in settings for word in ("--set", setting)]
     with started(*command) as process:
-        while not study.store.training(together.run_id):
+        while not study.store.training(pair.run_id):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         time.sleep(2)
         process.terminate()
         told = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and "terminated; records and checkpoints are kept" in told
-    assert study.store.get(together.run_id) is None
-    (left,) = paths(study.store.checkpoints(together.run_id))[:1]
+    assert study.store.get(pair.run_id) is None
+    (left,) = paths(study.store.checkpoints(pair.run_id))[:1]
     assert 0 <= step_of(left) < run.steps
-    for _ in range(2):  # the second time there is nothing to do
-        with started(*command) as process:
-            out, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
-        assert out == f"{study.store.path(together.run_id)}: done\n"
-    record = study.store.get(together.run_id)
+    with started(*command) as process:
+        out, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert out == f"{study.store.path(pair.run_id)}: done\n"
+    record = study.store.get(pair.run_id)
     assert record is not None and record.measurement.notes == (
         f"went on from step {step_of(left)}",
     )
     assert study.store.get(run.run_id) is None
-    assert record.result == train_together(together, "float32", tmp_path)[1]
+    assert record.result == trained_together(pair, "float32", tmp_path)[1]
+
+
+def test_a_run_that_has_its_record_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("trained")
+
+    run, store = make_run((1, bc.Plan()), processes=1), Store(tmp_path)
+    store.put(make_record(run))
+    monkeypatch.setattr(together, "train", fail)
+    assert train_together(run, store, ALONE, Stop()).status == "done"
+    monkeypatch.setattr(Group, "of_first", lambda self, value: False)  # as the first tells
+    assert train_together(run, store, Group(1, 2), Stop()) is None
+    # A failure is, for somebody asks for this run by name.
+    store.put(make_record(run, "failed"))
+    assert "AssertionError: trained" in train_together(run, store, ALONE, Stop()).error
+
+
+def test_a_run_that_the_profile_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "0123456789abcdef", "--profile", "smoke"]) == 1
+    assert "no run 0123456789abcdef with these settings" in capsys.readouterr().err

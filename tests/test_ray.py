@@ -157,6 +157,7 @@ from pathlib import Path
 from fake_runs import fake_train, make_record, make_run, trained
 from torture_ray import simulated_cluster, small_run, trial
 from basisconv.study.run import NUMERICS
+from basisconv.study import ray_cluster
 from basisconv.study.store import Store
 from basisconv.study.sweep import sweep
 
@@ -220,9 +221,10 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with simulated_cluster() as cluster:
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
-        facts = {
-            "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder)
-        }
+        with ray_cluster.cluster(ray_cluster.load_ray()):  # one that there is
+            facts = {
+                "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder)
+            }
     facts["trial"] = {
         "begun": dict(got.begun), "ended": dict(got.ended), "killed": got.killed,
         "places": sorted(got.places),
