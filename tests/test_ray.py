@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from fake_runs import make_run
-from torture_ray import small_run
+from torture.nodes import small_run
 
 from basisconv.cli import main
 from basisconv.study.environment import environment
@@ -104,7 +104,7 @@ def contents(folder: Path) -> list[str]:
 LOCAL = """
 import sys
 from pathlib import Path
-from torture_ray import small_run
+from torture.nodes import small_run
 from basisconv.study.store import Store
 from basisconv.study.sweep import sweep
 
@@ -155,7 +155,7 @@ import json, os, random, signal, sys, threading, time
 from functools import partial
 from pathlib import Path
 from fake_runs import fake_train, make_record, make_run, trained
-from torture_ray import simulated_cluster, small_run, trial
+from torture.nodes import simulated_cluster, small_run, trial
 from basisconv.study.run import NUMERICS
 from basisconv.study import ray_cluster
 from basisconv.study.store import Store

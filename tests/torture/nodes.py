@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest import mock
 
 import basisconv
 from basisconv.plan import Plan
@@ -27,6 +28,7 @@ from basisconv.study.run import Data, Phase, Record, Run
 from basisconv.study.store import Store
 from basisconv.study.sweep import sweep
 from basisconv.study.train import train
+from torture import Line, Scale
 
 BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 
@@ -61,22 +63,22 @@ def events(log: Path, kind: str) -> list[list[str]]:
 def simulated_cluster() -> Iterator[Any]:
     """A Ray cluster of a head with one CPU, at $RAY_ADDRESS; all that it writes is removed."""
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        os.environ |= {
+        settings = {
             "RAY_TMPDIR": folder,  # the only way to tell it to `Cluster`
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
-        from ray.cluster_utils import Cluster
+        with mock.patch.dict(os.environ, settings):
+            from ray.cluster_utils import Cluster
 
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
-        os.environ["RAY_ADDRESS"] = cluster.address
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
+            head = {"num_cpus": 1, "include_dashboard": False}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            try:
+                with mock.patch.dict(os.environ, {"RAY_ADDRESS": cluster.address}):
+                    yield cluster
+            finally:
+                cluster.shutdown()
 
 
 def kill_node(cluster: Any, node: Any) -> None:
@@ -114,6 +116,7 @@ class Trial(NamedTuple):
 
 def trial(cluster: Any, runs: Sequence[Run], folder: Path, moments: random.Random) -> Trial:
     """Sweep over runs on two nodes, and kill a worker and then a node while it goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
     log, store = folder / "log", Store(folder / "runs")
     node = cluster.add_node(num_cpus=1)
     ended, killed = threading.Event(), 0
@@ -156,34 +159,26 @@ def trial(cluster: Any, runs: Sequence[Run], folder: Path, moments: random.Rando
     return Trial(begun, over, store.all(), killed, places)
 
 
-def rows(trials: int, runs: int = 8, seed: int = 0) -> list[tuple[str, str]]:
-    """What was done and what came of it, for a report.
-
-    Raises:
-        AssertionError: if a run was lost, trained to its end twice, or has another result than
-            one that nobody disturbed.
-    """
-    wanted = [small_run(seed) for seed in range(runs)]
-    expected = {run.run_id: train(run).result for run in wanted}
-    moments, killed, again = random.Random(seed), 0, 0
+def node_trials(folder: Path, scale: Scale) -> list[Line]:
+    """A worker and then a node killed in each of some sweeps."""
+    runs = [small_run(seed) for seed in range(8)]
+    expected = {run.run_id: train(run).result for run in runs}
+    moments, done, twice, equal, begun, killed = random.Random(0), 0, 0, 0, 0, 0
     with simulated_cluster() as cluster:
-        for _ in range(trials):
-            with TemporaryDirectory() as folder:
-                got = trial(cluster, wanted, Path(folder), moments)
-            assert {i: record.result for i, record in got.records.items()} == expected
-            assert got.ended == Counter(expected.keys()), got.ended
+        for number in range(scale.nodes):
+            got = trial(cluster, runs, folder / str(number), moments)
+            done += len(got.records)
+            twice += sum(count > 1 for count in got.ended.values())
+            equal += sum(got.records[i].result == expected[i] for i in got.records)
+            begun += got.begun.total()
             killed += got.killed
-            again += got.begun.total() - runs
+    wanted = scale.nodes * len(runs)
     return [
-        (
+        Line(
             "a Ray worker, then a whole node of a simulated cluster, killed in mid-sweep",
-            f"{trials} trials of {runs} runs: {killed} trainings killed, {again} begun again, "
-            f"{trials * runs} of {trials * runs} runs done, each ended once, every result "
-            "bit-identical to an undisturbed run's",
+            scale.nodes,
+            f"{killed} trainings cut short, {begun - wanted} begun again; {done} of {wanted} runs "
+            f"done, {twice} of them trained twice, {equal} results as undisturbed ones",
+            done == equal == wanted and twice == 0 and killed == begun - wanted == 2 * scale.nodes,
         )
     ]
-
-
-if __name__ == "__main__":
-    for what, figure in rows(trials=10):
-        print(f"{what}: {figure}")
