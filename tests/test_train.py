@@ -94,7 +94,7 @@ def test_three_steps_are_those_that_this_numerics_version_stands_for(
 def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
     """Against a plain loop written out here."""
     run = make_run((2, bc.Plan()), warmup=0.0, label_smoothing=0.1, weight_decay=0.01)
-    trained = training._Training(run, {}, [])
+    trained = training._Training(run)
     model = build("resnet18", 8, 10)
     initialise(model, 0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
@@ -200,10 +200,10 @@ def test_an_epochs_loss_is_the_mean_over_its_steps_all_in_training_mode(
 
 def test_product_decay_adds_half_the_squared_norms_gradient_and_nothing_to_the_loss() -> None:
     plain, decayed = (
-        training._Training(make_run((1, BASIS), decay="product", weight_decay=wd), {}, [])
+        training._Training(make_run((1, BASIS), decay="product", weight_decay=wd))
         for wd in (0.0, 0.3)
     )
-    losses = [t._one_step(t._forward(0), 0) for t in (plain, decayed)]
+    losses = [t._one_step(t._forward(), 0) for t in (plain, decayed)]
     assert torch.equal(*losses)
     # The step has moved the factors, so the gradient of the norm is taken at the start again.
     start = first_network(make_run((1, BASIS)), 10)
@@ -229,7 +229,7 @@ class Constant(torch.nn.Module):
 
 
 def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_run() -> None:
-    trained = training._Training(make_run(label_smoothing=0.5), {}, [])
+    trained = training._Training(make_run(label_smoothing=0.5))
     trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
     loss, accuracy = trained._evaluate(trained.data.validation)
     assert accuracy == 0.1  # of 200 images, 20 are of class 3
@@ -240,7 +240,7 @@ def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_ru
 
 
 def test_the_batches_are_those_of_the_runs_seed() -> None:
-    streams = [training._Training(make_run(seed=seed), {}, []).stream for seed in (0, 1)]
+    streams = [training._Training(make_run(seed=seed)).stream for seed in (0, 1)]
     wanted = TrainingStream(load("cifar10-sample", 60).train, 20, 1)
     assert torch.equal(streams[1].batch(4)[0], wanted.batch(4)[0])
     assert not torch.equal(streams[0].batch(4)[0], wanted.batch(4)[0])
