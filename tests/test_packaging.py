@@ -102,8 +102,8 @@ def imported(path: Path, lazily: bool) -> set[str]:
     ("files", "lazily", "extras"),
     [
         ("basisconv/*.py", False, []),
-        ("basisconv/**/*.py", True, ["study", "ray"]),
-        ("tests/**/*.py", True, ["study", "ray", "test"]),
+        ("basisconv/**/*.py", True, ["study", "ray", "peers"]),
+        ("tests/**/*.py", True, ["study", "ray", "peers", "test"]),
     ],
 )
 def test_all_that_is_imported_is_declared(files, lazily, extras):
