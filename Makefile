@@ -25,7 +25,8 @@ define require_python
 endef
 
 # The driver itself chooses the profile when none is named: paper with CUDA, else quick.
-OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(foreach setting,$(SET),--set '$(setting)')
+OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(EXECUTOR),--executor '$(EXECUTOR)') \
+	$(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
 .PHONY: help env test torture reproduce paper lab notebooks bench clean check-python
@@ -36,6 +37,7 @@ help: ## what there is to make
 	@echo "PYTHON=python       use this Python and its packages as they are; install nothing"
 	@echo "BASE_PYTHON=python3 the Python that makes $(VENV)"
 	@echo "PROFILE=NAME        smoke, quick, desk or paper; default: paper with CUDA, else quick"
+	@echo "EXECUTOR=ray        train on a Ray cluster, or on this machine through Ray"
 	@echo "SET='key=value ...' change settings of the profile"
 
 env: $(READY) ## the set-up alone: .venv with everything in it
@@ -50,7 +52,7 @@ test: $(READY) ## lint, types, tests and notebooks
 torture: $(READY) ## kill, damage and fill what must lose nothing; writes tests/torture-report.md
 	PYTHONPATH=tests $(PY) -m torture
 
-reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE and SET
+reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE, EXECUTOR and SET
 	$(PY) -m basisconv reproduce $(OPTIONS)
 
 paper: $(READY) ## rebuild tables, figures and the PDF from the published records
@@ -82,5 +84,5 @@ $(VENV)/.installed: pyproject.toml
 	$(call require_python,$(BASE_PYTHON),env BASE_PYTHON=python3.12)
 	@rm -f $@
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -e '.[study,test]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -e '.[study,ray,test]'
 	@printf '%s\n' '$(CURDIR)' > $@

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with sigterm_raises():
             command(options)
-    except (ValueError, OSError, RuntimeError, LookupError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ModuleNotFoundError) as error:
         print(f"basisconv: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -63,15 +64,20 @@ def _parser() -> argparse.ArgumentParser:
                              help="change a setting of the profile")  # fmt: skip
         return sub
 
-    add("reproduce", _reproduce, "run every notebook in order and build the paper")
+    reproduce = add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
+    for sub in (reproduce, run):
+        sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
+                         metavar="local|ray", help="who trains; as --set executor=")  # fmt: skip
     run.add_argument("--minutes", type=_time, default=None,
                      help="stop after these, with a checkpoint of each run at hand")  # fmt: skip
     run.add_argument("--checkpoint-seconds", type=_time, default=None, metavar="SECONDS",
                      help="between two checkpoints of a run; default: 60")  # fmt: skip
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     run.add_argument("--dry-run", action="store_true", help="name the runs, and train nothing")
+    train = add("train", _train, "train one run, alone or under torchrun", runs=True)
+    train.add_argument("run_id", help="of the profile, as `run --dry-run` names them")
     add("status", _status, "how many runs are done, failed, running and missing, and the hours "
         "left", runs=True)  # fmt: skip
     add("verify", _verify, "hold every record, checkpoint and table against its checksum",
@@ -156,6 +162,39 @@ def _run(options: argparse.Namespace) -> None:
     _status(options)
     if failed:  # being out of time is what --minutes asks for; a failure is not
         raise RuntimeError(f"{len(failed)} runs failed")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from basisconv.study.parallel import torchrun_group
+    from basisconv.study.run import Run
+    from basisconv.study.stopping import Stop, signals_noted
+    from basisconv.study.together import train_together
+
+    study, stop = _study(options), Stop()
+    run = _find(study, options.run_id)
+    with torchrun_group() as group:
+        run = Run.model_validate(run.model_dump() | {"processes": group.size})
+        with signals_noted(stop):
+            outcome = train_together(run, study.store, group, stop)
+    if outcome is None:
+        return
+    if outcome.status not in ("done", "diverged"):
+        raise RuntimeError(f"run {run.run_id} is {outcome.status}: {outcome.error}")
+    print(f"{study.store.path(run.run_id)}: {outcome.status}")
+
+
+def _find(study: Study, run_id: str) -> Run:
+    from basisconv.study.experiments import DRAFTS, Waiting, draft
+
+    for name in DRAFTS:
+        with suppress(Waiting):
+            runs = draft(study, name).runs
+            if run_id in runs:
+                return runs[run_id]
+    raise LookupError(
+        f"Profile {study.profile.name} has no run {run_id} with these settings: "
+        "python -m basisconv run --dry-run names its runs."
+    )
 
 
 def _dry_run(study: Study, retry_failed: bool) -> None:
@@ -256,8 +295,6 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    import torch
-
     from basisconv.study import bench
     from basisconv.study.environment import ROOT
     from basisconv.study.protocol import Study
@@ -266,11 +303,7 @@ def _bench(options: argparse.Namespace) -> None:
     if options.costs:
         path = measure_costs(Study.open(options.costs), options.repeats)
     else:
-        # torch's own count of threads: it knows of containers, hyper-threads and OMP_NUM_THREADS.
-        facts = bench.measure(
-            "resnet18", (16, 32, 64), (0.125, 0.25, 0.5), 64, options.repeats,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        facts = bench.measure_device(options.repeats)
         print(bench.markdown(facts))
         path = bench.save(facts)
     print(path.relative_to(ROOT))

@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from basisconv.cost import observe
 from basisconv.layer import MODES, BasisConv2d
+from basisconv.surgery import module_aliases, swap
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def forward_backward(module: nn.Module, x: Tensor) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class TunedLayer:
-    """What `tune` measured of a layer, forward and backward, in seconds (medians)."""
+    """What `tune` measured of a layer, forward and backward, in seconds (medians).
+
+    `mode` is what it set: "factored", "rebuilt", or "dense" for a layer that it dropped.
+    """
 
     name: str
     dense: float
@@ -98,33 +102,41 @@ class TunedLayer:
 
     @property
     def speedup(self) -> float:
-        """Of the mode chosen, over dense; below 1 where nothing beats dense."""
+        """Of the faster mode over dense; below 1 where nothing beats dense."""
         return self.dense / min(self.factored, self.rebuilt)
 
 
 def tune(
-    model: nn.Module,
-    input: Tensor,
-    repeats: int = 20,
+    model: nn.Module, input: Tensor, repeats: int = 20, drop: bool = False
 ) -> tuple[TunedLayer, ...]:
     """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
 
     Args:
         model: a network with basis layers; their `mode` is set, nothing else changes.
-        input: a batch of the size, dtype, device and memory format that will be trained with.
+        input: a batch of the size, dtype, device and memory format that will be trained with;
+            to train under autocast, call this under autocast.
         repeats: interleaved measurements of each.
+        drop: put layers where nothing beats dense back into dense form, as `restore` does;
+            make the optimizer afterwards.
 
     Returns:
-        A row a layer. Those with `speedup` below 1 gain nothing from their basis form: leave
-        them out of the plan.
+        A row a layer. Those with `speedup` below 1 gain nothing from their basis form.
+
+    Raises:
+        ValueError: if `drop` is set for a model that is itself a basis layer.
     """
+    if drop and isinstance(model, BasisConv2d):
+        raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
     rows = []
-    for name, (layer, x, _) in observe(model, input, (BasisConv2d,)).items():
+    found = observe(model, input, (BasisConv2d,))
+    for name, (layer, x, _) in found.items():
         # Copies, so that no gradient, hook or flag of the model is touched.
         dense = layer.to_conv2d()
         arms: dict[str, nn.Module] = {"dense": dense}
         for mode in MODES:
-            arms[mode] = BasisConv2d.from_conv2d(dense, **{**layer.config(), "mode": mode})
+            arms[mode] = BasisConv2d.from_conv2d(
+                dense, **{**layer.config(), "mode": mode, "init": "qr"}
+            )
         timings = compare(
             {arm: forward_backward(module, x) for arm, module in arms.items()},
             repeats=repeats,
@@ -133,7 +145,13 @@ def tune(
         median = {arm: timing.median for arm, timing in timings.items()}
         best = min(MODES, key=median.__getitem__)
         layer.mode = best
-        rows.append(TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best))
+        row = TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best)
+        rows.append(replace(row, mode="dense") if drop and row.speedup < 1 else row)
+    aliases = module_aliases(model)
+    for row in rows:
+        if row.mode == "dense":
+            layer = found[row.name].module
+            swap(model, layer, layer.to_conv2d(), aliases)
     return tuple(rows)
 
 

@@ -246,31 +246,41 @@ def timing_section(profile: str = "desk") -> Section:
     titles = [("3→64, 32×32", 0.4), ("64→64, 32×32", 0.55), ("64→128, 32×32, stride 2", 0.6),
               ("64→128, 32×32, 1×1, stride 2", 0.5), ("128→128, 16×16", 0.7),
               ("256→256, 8×8", 0.8), ("512→512, 4×4", 0.9)]  # fmt: skip
-    ways = (("subset", "factored", 1.0), ("full", "factored", 1.01), ("subset", "rebuilt", 0.3))
+    ways = (("subset", 1.0), ("full", 1.01), ("subset, rebuilt", 0.3),
+            ("tensorly-torch Tucker", 0.2))  # fmt: skip
+    told = {"precision": "float32", "batch": 64}
     layers = [
         {
-            "layer": title, "ratio": f, "form": form, "mode": mode,
+            "layer": title, **told, "arm": arm, "ratio": f,
             "forward": timed(3 * f, share * ratio * k * 0.95),
-            "both": timed(9 * f, share * ratio * k), "macs_ratio": ratio, "share": share * k,
+            "both": timed(9 * f / k, share * ratio * k), "macs_ratio": ratio, "share": share * k,
             "intensity": 12 + 30 * share * f * 4 + 4 * i, "gmac_s": 50 + 260 * share * k,
-            "bound_speedup": ratio * min(1, share + 0.15),
+            "bound_speedup": None if "torch" in arm else ratio * min(1, share + 0.15),
         }
         for i, (title, share) in enumerate(titles)
         for f, ratio in ((0.25, 3.6), (0.5, 1.8))
-        for form, mode, k in ways
+        for arm, k in ways
     ]  # fmt: skip
     networks = [
-        {"network": "resnet18", "width": w, "ratio": f, "what": "training step", "macs_ratio": r,
-         **timed(100 * f, s)}
+        {"network": "resnet18", "width": w, **told, "arm": arm, "ratio": f, "what": what,
+         "macs_ratio": r, "bound_speedup": 0.9 * r, "share": s / (0.9 * r), **timed(100 * f, s)}
+        for what in ("forward", "training step")
         for w, f, r, s in ((16, 0.25, 3.3, 1.4), (16, 0.5, 1.7, 1.2), (64, 0.25, 3.4, 2.4),
                            (64, 0.5, 1.8, 1.5))
+        for arm in ("subset", "full")
     ]  # fmt: skip
-    facts = {
-        "device": {"device": "Some CPU, 2 cores", "device_kind": "cpu", "torch": "2.13.0"},
-        "settings": {"dtype": "float32", "layout": "channels-last", "batch": 64, "threads": 2,
-                     "compile": "off", "repeats": 20},
-        "rate_gmac_s": 350.0, "bandwidth_gb_s": 18.0, "layers": layers, "networks": networks,
+    memory = [{"network": "resnet18", "width": 64, **told, "ratio": 0.25, "peak_mb": 1050.0,
+               "dense_peak_mb": 1000.0}]  # fmt: skip
+    device = {
+        "device": {"device": "Some CPU, 2 cores", "device_kind": "cpu x86_64 AVX2",
+                   "torch": "2.13.0"},
+        "settings": {"layout": "channels-last", "threads": 2, "compile": "off", "repeats": 20,
+                     "network_repeats": 5},
+        "machine": {"float32": {"rate_gmac_s": 350.0, "bandwidth_gb_s": 18.0}},
+        "left_out": [], "layers": layers, "networks": networks, "memory": memory,
     }  # fmt: skip
+    other = {**device, "device": {**device["device"], "device_kind": "cpu x86_64 AVX512"}}
+    facts = {"devices": [device, other]}
     return Section(name="06_timing", profile=profile, arms=(), facts=facts)
 
 

@@ -243,7 +243,23 @@ def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
 ) -> None:
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
     monkeypatch.setattr(sections.bench, "measure", lambda *_, **given: given)
-    assert sections.make_section(study, "06_timing").facts["threads"] == 2
+    (facts,) = sections.make_section(study, "06_timing").facts["devices"]
+    assert facts == {"threads": 2, "compiled": False}
+
+
+def test_a_published_profile_shows_the_benchmarks_of_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
+    study = Study(profile, Store(tmp_path / "runs"), tmp_path)
+    there: list[dict[str, object]] = []
+    monkeypatch.setattr(sections.bench, "kept", lambda: list(there))
+    monkeypatch.setattr(sections.bench, "measure_device", lambda repeats: {"repeats": repeats})
+    monkeypatch.setattr(sections.bench, "save", there.append)
+    assert sections.make_section(study, "06_timing").facts["devices"] == [{"repeats": 4}]
+    there.append({"device": "another"})
+    facts = sections.make_section(study, "06_timing").facts
+    assert facts["devices"] == [{"repeats": 4}, {"device": "another"}]
 
 
 @pytest.mark.parametrize("preliminary", [True, False])

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.costs import MacCosts, MeasuredCosts, add_rows, settings, unmeasured
+from basisconv.study.costs import (
+    MacCosts,
+    MeasuredCosts,
+    Step,
+    add_rows,
+    check_head,
+    settings,
+    unmeasured,
+)
 from basisconv.study.experiments import (
     DRAFTS,
     Waiting,
@@ -73,17 +81,15 @@ def test_a_cheaper_step_is_taken_more_often(study: Study) -> None:
     dense = arms["dense", 2].detail["steps"]
     basis = arms["all layers, f = 0.25", 2].detail["steps"]
     assert isinstance(dense, list) and isinstance(basis, list)
-    cost = study.costs.step(study.plan(0.25), 8)
+    cost = study.cost(study.plan(0.25))
     assert dense == [12] and basis == [round(12 / cost)]
 
 
 def test_the_narrow_network_costs_what_the_basis_network_costs(study: Study) -> None:
     plan = study.plan(0.25)
     narrow = study.narrow_width(plan)
-    gap = abs(study.costs.step(Plan(), narrow) - study.costs.step(plan, 8))
-    assert all(
-        gap <= abs(study.costs.step(Plan(), w) - study.costs.step(plan, 8)) for w in (1, 2, 4, 8)
-    )
+    gap = abs(study.cost(Plan(), narrow) - study.cost(plan))
+    assert all(gap <= abs(study.cost(Plan(), w) - study.cost(plan)) for w in (1, 2, 4, 8))
 
 
 def test_exploring_and_confirming_runs_keep_their_seeds_and_the_test_set_apart(
@@ -206,19 +212,23 @@ def test_drafts_and_notebooks_name_the_same_things() -> None:
 def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study) -> None:
     costs = study.costs
     assert isinstance(costs, MacCosts)
-    assert costs.step(Plan(), 8) == 1.0
+    assert costs.of(Step(Plan(), 8, 50)) == 1.0 and costs.of(Step(Plan(), 8, 25)) == 0.5
     dense, every = (study.network_costs(p) for p in (Plan(), study.plan(0.25)))
     want = (every.macs + every.macs_backward) / (dense.macs + dense.macs_backward)
-    assert costs.step(study.plan(0.25), 8) == pytest.approx(want)
-    assert costs.step(Plan(), 4) < 0.3
+    assert costs.of(Step(study.plan(0.25), 8, 50)) == pytest.approx(want)
+    assert costs.of(Step(Plan(), 4, 50)) < 0.3
 
 
 SMOKE = load_profile("smoke")
 HEAD = {"device": "a machine", **settings(SMOKE)}
 
 
-def row(plan: Plan, ratio: float, width: int = 8) -> dict[str, object]:
-    return {"plan": plan.to_dict(), "width": width, "ratio": ratio}
+def row(plan: Plan, ratio: float, width: int = 8, batch_size: int = 50) -> dict[str, object]:
+    return {"plan": plan.to_dict(), "width": width, "batch_size": batch_size, "ratio": ratio}
+
+
+def at(plan: Plan, width: int = 8, batch_size: int = 50) -> Step:
+    return Step(plan, width, batch_size)
 
 
 def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
@@ -227,21 +237,23 @@ def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
     add_rows(path, HEAD, [row(Plan(), 1.0), row(one, 0.8)])
     add_rows(path, HEAD, [row(one, 0.5), row(two, 0.7)])
     costs = MeasuredCosts(read_json(path), path, SMOKE)
-    assert costs.step(one, 8) == 0.8 and costs.step(two, 8) == 0.7
+    assert costs.of(at(one)) == 0.8 and costs.of(at(two)) == 0.7
     assert costs.unit == "seconds on a machine"
     with pytest.raises(ValueError, match="other machine"):
         add_rows(path, {**HEAD, "device": "an other machine"}, [row(two, 0.1)])
-    assert MeasuredCosts(read_json(path), path, SMOKE).step(two, 8) == 0.7
-    assert unmeasured(path, HEAD, [(one, 8), (one, 4), (one, 4)]) == [(one, 4)]
+    assert MeasuredCosts(read_json(path), path, SMOKE).of(at(two)) == 0.7
+    narrow, small = at(one, width=4), at(one, batch_size=25)
+    assert unmeasured(path, [at(one), narrow, small, narrow]) == [narrow, small]
+    assert unmeasured(tmp_path / "none.json", [at(one)]) == [at(one)]
     with pytest.raises(ValueError, match="other machine"):
-        unmeasured(path, {**HEAD, "device": "an other machine"}, [(one, 4)])
+        check_head(path, {**HEAD, "device": "an other machine"})
 
 
 def test_a_cost_table_of_other_settings_sizes_no_runs(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8)])
-    other = load_profile("smoke", ("training.batch_size=64",))
-    with pytest.raises(ValueError, match="measured with.*'batch_size': 50.*--costs smoke"):
+    other = load_profile("smoke", ("budget_batch=64",))
+    with pytest.raises(ValueError, match="measured with.*'budget_batch': 50.*--costs smoke"):
         MeasuredCosts(read_json(path), path, other)
 
 
@@ -252,10 +264,12 @@ def test_a_subset_without_a_row_is_dense_less_its_single_savings(tmp_path: Path)
     # Dense itself is 1, whatever a measurement of it against itself came to.
     add_rows(path, HEAD, [*rows, row(Plan(), 1.02), row(Plan(), 0.2, width=4)])
     costs = MeasuredCosts(read_json(path), path, SMOKE)
-    assert costs.step(both, 8) == pytest.approx(1 - 0.2 - 0.05)
-    assert costs.step(Plan(), 8) == 1.0 and costs.step(Plan(), 4) == 0.2
-    with pytest.raises(ValueError, match="no row for width 8 with c.*bench --costs"):
-        costs.step(third, 8)
+    assert costs.of(at(both)) == pytest.approx(1 - 0.2 - 0.05)
+    assert costs.of(at(Plan())) == 1.0 and costs.of(at(Plan(), width=4)) == 0.2
+    with pytest.raises(ValueError, match="no row for width 8, batch 50 with c.*bench --costs"):
+        costs.of(at(third))
+    with pytest.raises(ValueError, match="no row for width 8, batch 25 with dense"):
+        costs.of(at(both, batch_size=25))
 
 
 def test_a_profile_that_wants_measured_costs_says_how_to_measure_them(
@@ -345,4 +359,15 @@ def test_a_row_of_one_form_is_not_anothers(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8), row(Plan({"a": 1}, "full"), 0.7)])
     costs = MeasuredCosts(read_json(path), path, SMOKE)
-    assert costs.step(Plan({"a": 1}), 8) == 0.8 and costs.step(Plan({"a": 1}, "full"), 8) == 0.7
+    assert costs.of(at(Plan({"a": 1}))) == 0.8 and costs.of(at(Plan({"a": 1}, "full"))) == 0.7
+
+
+def test_an_arm_of_another_batch_size_ends_on_the_same_budget(study: Study) -> None:
+    """Budgets are told in dense epochs at the budget batch, whatever the arm trains with."""
+    draft_ = Draft("02_all_layers", study)
+    for batch_size in (50, 20):
+        draft_.add("dense", "dense", Plan(), 2, changes={"batch_size": batch_size})
+    large, small = draft_.arms
+    assert (large.detail["steps"], small.detail["steps"]) == ([12], [30])
+    assert large.time == small.time == 2.0
+    assert {run.batch_size for run in draft_.runs.values()} == {50, 20}

@@ -113,11 +113,12 @@ def test_timing_claims_follow_the_quartiles() -> None:
         section = synthetic.timing_section()
         facts: Any = section.model_dump(mode="json")["facts"]
         ends = {"speedup": speedup, "speedup_low": 0.9 * speedup, "speedup_high": 1.1 * speedup}
-        for row in facts["layers"]:
-            row["both"] |= ends
-            row["forward"] |= ends
-        for row in facts["networks"]:
-            row |= ends
+        for device in facts["devices"]:
+            for row in device["layers"]:
+                row["both"] |= ends
+                row["forward"] |= ends
+            for row in device["networks"]:
+                row |= ends
         return verdicts({"06_timing": section.model_copy(update={"facts": facts})}, {})
 
     fast, slow = with_speedup(2.0), with_speedup(0.5)

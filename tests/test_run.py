@@ -48,6 +48,7 @@ CHANGES = {
     "test": True,
     "compile": True,
     "threads": 2,
+    "processes": 2,
     "numerics": 2,
 }
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from basisconv.plan import Plan
 from basisconv.study import costs, protocol, step_costs
+from basisconv.study.costs import Step
 from basisconv.study.experiments import draft
 from basisconv.study.files import read_json
 from basisconv.study.protocol import Study
 from basisconv.study.step_costs import ensure_costs, measure_costs
 from basisconv.timing import Timing
 
-SETTINGS = ["width=4", "training.batch_size=4", "costs=table"]
+SETTINGS = ["width=4", "training.batch_size=4", "budget_batch=4", "costs=table"]
 
 
 @pytest.fixture
@@ -25,36 +26,44 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "published" / "costs.json"
     for room in (step_costs, protocol):
         monkeypatch.setattr(room, "cost_table", lambda name: path)
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(step_costs, "prepare", lambda threads: None)
     return path
 
 
-def fake_times(seen: list[tuple[object, ...]]):  # type: ignore[no-untyped-def]
-    def times(models: dict[str, nn.Module], x: torch.Tensor, *options: object) -> object:
-        seen.append((tuple(x.shape), *options))
-        return {"dense": Timing((1.0,) * 5, 0.0), "plan": Timing((0.2, 0.3, 0.4, 0.5, 0.6), 0.0)}
+def fake_compare(seen: list[set[str]]):  # type: ignore[no-untyped-def]
+    def compare(arms: dict[str, object], repeats: int, device: torch.device) -> object:
+        seen.append(set(arms))
+        dense, *others = arms
+        ours = Timing((0.2, 0.3, 0.4, 0.5, 0.6), 0.0)
+        return {dense: Timing((1.0,) * 5, 0.0), **dict.fromkeys(others, ours)}
 
-    return times
+    return compare
 
 
 def test_every_plan_that_a_profile_trains_is_measured_once(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
+    timed: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(timed))
     assert measure_costs(study, repeats=1) == table
     measured = costs.MeasuredCosts(read_json(table), table, study.profile)
+
+    def cost(plan: Plan, width: int = 4) -> float:
+        return measured.of(Step(plan, width, 4))
+
     # The study sizes its Runs by the table from now on.
     for name in ("01_baseline", "02_all_layers", "03_sensitivity", "05_skip_training"):
         for run in draft(study, name).runs.values():
-            assert all(measured.step(phase.plan, run.width) > 0 for phase in run.phases)
-    assert measured.step(Plan(), 4) == 1.0
-    assert all(measured.step(Plan(), width) > 0 for width in study.widths)
+            assert all(cost(phase.plan, run.width) > 0 for phase in run.phases)
+    assert cost(Plan()) == 1.0
+    assert all(cost(Plan(), width) > 0 for width in study.widths)
     # Any subset that 04 may select has its layers' single savings.
-    assert measured.step(study.plan(0.25, study.layers[3:9]), 4) < 1.5
+    saved = 6 * (1 - 0.4)
+    assert cost(study.plan(0.25, study.layers[3:9])) == pytest.approx(1 - saved)
     # A second call measures what is new alone, and changes nothing.
     before = table.read_bytes()
-    timed: list[tuple[object, ...]] = []
-    monkeypatch.setattr(step_costs, "step_times", fake_times(timed))
+    timed.clear()
     measure_costs(study, repeats=1)
     assert not timed and table.read_bytes() == before
 
@@ -63,23 +72,50 @@ def test_steps_are_timed_as_the_profile_trains_them(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batch, precision and compilation; and a ratio is ours over dense, quartiles in order."""
-    seen: list[tuple[object, ...]] = []
-    monkeypatch.setattr(step_costs, "step_times", fake_times(seen))
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     threads: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true"]
+    monkeypatch.setattr(step_costs, "prepare", threads.append)
+    running: list[tuple[object, ...]] = []
+    images: list[int] = []
+
+    class Spy(nn.Identity):
+        def __init__(self, model: nn.Module, *how: object) -> None:
+            super().__init__()
+            running.append(how)
+
+    monkeypatch.setattr(step_costs, "Running", Spy)
+    monkeypatch.setattr(step_costs, "random_images", images.append)
+    monkeypatch.setattr(step_costs, "training_step", lambda model, x: None)
+    changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
+               "training.batch_size=25"]  # fmt: skip
     study = Study.open("smoke", changes, runs=tmp_path / "runs")
-    row = read_json(measure_costs(study, repeats=7))["rows"][0]
-    assert set(seen) == {((50, 3, 32, 32), 7, "bfloat16", True)} and threads == [2]
-    assert row["ratio"] == pytest.approx(0.4)
-    assert row["quartiles"] == pytest.approx([0.3, 0.5])
+    rows = read_json(measure_costs(study, repeats=7))["rows"]
+    assert set(running) == {("bfloat16", True)} and threads == [2]
+    # In every turn the reference at the budget batch, and the plans at the Runs' own.
+    reference = Step(Plan(), 4, 50).key
+    assert all(reference in arms for arms in seen)
+    assert images.count(50) == len(seen) and set(images) == {50, 25}
+    assert {row["batch_size"] for row in rows} == {25}
+    assert rows[0]["ratio"] == pytest.approx(0.4)
+    assert rows[0]["quartiles"] == pytest.approx([0.3, 0.5])
+
+
+def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
+    profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
+    steps = [Step(Plan({"layer3.0.conv2": 4}), 4, 4), Step(Plan(), 2, 8)]
+    rows = step_costs._measured(profile, steps, repeats=3)
+    assert [(r["width"], r["batch_size"]) for r in rows] == [(4, 4), (2, 8)]
+    for row in rows:
+        low, high = row["quartiles"]
+        assert 0 < low <= row["ratio"] <= high
 
 
 def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[object, ...]] = []
-    monkeypatch.setattr(step_costs, "step_times", fake_times(seen))
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     ensure_costs(Study.open("smoke", runs=tmp_path / "runs"))  # sized by MACs: wants none
     assert not seen and not table.exists()
     ensure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
@@ -92,12 +128,37 @@ def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
 def test_a_table_of_other_settings_is_refused_before_anything_is_timed(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[object, ...]] = []
-    monkeypatch.setattr(step_costs, "step_times", fake_times(seen))
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     measure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
     before = table.read_bytes()
     seen.clear()
-    other = Study.open("smoke", [*SETTINGS, "training.batch_size=8"], runs=tmp_path / "runs")
-    with pytest.raises(ValueError, match="batch_size.*4"):
+    other = Study.open("smoke", [*SETTINGS, "budget_batch=8"], runs=tmp_path / "runs")
+    with pytest.raises(ValueError, match="budget_batch.*4"):
         measure_costs(other)
     assert not seen and table.read_bytes() == before
+
+
+def test_an_interrupted_table_is_finished_and_its_rows_stay(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
+
+    def broken(*_: object, **__: object) -> object:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return fake_compare(seen)(*_, **__)
+
+    study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
+    monkeypatch.setattr(step_costs, "compare", broken)
+    with pytest.raises(KeyboardInterrupt):
+        measure_costs(study)
+    begun = read_json(table)["rows"]
+    assert len(begun) == 2 * step_costs._AT_A_TIME
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
+    ensure_costs(study)
+    rows = read_json(table)["rows"]
+    assert rows[: len(begun)] == begun and len(rows) > len(begun)
+    named = [key for arms in seen for key in arms if key != Step(Plan(), 4, 4).key]
+    assert len(named) == len(set(named)) == len(rows)

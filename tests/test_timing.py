@@ -84,6 +84,31 @@ def test_tune_sets_the_faster_mode_and_touches_nothing_else(
     assert bc.plan_of(model).modes == {"1": "rebuilt"}
 
 
+def test_tune_drops_the_layers_that_lose_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.ReLU(), shared, nn.Conv2d(8, 12, 3))
+    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5)).double().train()
+    seconds = iter([{"dense": 1.0, "factored": 2.0, "rebuilt": 1.5},
+                    {"dense": 1.0, "factored": 0.4, "rebuilt": 1.5}])  # fmt: skip
+
+    def fake(arms: dict[str, object], **_: object) -> dict[str, timing.Timing]:
+        return {arm: timing.Timing((value,), 0.0) for arm, value in next(seconds).items()}
+
+    monkeypatch.setattr(timing, "compare", fake)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    want = model(x)
+    rows = bc.tune(model, x, drop=True)
+    assert [(r.name, r.mode, r.speedup) for r in rows] == [
+        ("1", "dense", 1 / 1.5), ("4", "factored", 2.5)
+    ]  # fmt: skip
+    assert type(model[1]) is nn.Conv2d and model[3] is model[1]
+    assert list(bc.plan_of(model).layers) == ["4"]
+    torch.testing.assert_close(model(x), want)
+    with pytest.raises(ValueError, match="itself a BasisConv2d"):
+        bc.tune(model[4], x, drop=True)
+
+
 def test_tune_measures_for_real() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 64, 5))
     model = bc.apply_plan(model, bc.make_plan(model, n_basis=4))

@@ -1,79 +1,149 @@
 """`make bench` and notebook 06: what the saving in multiplications is worth in seconds.
 
-Each distinct layer of the network, and whole training steps, dense beside each basis form in
-one process, interleaved. Beside every speed-up stand the ratio of executed MACs, the share of it
-that was realised, and the bound that a roofline of this machine sets: its bandwidth and its
-arithmetic rate are measured in the same process.
+Each distinct layer of a network and whole networks, dense beside every basis form and its peers
+in one process, interleaved. Beside every speed-up stand the ratio of executed MACs, the share of
+it that was realised, and a bound from the same run: for a layer the roofline of this machine, for
+a network Amdahl's, in which each convolution shrinks by its MACs and all else stays.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from basisconv.convert import apply_plan
-from basisconv.cost import LayerCost, observe, summary
-from basisconv.decompose import Form
-from basisconv.layer import BasisConv2d, Mode
-from basisconv.plan import basis_filters, make_plan
-from basisconv.study.environment import ROOT, device, environment
-from basisconv.study.files import write_json
-from basisconv.study.models import build, initialise
+from basisconv.cost import LayerCost, Summary, observe, summary
+from basisconv.decompose import FORMS
+from basisconv.layer import BasisConv2d
+from basisconv.plan import Plan, basis_filters, make_plan
+from basisconv.study.compiling import many_networks
+from basisconv.study.environment import ROOT, device, environment, prepare
+from basisconv.study.files import read_json, write_json
+from basisconv.study.models import build
+from basisconv.study.pace import (
+    CLASSES,
+    Running,
+    arithmetic_rate,
+    inference,
+    memory_bandwidth,
+    network,
+    random_images,
+    step_memory,
+    training_step,
+)
+from basisconv.study.peers import peers
+from basisconv.study.precision import convolutions_in, native
+from basisconv.study.run import Precision
 from basisconv.timing import Timing, compare, forward_backward
 
 FOLDER = ROOT / "paper" / "runs" / "bench"
-# Form and mode of a basis layer: every way it runs.
-WAYS: tuple[tuple[Form, Mode], ...] = (
-    ("subset", "factored"),
-    ("full", "factored"),
-    ("subset", "rebuilt"),
-)
+# What a basis layer may be, by name; None of a smaller coefficient matrix is a plain one.
+WAYS: dict[str, dict[str, Any]] = {
+    "subset": {"form": "subset"},
+    "full": {"form": "full"},
+    "subset, rebuilt": {"form": "subset", "mode": "rebuilt"},
+    "full, rebuilt": {"form": "full", "mode": "rebuilt"},
+    "full, coef_groups = 4": {"form": "full", "coef_groups": 4},
+    "full, coef_rank = m/4": {"form": "full", "coef_rank": 4},  # a share of n_basis
+}
+
+
+class Setting(NamedTuple):
+    """How everything in one part of a benchmark is run."""
+
+    precision: Precision
+    batch_size: int
+    repeats: int
+    compiled: bool
+
+    def running(self, module: nn.Module) -> nn.Module:
+        return Running(module, self.precision, self.compiled)
+
+    def compare(self, arms: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        with convolutions_in(self.precision):
+            return compare(arms, self.repeats, device=device())
+
+    def input(self, x: Tensor) -> Tensor:
+        """A layer's input as it is inside a network."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else x.dtype
+        return x.to(dtype, memory_format=torch.channels_last)
+
+    def told(self) -> dict[str, Any]:
+        return {"precision": self.precision, "batch": self.batch_size}
 
 
 def measure(
-    network: str,
-    widths: Sequence[int],
+    networks: Sequence[tuple[str, int]],
     ratios: Sequence[float],
-    batch_size: int,
+    batch_sizes: Sequence[int],
+    precisions: Sequence[Precision],
     repeats: int,
     threads: int,
+    compiled: bool,
 ) -> dict[str, Any]:
-    """The facts of section 06: layers of the widest network, training steps of all.
+    """One device's benchmark: the distinct layers of the first network, and all networks whole.
 
     Args:
-        network: see `basisconv.study.models.build`.
-        widths: of the networks.
+        networks: names (see `basisconv.study.models.build`) and widths.
         ratios: shares of basis filters.
-        batch_size: images a batch.
-        repeats: interleaved turns.
+        batch_sizes: images a batch.
+        precisions: see `basisconv.study.precision`; those that are emulated are left out.
+        repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
+        compiled: whether everything is compiled.
     """
-    torch.set_num_threads(threads)
-    place = device()
-    rate, bandwidth = arithmetic_rate(place), memory_bandwidth(place)
-    layers = list(_layers(network, max(widths), ratios, batch_size, repeats, (rate, bandwidth)))
-    networks = [
-        row
-        for width in widths
-        for row in _training_steps(network, width, ratios, batch_size, max(3, repeats // 4))
+    prepare(threads)
+    others, left_out = peers()
+    left_out += [
+        f"{p} is left out: this device only emulates it" for p in precisions if not native(p)
     ]
-    settings = {"dtype": "float32", "layout": "channels-last", "batch": batch_size,
-                "threads": threads, "compile": "off", "repeats": repeats}  # fmt: skip
+    few = max(3, repeats // 2)
+    machine: dict[str, dict[str, float]] = {}
+    layers: list[dict[str, Any]] = []
+    wholes: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    with many_networks():
+        for precision in filter(native, precisions):
+            rate, bandwidth = arithmetic_rate(precision), memory_bandwidth()
+            machine[precision] = {"rate_gmac_s": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9}
+            for batch_size in batch_sizes:
+                one = Setting(precision, batch_size, repeats, compiled)
+                layers += _layers(*networks[0], ratios, others, one, (rate, bandwidth))
+                for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
+                    wholes += _network(name, width, ratios, one._replace(repeats=few))
+                    memory += _memory(name, width, ratios, one, threads)
     return {
         "device": environment(),
-        "settings": settings,
-        "rate_gmac_s": rate / 1e9,
-        "bandwidth_gb_s": bandwidth / 1e9,
-        "layers": layers,
-        "networks": networks,
-    }
+        "settings": {
+            "layout": "channels-last", "threads": threads, "compile": "on" if compiled else "off",
+            "repeats": repeats, "network_repeats": few,
+        },
+        "machine": machine, "left_out": left_out, "layers": layers, "networks": wholes,
+        "memory": memory,
+    }  # fmt: skip
+
+
+def measure_device(repeats: int) -> dict[str, Any]:
+    """The benchmark that `make bench` keeps, of this device with all of its cores."""
+    on_cuda = device().type == "cuda"
+    return measure(
+        networks=[("resnet18", 64), ("resnet18", 32), ("resnet18", 16), ("vgg16_bn", 64),
+                  ("resnet50", 64)],
+        ratios=(0.125, 0.25, 0.5),
+        batch_sizes=(128, 512, 1024) if on_cuda else (64,),
+        precisions=("bfloat16", "tf32") if on_cuda else ("float32", "bfloat16"),
+        repeats=repeats,
+        # torch's own count of threads: it knows of containers, hyper-threads, OMP_NUM_THREADS.
+        threads=torch.get_num_threads(),
+        compiled=on_cuda,
+    )  # fmt: skip
 
 
 def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
@@ -85,159 +155,185 @@ def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
     return path
 
 
+def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The benchmarks of all devices, by the names of their files.
+
+    Raises:
+        DamagedFile: if one of them is not what was written.
+    """
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
 def markdown(facts: dict[str, Any]) -> str:
     """The benchmark as a Markdown table, one row a layer or network and way to run it."""
+    head = [f"{facts['device']['device']}, {facts['device']['device_kind']}"]
+    head += [f"{key} {value}" for key, value in facts["settings"].items()]
     lines = [
-        f"{facts['device']['device']}, {facts['device']['device_kind']}; "
-        + ", ".join(f"{key} {value}" for key, value in facts["settings"].items()),
-        "",
-        "| what | f | form, mode | forward and backward | quartiles | MACs | share |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
-    rows = [(r["layer"], f"{r['form']}, {r['mode']}", r["ratio"], r["both"], r["macs_ratio"])
-            for r in facts["layers"]]  # fmt: skip
-    rows += [(f"{r['what']}, {r['network']}, width {r['width']}", "subset, factored", r["ratio"],
-              r, r["macs_ratio"]) for r in facts["networks"]]  # fmt: skip
-    for what, way, f, timed, macs in rows:
+        ", ".join(head), *facts["left_out"], "",
+        "| what | precision, batch | f | arm | speed-up | quartiles | bound | share |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    rows = [(r, r["layer"], r["both"], r["macs_ratio"]) for r in facts["layers"]]
+    rows += [(r, f"{r['network']}, width {r['width']}, {r['what']}", r, r["bound_speedup"])
+             for r in facts["networks"]]  # fmt: skip
+    for row, what, timed, bound in rows:
         lines.append(
-            f"| {what} | {f:g} | {way} | {timed['speedup']:.2f}× | {timed['speedup_low']:.2f}–"
-            f"{timed['speedup_high']:.2f} | {macs:.2f}× | {timed['speedup'] / macs:.2f} |"
+            f"| {what} | {row['precision']}, {row['batch']} | {row['ratio']:g} | {row['arm']} | "
+            f"{timed['speedup']:.2f}× | {timed['speedup_low']:.2f}–{timed['speedup_high']:.2f} | "
+            f"{bound:.2f}× | {row['share']:.2f} |"
         )
+    lines += ["", "| network | precision, batch | f | peak memory, MB | of dense |",
+              "| --- | --- | ---: | ---: | ---: |"]  # fmt: skip
+    lines += [
+        f"| {r['network']}, width {r['width']} | {r['precision']}, {r['batch']} | {r['ratio']:g} | "
+        f"{r['peak_mb']:.0f} | {r['peak_mb'] / r['dense_peak_mb']:.2f} |"
+        for r in facts["memory"]
+    ]
     return "\n".join(lines)
 
 
 def _layers(
-    network: str,
+    name: str,
     width: int,
     ratios: Sequence[float],
-    batch_size: int,
-    repeats: int,
+    others: Mapping[str, Callable[[nn.Conv2d, int], nn.Module]],
+    setting: Setting,
     machine: tuple[float, float],
-) -> Iterable[dict[str, Any]]:
-    model = build(network, width, 10).to(device())
-    initialise(model, 0)
-    x = random_images(batch_size)
-    distinct = {_title(o.module, o.input): o for o in observe(model, x, (nn.Conv2d,)).values()}
-    for title, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
-        given = given.contiguous(memory_format=torch.channels_last)
-        ways = {f"{form}, {mode}, {f:g}": (f, form, mode) for f in ratios for form, mode in WAYS}
-        arms: dict[str, nn.Module] = {"dense": conv}
-        for key, (f, form, mode) in ways.items():
-            n_basis = basis_filters(conv.out_channels, f)
-            arms[key] = BasisConv2d.from_conv2d(conv, n_basis, init="qr", form=form, mode=mode)
-        forward = compare(
-            {k: _inference(m, given) for k, m in arms.items()}, repeats, device=given.device
-        )
-        both = compare(
-            {k: forward_backward(m, given) for k, m in arms.items()}, repeats, device=given.device
-        )
-        dense = _cost(conv, given)
-        for key, (f, form, mode) in ways.items():
-            cost = _cost(arms[key], given)
-            ratio = (dense.macs + dense.macs_backward) / (cost.macs + cost.macs_backward)
+) -> Iterator[dict[str, Any]]:
+    model = network(name, width, Plan())
+    seen = observe(model, random_images(setting.batch_size), (nn.Conv2d,)).values()
+    distinct = {title(o.module, o.input): o for o in seen}
+    for what, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
+        x = setting.input(given)
+        rows: dict[str, tuple[str, float, nn.Module]] = {}
+        for f in ratios:
+            m = basis_filters(conv.out_channels, f)
+            made: dict[str, nn.Module] = dict(_ways(conv, m))
+            made |= {peer: _placed(make(conv, m), conv) for peer, make in others.items()}
+            for way, layer in made.items():
+                rows[f"{way}, {f:g}"] = (way, f, layer)
+        arms = {"dense": conv} | {key: layer for key, (_, _, layer) in rows.items()}
+        running = {key: setting.running(layer) for key, layer in arms.items()}
+        forward = setting.compare({k: inference(m, x) for k, m in running.items()})
+        both = setting.compare({k: forward_backward(m, x) for k, m in running.items()})
+        for key, (way, f, layer) in rows.items():
             timed = _timing(both[key], both["dense"])
+            ratio = _macs(conv, given) / _macs(layer, given)
             yield {
-                "layer": title, "ratio": f, "form": form, "mode": mode,
+                "layer": what, **setting.told(), "arm": way, "ratio": f,
                 "forward": _timing(forward[key], forward["dense"]), "both": timed,
                 "macs_ratio": ratio, "share": timed["speedup"] / ratio,
-                "intensity": cost.intensity,
-                "gmac_s": (cost.macs + cost.macs_backward) / timed["median_ms"] / 1e6,
-                "bound_speedup": dense.roofline_seconds(*machine) / cost.roofline_seconds(*machine),
+                "gmac_s": _macs(layer, given) / timed["median_ms"] / 1e6,
+                **_roofline(conv, layer, given, machine),
             }  # fmt: skip
 
 
-def _training_steps(
-    network: str, width: int, ratios: Sequence[float], batch_size: int, repeats: int
-) -> Iterable[dict[str, Any]]:
-    dense = build(network, width, 10).to(device())
-    initialise(dense, 0)
-    plans = {f"{f:g}": make_plan(dense, ratio=f) for f in ratios}
-    arms = {key: apply_plan(dense, plan, init="qr") for key, plan in plans.items()}
-    x = random_images(batch_size)
-    timings = step_times({"dense": dense, **arms}, x, repeats)
-    whole = summary(dense, x.shape)
-    for f, (key, plan) in zip(ratios, plans.items(), strict=True):
-        cost = summary(dense, x.shape, plan)
-        yield {
-            "network": network, "width": width, "ratio": f, "what": "training step",
-            **_timing(timings[key], timings["dense"]),
-            "macs_ratio": (whole.macs + whole.macs_backward) / (cost.macs + cost.macs_backward),
-        }  # fmt: skip
+def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
+    layer = layer.to(conv.weight.device)
+    # torch's own stubs do not know this keyword.
+    return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def step_times(
-    models: Mapping[str, nn.Module],
-    x: Tensor,
-    repeats: int,
-    precision: str = "float32",
-    compiled: bool = False,
-) -> dict[str, Timing]:
-    """Forward, backward and SGD update of each network, interleaved, on random labels.
-
-    Args:
-        models: the networks, by name; they end in training mode.
-        x: a batch, where the networks are.
-        repeats: interleaved turns.
-        precision: "float32" or "bfloat16", as in a Run.
-        compiled: whether the networks are compiled, before the turns that count.
-    """
-    labels = torch.randint(10, (len(x),), generator=torch.Generator().manual_seed(0)).to(x.device)
-
-    def stepper(model: nn.Module) -> Callable[[], None]:
-        # A rate of nearly nothing: the arithmetic is a real step's, the weights stay put.
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=1e-9, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
-
-        forward = torch.compile(model) if compiled else model
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = forward(x)
-            F.cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
-
-        return step
-
-    steppers = {name: stepper(model.train()) for name, model in models.items()}
-    return compare(steppers, repeats, device=x.device)
+def _ways(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
+    """Every basis form that the layer can have with m filters."""
+    for name, options in WAYS.items():
+        if m % options.get("coef_groups", 1):
+            continue
+        given = dict(options)
+        if "coef_rank" in given:
+            given["coef_rank"] = max(1, m // given["coef_rank"])
+        yield name, BasisConv2d.from_conv2d(conv, m, init="qr", **given)
 
 
-def arithmetic_rate(place: torch.device, size: int = 1536, repeats: int = 10) -> float:
-    """Multiply-accumulates a second of a float32 matrix product at its best: the roof."""
-    a, b = torch.randn(2, size, size, device=place)
-    product = compare({"product": lambda: a @ b}, repeats, device=place)["product"]
-    return size**3 / min(product.samples)
+def _network(
+    name: str, width: int, ratios: Sequence[float], setting: Setting
+) -> Iterator[dict[str, Any]]:
+    dense = build(name, width, CLASSES)
+    plans = {f"{form}, {f:g}": make_plan(dense, ratio=f, form=form)
+             for f in ratios for form in FORMS}  # fmt: skip
+    models = {key: network(name, width, plan) for key, plan in {"dense": Plan(), **plans}.items()}
+    x = random_images(setting.batch_size)
+    # The convolutions that the plans put in basis form, the same ones in all; equal ones once.
+    observed = observe(models["dense"], x, (nn.Conv2d,))
+    titles = {n: title(*observed[n][:2]) for n in plans[f"{FORMS[0]}, {ratios[0]:g}"].layers}
+    alone = {what: observed[n] for n, what in titles.items()}
+    before = summary(dense, x.shape)
+    for what, backward in (("forward", False), ("training step", True)):
+        step, layer = (training_step, forward_backward) if backward else (inference, inference)
+        arms = {key: step(setting.running(model), x) for key, model in models.items()}
+        arms |= {t: layer(setting.running(o.module), setting.input(o.input))
+                 for t, o in alone.items()}  # fmt: skip
+        timings = setting.compare(arms)
+        for (f, form), key in zip(itertools.product(ratios, FORMS), plans, strict=True):
+            after = summary(dense, x.shape, plans[key])
+            timed = _timing(timings[key], timings["dense"])
+            bound = _amdahl(timings, titles, before, after, backward)
+            yield {
+                "network": name, "width": width, **setting.told(), "arm": form, "ratio": f,
+                "what": what, **timed, "bound_speedup": bound, "share": timed["speedup"] / bound,
+                "macs_ratio": _executed(before, backward) / _executed(after, backward),
+            }  # fmt: skip
 
 
-def memory_bandwidth(place: torch.device, size: int = 2**26, repeats: int = 10) -> float:
-    """Bytes a second of a copy that no cache holds, read and written, at its best: the slope."""
-    source = torch.ones(size, device=place)
-    target = torch.empty_like(source)
-    copy = compare({"copy": lambda: target.copy_(source)}, repeats, device=place)["copy"]
-    return 2 * source.numel() * source.element_size() / min(copy.samples)
+def _amdahl(
+    timings: Mapping[str, Timing],
+    titles: Mapping[str, str],
+    before: Summary,
+    after: Summary,
+    backward: bool,
+) -> float:
+    """The most that a network can gain: layers shrink by their MACs, all else stays."""
+    rest = 1.0
+    for name, what in titles.items():
+        # What the layer, timed alone in the same turns, takes of the dense network's time.
+        share = timings["dense"].speedup_over(timings[what])[0]
+        kept = _executed(after[name], backward) / _executed(before[name], backward)
+        rest -= share * (1 - kept)
+    return 1 / rest
 
 
-def random_images(batch_size: int) -> Tensor:
-    """A batch of noise on the device, channels-last."""
-    x = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return x.to(device()).contiguous(memory_format=torch.channels_last)
+def _executed(cost: Summary | LayerCost, backward: bool) -> int:
+    return cost.macs + (cost.macs_backward if backward else 0)
 
 
-def _inference(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            module(x)
+def _memory(
+    name: str, width: int, ratios: Sequence[float], setting: Setting, threads: int
+) -> Iterator[dict[str, Any]]:
+    dense = build(name, width, CLASSES)
+    plans = {f: make_plan(dense, ratio=f) for f in ratios}
+    peak = {
+        f: step_memory(name, width, plan, setting.batch_size, setting.precision, threads)
+        for f, plan in {1.0: Plan(), **plans}.items()
+    }
+    for f in ratios:
+        yield {"network": name, "width": width, **setting.told(), "ratio": f,
+               "peak_mb": peak[f] / 1e6, "dense_peak_mb": peak[1.0] / 1e6}  # fmt: skip
 
-    return run
+
+def _macs(layer: nn.Module, x: Tensor) -> float:
+    """Multiply-accumulates of forward and backward, the input's gradient included."""
+    if isinstance(layer, nn.Conv2d | BasisConv2d):
+        # Behind another layer, as inside a network: a first layer's input needs no gradient.
+        before = nn.Conv2d(x.shape[1], x.shape[1], 1, device=x.device)
+        row = summary(nn.Sequential(before, layer), x.shape)["1"]
+        return row.macs + row.macs_backward
+    # Of any other module as torch counts its operators, none of which is grouped among peers.
+    x = x.detach().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    layer.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / 2
 
 
-def _cost(layer: nn.Module, x: Tensor) -> LayerCost:
-    # Behind another layer, so that the input's gradient counts, as it does inside a network.
-    before = nn.Conv2d(x.shape[1], x.shape[1], 1, device=x.device, dtype=x.dtype)
-    row = summary(nn.Sequential(before, layer), x.shape)
-    return row["1"]
+def _roofline(
+    conv: nn.Conv2d, layer: nn.Module, x: Tensor, machine: tuple[float, float]
+) -> dict[str, float | None]:
+    """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs."""
+    if not isinstance(layer, BasisConv2d):
+        return {"intensity": None, "bound_speedup": None}
+    ours, dense = (summary(nn.Sequential(part), x.shape)["0"] for part in (layer, conv))
+    bound = dense.roofline_seconds(*machine) / ours.roofline_seconds(*machine)
+    return {"intensity": ours.intensity, "bound_speedup": bound}
 
 
 def _timing(arm: Timing, dense: Timing) -> dict[str, float]:
@@ -249,7 +345,8 @@ def _timing(arm: Timing, dense: Timing) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _title(conv: nn.Conv2d, x: Tensor) -> str:
+def title(conv: nn.Conv2d, x: Tensor) -> str:
+    """A layer as tables name it, the same for all layers that cost the same."""
     stride = "" if conv.stride == (1, 1) else f", stride {conv.stride[0]}"
     kernel = "" if conv.kernel_size == (3, 3) else f", {conv.kernel_size[0]}×{conv.kernel_size[1]}"
     return f"{conv.in_channels}→{conv.out_channels}, {x.shape[2]}×{x.shape[3]}{kernel}{stride}"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
@@ -29,8 +31,6 @@ def compiled(
 ) -> tuple[Forward, str | None]:
     """A compiled forward pass of a model as it stands, or the model itself and the reason.
 
-    On CUDA the kernels are launched as CUDA graphs: eager launches bound a small network's pace.
-
     Args:
         model: the network, on its device and in training mode; its buffers are left as they
             were, its gradients empty.
@@ -44,10 +44,7 @@ def compiled(
     # A process trains many networks of one class, and dynamo compiles a class's forward a few
     # times only before it gives up silently.
     torch.compiler.reset()
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    forward: Forward = torch.compile(
-        model, mode="reduce-overhead" if on_cuda else "default", dynamic=False
-    )
+    forward = graph(model)
     try:
         error = disagreement(model, forward, loss)
     except Exception as failure:
@@ -58,6 +55,29 @@ def compiled(
         reason = f"its loss or gradients are {error:.2g} off (at most {TOLERANCE[precision]:g})"
     warnings.warn(f"torch.compile is not used: {reason}.", stacklevel=2)
     return model, reason
+
+
+def graph(model: nn.Module) -> Forward:
+    """A model's forward pass, to be compiled for the shapes of its first call.
+
+    On CUDA the kernels are launched as CUDA graphs: eager launches bound a small network's pace.
+    """
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    forward: Forward = torch.compile(
+        model, mode="reduce-overhead" if on_cuda else "default", dynamic=False
+    )
+    return forward
+
+
+def many_networks() -> AbstractContextManager[None]:
+    """For timing: lets dynamo compile as many networks of one class as are compared.
+
+    On its own it gives up after a few, silently, and runs the rest in eager mode.
+    """
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(
+        recompile_limit=4096, accumulated_recompile_limit=4096
+    )
+    return patched
 
 
 def disagreement(model: nn.Module, forward: Forward, loss: Callable[[Forward], Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""What a training step of a plan costs, in units of the profile's dense step.
+"""What a training step costs, in units of the profile's dense step at its budget batch.
 
 Two sources. *Executed MACs*, forward and backward, where nothing was measured; and a *cost
 table* (`paper/runs/<profile>/costs.json`), the ratios of measured step times, each taken beside
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from basisconv.cost import Summary, summary
 from basisconv.plan import Plan
@@ -20,30 +20,44 @@ from basisconv.study.models import build
 from basisconv.study.profiles import Profile
 
 
+class Step(NamedTuple):
+    """What the cost of a training step hangs on, in one profile."""
+
+    plan: Plan
+    width: int
+    batch_size: int
+
+    @property
+    def key(self) -> str:
+        """The same for equal steps, whatever the order of a plan's layers."""
+        return json.dumps([self.plan.to_dict(), self.width, self.batch_size], sort_keys=True)
+
+
 class Costs(Protocol):
     """Where the cost of a training step comes from."""
 
     unit: str
 
-    def step(self, plan: Plan, width: int) -> float:
-        """Cost of one step at the profile's batch, in dense steps of the profile's width."""
+    def of(self, step: Step) -> float:
+        """Cost of a step, in dense steps of the profile's width and budget batch."""
+        ...
 
 
 class MacCosts:
-    """Executed MACs, forward and backward, over those of dense at the profile's width."""
+    """Executed MACs, forward and backward, over those of the profile's dense step."""
 
     unit = "executed MACs"
 
-    def __init__(self, network: str, width: int, classes: int) -> None:
-        self._network, self._classes = network, classes
-        self._dense = self._macs(Plan(), width)
+    def __init__(self, profile: Profile, classes: int) -> None:
+        self._network, self._classes = profile.network, classes
+        self._dense = self._macs(reference(profile))
 
-    def step(self, plan: Plan, width: int) -> float:
-        return self._macs(plan, width) / self._dense
+    def of(self, step: Step) -> float:
+        return self._macs(step) / self._dense
 
-    def _macs(self, plan: Plan, width: int) -> int:
-        costs = network_costs(self._network, width, self._classes, plan)
-        return costs.macs + costs.macs_backward
+    def _macs(self, step: Step) -> int:
+        costs = network_costs(self._network, step.width, self._classes, step.plan)
+        return step.batch_size * (costs.macs + costs.macs_backward)
 
 
 class MeasuredCosts:
@@ -66,53 +80,63 @@ class MeasuredCosts:
                 f"python -m basisconv bench --costs {profile.name}"
             )
         try:
-            self._rows = {_row_key(row): float(row["ratio"]) for row in table["rows"]}
+            self._rows = {_step(row).key: float(row["ratio"]) for row in table["rows"]}
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
                 f"unchanged copy, or measure anew: python -m basisconv bench --costs {profile.name}"
             ) from error
-        self._rows[_key(Plan(), profile.width)] = 1.0  # what all ratios are to
+        self._rows[reference(profile).key] = 1.0  # what all ratios are to
 
-    def step(self, plan: Plan, width: int) -> float:
-        key = _key(plan, width)
-        if key in self._rows:
-            return self._rows[key]
-        dense = self._row(Plan(), width)
-        return dense - sum(dense - self._row(plan.only([name]), width) for name in plan.layers)
+    def of(self, step: Step) -> float:
+        if step.key in self._rows:
+            return self._rows[step.key]
+        dense = self._row(step._replace(plan=Plan()))
+        single = [step._replace(plan=step.plan.only([name])) for name in step.plan.layers]
+        return dense - sum(dense - self._row(one) for one in single)
 
-    def _row(self, plan: Plan, width: int) -> float:
+    def _row(self, step: Step) -> float:
         try:
-            return self._rows[_key(plan, width)]
+            return self._rows[step.key]
         except KeyError:
-            what = ", ".join(plan.layers) or "dense"
+            what = ", ".join(step.plan.layers) or "dense"
             raise ValueError(
-                f"{self._path} has no row for width {width} with {what}. Measure it: "
-                f"python -m basisconv bench --costs {self._path.parent.name}"
+                f"{self._path} has no row for width {step.width}, batch {step.batch_size} with "
+                f"{what}. Measure it: python -m basisconv bench --costs {self._path.parent.name}"
             ) from None
 
 
+def reference(profile: Profile) -> Step:
+    """The step that costs 1: dense, of the profile's width, at its budget batch."""
+    return Step(Plan(), profile.width, profile.budget_batch)
+
+
 def settings(profile: Profile) -> dict[str, Any]:
-    """What a step's time hangs on beside plan, width and device; the head of a table."""
+    """What all rows of a table share beside the device; its head."""
     return {
         "threads": profile.threads,
-        "batch_size": profile.training.batch_size,
+        "width": profile.width,
+        "budget_batch": profile.budget_batch,
         "network": profile.network,
         "precision": profile.precision,
         "compile": profile.compile,
     }
 
 
-def unmeasured(
-    path: Path, head: Mapping[str, Any], wanted: Iterable[tuple[Plan, int]]
-) -> list[tuple[Plan, int]]:
-    """The plans and widths without a row in a cost table, each once.
+def check_head(path: Path, head: Mapping[str, Any]) -> None:
+    """Refuse to add to a table of another device or setting, before hours of measuring.
 
     Raises:
-        ValueError: as `add_rows`, before hours of measuring for a table that refuses them.
+        ValueError: as `add_rows`.
     """
-    known = {_row_key(row) for row in _table(path, head)["rows"]}
-    return [step for step in dict.fromkeys(wanted) if _key(*step) not in known]
+    _table(path, head)
+
+
+def unmeasured(path: Path, wanted: Iterable[Step]) -> list[Step]:
+    """The steps without a row in a cost table, each once; all of them where there is none."""
+    rows = read_json(path)["rows"] if path.exists() else []
+    known = {_step(row).key for row in rows}
+    return [step for step in dict.fromkeys(wanted) if step.key not in known]
 
 
 def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -121,14 +145,14 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
     Args:
         path: the table.
         head: what the rows were measured on and with: "device", "device_kind" and `settings`.
-        rows: {"plan", "width", "ratio"} and the quartiles of the ratio.
+        rows: {"plan", "width", "batch_size", "ratio"} and the quartiles of the ratio.
 
     Raises:
         ValueError: if the table is of another device or setting.
     """
     table = _table(path, head)
-    known = {_row_key(row) for row in table["rows"]}
-    new = [row for row in rows if _row_key(row) not in known]
+    known = {_step(row).key for row in table["rows"]}
+    new = [row for row in rows if _step(row).key not in known]
     write_json(path, {**table, "rows": table["rows"] + new})
 
 
@@ -152,9 +176,5 @@ def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _row_key(row: Mapping[str, Any]) -> str:
-    return _key(Plan.from_dict(row["plan"]), row["width"])
-
-
-def _key(plan: Plan, width: int) -> str:
-    return json.dumps([plan.to_dict(), width], sort_keys=True)
+def _step(row: Mapping[str, Any]) -> Step:
+    return Step(Plan.from_dict(row["plan"]), row["width"], row["batch_size"])

@@ -111,7 +111,8 @@ def selection(study: Study, parameters: Selection) -> Draft:
     time = {name: time_of_every[name] for name in scores}
     positive = sum(max(score, 0.0) for score in scores.values())
     chosen = select(scores, saved, parameters.loss_share * positive, candidates)
-    target = 1 - sum(time[name] for name in chosen.layers)
+    step = study.cost(Plan())
+    target = step - sum(time[name] for name in chosen.layers)
     arms: list[tuple[str, Method, Plan]] = [
         ("none (dense)", "dense", Plan()),
         ("all", "basis", every),
@@ -123,14 +124,14 @@ def selection(study: Study, parameters: Selection) -> Draft:
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     if controls:
-        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(50))
+        draws = (random_subset(time, step, target, candidates, seed=i) for i in range(50))
         distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
         arms += [
             (f"random {i + 1}", "random", plan)
             for i, plan in enumerate(distinct[: parameters.draws])
         ]
         arms.append(
-            ("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
+            ("inverted", "inverted", inverted_subset(scores, time, step, target, candidates))
         )
     facts = {
         **parameters.model_dump(),
@@ -140,7 +141,7 @@ def selection(study: Study, parameters: Selection) -> Draft:
     }
     result = Draft("04_selection", study, facts)
     for label, method, plan in arms:
-        predicted = 1 - sum(time_of_every[name] for name in plan.layers)
+        predicted = step - sum(time_of_every[name] for name in plan.layers)
         result.add(
             label, method, plan, parameters.budget,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
@@ -215,12 +216,13 @@ SAVINGS = ("time", "macs", "parameters")
 def savings(study: Study, candidates: Plan, what: str) -> dict[str, float]:
     """What each layer saves by itself: a share of the dense step's time, MACs, or parameters."""
     dense = study.network_costs(Plan())
+    step = study.cost(Plan())
     saved: dict[str, float] = {}
     for name in candidates.layers:
         plan = candidates.only([name])
         cost = study.network_costs(plan)
         saved[name] = {
-            "time": 1 - study.costs.step(plan, study.profile.width),
+            "time": step - study.cost(plan),
             "macs": dense.macs + dense.macs_backward - cost.macs - cost.macs_backward,
             "parameters": dense.parameters - cost.parameters,
         }[what]

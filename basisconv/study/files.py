@@ -48,8 +48,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -63,6 +62,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             reason = f"{error.strerror or error}. Nothing was written; an older file stands"
             raise OSError(error.errno, reason, str(path)) from error
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside a file, for this process alone; `sweep_stray` removes what dies there."""
+    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def canonical(payload: Any) -> bytes:

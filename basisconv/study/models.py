@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,13 +13,18 @@ from basisconv.layer import BasisConv2d
 from basisconv.study.rng import generator
 from basisconv.study.vision import torchvision
 
+# torch 2.13's oneDNN writes past its buffers in the weight gradient of a strided, channels-last 1×1
+# convolution with fewer input channels than an AVX2 register holds.
+_NARROWEST = 8
+
 
 def build(network: str, width: int, classes: int) -> nn.Module:
     """A dense network, channels-last, its weights not yet drawn (see `initialise`).
 
     Args:
-        network: "resnet18": torchvision's, with a 3×3 stride-1 stem and no max-pooling, as is
-            usual on CIFAR (He et al., 2016, section 4.2).
+        network: "resnet18" or "resnet50": torchvision's, with a 3×3 stride-1 stem and no
+            max-pooling, as is usual on CIFAR (He et al., 2016, section 4.2); "vgg16_bn":
+            torchvision's convolutions with a single linear layer behind them.
         width: channels of the first stage; 64 is the published network, and the later stages
             have 2, 4 and 8 times as many.
         classes: outputs.
@@ -25,14 +32,22 @@ def build(network: str, width: int, classes: int) -> nn.Module:
     Raises:
         ValueError: for another network.
     """
-    if network != "resnet18":
-        raise ValueError(f"network={network!r} is unknown. There is: resnet18.")
-    model = _resnet(width, classes)
+    if network not in NETWORKS:
+        raise ValueError(f"network={network!r} is unknown. There are: {', '.join(NETWORKS)}.")
+    model = NETWORKS[network](width, classes)
     # torch's own stubs do not know this keyword.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _resnet(width: int, classes: int) -> nn.Module:
+def _resnet18(width: int, classes: int) -> nn.Module:
+    return _resnet("BasicBlock", (2, 2, 2, 2), width, classes)
+
+
+def _resnet50(width: int, classes: int) -> nn.Module:
+    return _resnet("Bottleneck", (3, 4, 6, 3), width, classes)
+
+
+def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn.Module:
     resnet = torchvision().models.resnet
 
     class CifarResNet(resnet.ResNet):  # type: ignore[misc, name-defined]
@@ -44,12 +59,42 @@ def _resnet(width: int, classes: int) -> nn.Module:
             layer: nn.Module = super()._make_layer(block, planes * width // 64, *args, **kwargs)
             return layer
 
-    model: nn.Module = CifarResNet(resnet.BasicBlock, [2, 2, 2, 2])
+    kind = getattr(resnet, block)
+    model: nn.Module = CifarResNet(kind, list(stages))
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()
-    model.fc = nn.Linear(8 * width, classes)
+    model.fc = nn.Linear(8 * width * kind.expansion, classes)
+    if width < _NARROWEST:
+        for module in model.modules():
+            if isinstance(module, kind) and module.downsample is not None:
+                module.downsample = _subsampled(*module.downsample)
     return model
+
+
+def _subsampled(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """A shortcut's strided 1×1 as a subsampling and a 1×1: the same function and state dict."""
+    stride, conv.stride = conv.stride, (1, 1)
+    pool = nn.MaxPool2d(1, stride) if stride != (1, 1) else nn.Identity()
+    return nn.Sequential(OrderedDict({"pool": pool, "0": conv, "1": norm}))
+
+
+def _vgg16_bn(width: int, classes: int) -> nn.Module:
+    vgg = torchvision().models.vgg
+    channels = [c if c == "M" else c * width // 64 for c in vgg.cfgs["D"]]
+    layers = {
+        "features": vgg.make_layers(channels, batch_norm=True),
+        "flatten": nn.Flatten(),  # five poolings have left one pixel
+        "classifier": nn.Linear(8 * width, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "vgg16_bn": _vgg16_bn,
+}
 
 
 def initialise(model: nn.Module, seed: int, *purpose: str | int) -> None:

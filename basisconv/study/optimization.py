@@ -12,18 +12,33 @@ from basisconv.layer import BasisConv2d
 from basisconv.study.run import Run
 
 
-def sgd(model: nn.Module, run: Run, momentum: Mapping[str, Tensor]) -> torch.optim.SGD:
-    """SGD over a network's parameters, beginning with the momentum given by parameter name.
+def sgd(
+    model: nn.Module,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    decay: str = "factors",
+    buffers: Mapping[str, Tensor] | None = None,
+) -> torch.optim.SGD:
+    """SGD with Nesterov's momentum, in one kernel for each parameter.
+
+    Args:
+        model: the network whose parameters are updated.
+        learning_rate: of the first step.
+        momentum: 0 for none.
+        weight_decay: of kernels and matrices; see `parameter_groups`.
+        decay: "factors" or "product", likewise.
+        buffers: momentum to begin with, by parameter name.
 
     Raises:
-        ValueError: if that is not of the parameters' shapes.
+        ValueError: if those are not of the parameters' shapes.
     """
     optimizer = torch.optim.SGD(
-        parameter_groups(model, run.weight_decay, run.decay),
-        lr=run.learning_rate, momentum=run.momentum, nesterov=run.momentum > 0,
+        parameter_groups(model, weight_decay, decay),
+        lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True,
     )  # fmt: skip
     parameters = dict(model.named_parameters())
-    for name, buffer in momentum.items():
+    for name, buffer in (buffers or {}).items():
         if name not in parameters or parameters[name].shape != buffer.shape:
             raise ValueError(f"No parameter {name!r} has momentum of shape {tuple(buffer.shape)}.")
         optimizer.state[parameters[name]]["momentum_buffer"] = buffer.clone()

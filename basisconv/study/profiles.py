@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from basisconv.study.environment import ROOT
+from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -84,8 +85,13 @@ class SkipTraining(_Strict):
 
 
 class Timing(_Strict):
-    """06_timing: `widths` are those of the networks, `repeats` the interleaved turns."""
+    """06_timing: `widths` are those of the networks, `repeats` the interleaved turns.
 
+    `devices` is "this" to time the profile's network here, or "all" to show what `make bench`
+    has kept of every machine (and to run it where there is nothing yet).
+    """
+
+    devices: Literal["this", "all"]
     ratios: Annotated[list[Share], Field(min_length=1)]
     widths: Annotated[list[Count], Field(min_length=1)]
     batch_size: Count
@@ -150,10 +156,14 @@ class Profile(_Strict):
         train_images: how many of its training images are used; null for all.
         network: see `basisconv.study.models.build`.
         width: channels of the first stage.
-        precision: "float32" or "bfloat16".
+        precision: "float32", "tf32" or "bfloat16".
         compile: whether networks are compiled.
         threads: CPU threads of one Run.
-        workers: Runs trained side by side.
+        workers: Runs trained side by side by local processes.
+        executor: "local" for those processes, "ray" for a cluster; no result depends on it.
+        gpu_per_run: the share of a GPU that Ray gives to one Run, where there are GPUs.
+        budget_batch: time budgets are told in epochs of dense at this batch size, whatever an
+            arm's own is.
         costs: what a training step costs: "table" for the measured one beside the published
             records, "macs" for executed MACs where nothing was measured.
         preliminary: results are marked as such and settle no claim.
@@ -167,12 +177,15 @@ class Profile(_Strict):
     about: str
     data: Literal["cifar10", "cifar10-sample", "cifar100"]
     train_images: Count | None
-    network: Literal["resnet18"]
+    network: Literal["resnet18", "resnet50", "vgg16_bn"]
     width: Count
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     compile: bool
     threads: Count
     workers: Count
+    executor: Executor
+    gpu_per_run: Share
+    budget_batch: Count
     costs: Literal["macs", "table"]
     preliminary: bool
     training: Training

@@ -1,7 +1,7 @@
 """The protocol that every experiment of a profile follows: networks, plans, seeds, budgets.
 
 Arms meet at *time budgets*. A budget of b is what dense takes for b epochs at the profile's
-batch size; an arm takes the number of steps that ends nearest to it, by the profile's costs, and
+budget batch; an arm takes the number of steps that ends nearest to it, by the profile's costs, and
 its learning rate runs its full course over them. Times are told in dense epochs.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 import basisconv
 from basisconv.cost import Summary
 from basisconv.plan import Plan
-from basisconv.study.costs import Costs, MacCosts, MeasuredCosts, network_costs
+from basisconv.study.costs import Costs, MacCosts, MeasuredCosts, Step, network_costs
 from basisconv.study.data import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.environment import ROOT
 from basisconv.study.files import read_json
@@ -74,7 +74,7 @@ class Study:
         """What a step of a plan costs."""
         profile = self.profile
         if profile.costs == "macs":
-            return MacCosts(profile.network, profile.width, CLASSES[profile.data])
+            return MacCosts(profile, CLASSES[profile.data])
         path = cost_table(profile.name)
         if not path.exists():
             raise ValueError(
@@ -97,20 +97,33 @@ class Study:
         seeds = self.profile.seeds
         return seeds.confirm if notebook in self.profile.confirm else seeds.explore
 
-    def steps(self, budget: float, plan: Plan, width: int) -> int:
-        """Training steps, at least one, whose time is nearest to a budget in dense epochs."""
-        epoch = self.train_images // self.profile.training.batch_size
-        return max(1, round(budget * epoch / self.costs.step(plan, width)))
+    def cost(self, plan: Plan, width: int | None = None, batch_size: int | None = None) -> float:
+        """Cost of a training step; width and batch size are the profile's when not given."""
+        profile = self.profile
+        width, batch_size = width or profile.width, batch_size or profile.training.batch_size
+        return self.costs.of(Step(plan, width, batch_size))
 
-    def time(self, steps: int, plan: Plan, width: int) -> float:
+    @property
+    def dense_epoch(self) -> int:
+        """Steps of a dense epoch at the budget batch: what budgets are told in."""
+        return self.train_images // self.profile.budget_batch
+
+    def steps(
+        self, budget: float, plan: Plan, width: int | None = None, batch_size: int | None = None
+    ) -> int:
+        """Training steps, at least one, whose time is nearest to a budget in dense epochs."""
+        return max(1, round(budget * self.dense_epoch / self.cost(plan, width, batch_size)))
+
+    def time(
+        self, steps: int, plan: Plan, width: int | None = None, batch_size: int | None = None
+    ) -> float:
         """The time of some steps of a plan, in dense epochs."""
-        epoch = self.train_images // self.profile.training.batch_size
-        return steps * self.costs.step(plan, width) / epoch
+        return steps * self.cost(plan, width, batch_size) / self.dense_epoch
 
     def narrow_width(self, plan: Plan) -> int:
         """The width at which a dense step costs what the plan's does, as near as can be."""
-        target = self.costs.step(plan, self.profile.width)
-        return min(self.widths, key=lambda w: abs(self.costs.step(Plan(), w) - target))
+        target = self.cost(plan)
+        return min(self.widths, key=lambda w: abs(self.cost(Plan(), w) - target))
 
     @property
     def widths(self) -> list[int]:
@@ -178,9 +191,11 @@ class Draft:
         """
         study = self.study
         width = width or study.profile.width
+        changes = changes or {}
+        batch_size: int = changes.get("batch_size", study.profile.training.batch_size)
         phases = [(1.0, plan)] if isinstance(plan, Plan) else plan
         steps = [
-            (study.steps(share * budget, Plan() if equal_steps else p, width), p)
+            (study.steps(share * budget, Plan() if equal_steps else p, width, batch_size), p)
             for share, p in phases
         ]
         runs = [
@@ -189,7 +204,7 @@ class Draft:
                 seed,
                 width=width,
                 test=self.name in study.profile.confirm,
-                **(changes or {}),
+                **changes,
             )
             for seed in study.seeds(self.name)
         ]
@@ -205,7 +220,7 @@ class Draft:
         self.arms.append(
             Arm(
                 label=label, method=method, run_ids=tuple(run.run_id for run in runs),
-                budget=budget, time=sum(study.time(n, p, width) for n, p in steps),
+                budget=budget, time=sum(study.time(n, p, width, batch_size) for n, p in steps),
                 detail=known | (detail or {}),
             )
         )  # fmt: skip

@@ -112,8 +112,20 @@ class Run(Model):
     """Whether the test set is read, once, at the last step."""
     compile: bool = False
     threads: Count = 1
+    # Left out at its default, so that no run's id changed when it was added.
+    processes: Count = Field(default=1, exclude_if=lambda count: count == 1)
+    """How many train it together, each with a shard of every batch, and batch-norm's view of it."""
     numerics: Count = NUMERICS
     schema_version: Literal[1] = SCHEMA
+
+    @model_validator(mode="after")
+    def _equal_shards(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size={self.batch_size} for processes={self.processes}: choose a multiple, "
+                "so that all take as many images."
+            )
+        return self
 
     @property
     def run_id(self) -> str:

@@ -17,7 +17,7 @@ from basisconv.study.checkpoint import SECONDS
 from basisconv.study.data import load
 from basisconv.study.experiments import DRAFTS, Waiting, draft
 from basisconv.study.files import DamagedFile, read_json, write_json
-from basisconv.study.profiles import NOTEBOOKS, check_parameters
+from basisconv.study.profiles import NOTEBOOKS, Timing, check_parameters
 from basisconv.study.protocol import Study
 from basisconv.study.run import Section
 from basisconv.study.sweep import SweepReport, sweep
@@ -80,6 +80,7 @@ def make_section(
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
             minutes=minutes, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:
             raise Unfinished(study, name, report)
@@ -135,6 +136,24 @@ def _measured(study: Study, name: str, parameters: Any) -> dict[str, Any]:
     if name == "00_method":
         return method.measure(study, parameters.ratio)
     if name == "06_timing":
-        threads = study.profile.threads * study.profile.workers
-        return bench.measure(study.profile.network, threads=threads, **parameters.model_dump())
+        return {"devices": _benchmarks(study, parameters)}
     return {}
+
+
+def _benchmarks(study: Study, parameters: Timing) -> list[dict[str, Any]]:
+    """This machine's timings at the profile's size, or `make bench`'s of every machine."""
+    profile = study.profile
+    if parameters.devices == "all":
+        if not bench.kept():
+            bench.save(bench.measure_device(parameters.repeats))
+        return bench.kept()
+    measured = bench.measure(
+        [(profile.network, width) for width in parameters.widths],
+        parameters.ratios,
+        [parameters.batch_size],
+        [profile.precision],
+        parameters.repeats,
+        threads=profile.threads * profile.workers,
+        compiled=profile.compile,
+    )
+    return [measured]

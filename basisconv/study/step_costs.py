@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from basisconv.convert import apply_plan
 from basisconv.plan import Plan
-from basisconv.study.bench import random_images, step_times
-from basisconv.study.costs import add_rows, settings, unmeasured
-from basisconv.study.environment import device, environment
+from basisconv.study.compiling import many_networks
+from basisconv.study.costs import Step, add_rows, check_head, reference, settings, unmeasured
+from basisconv.study.environment import device, environment, prepare
 from basisconv.study.experiments import DRAFTS, draft
-from basisconv.study.models import build, initialise
+from basisconv.study.pace import Running, network, random_images, training_step
+from basisconv.study.precision import convolutions_in
+from basisconv.study.profiles import Profile
 from basisconv.study.protocol import Study, cost_table
+from basisconv.timing import compare
+
+# Networks timed in the same turns as dense, which is then timed once for all of them; and what a
+# measurement that is interrupted loses.
+_AT_A_TIME = 6
 
 
 def ensure_costs(study: Study) -> None:
-    """Measure the cost table of a profile that wants one and has none."""
-    if study.profile.costs == "table" and not cost_table(study.profile.name).exists():
+    """Measure what a profile that wants a cost table lacks of it.
+
+    Raises:
+        ValueError: if rows are lacking in a table of another device.
+    """
+    if study.profile.costs == "table" and _lacking(study):
         measure_costs(study)
 
 
 def measure_costs(study: Study, repeats: int = 10) -> Path:
-    """Add the plans of a profile's experiments that have no row yet to its cost table.
+    """Add the steps of a profile's experiments that have no row yet to its cost table.
 
-    Every plan is timed in this process, interleaved with dense, as the profile trains it:
-    threads, batch, precision and compilation are the Runs' own. Let nothing else run.
+    Every step is timed in this process, interleaved with dense, as the profile trains it:
+    threads, precision and compilation are the Runs' own. Let nothing else run.
 
     Returns:
         The table's path.
@@ -39,41 +50,53 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
     profile, path = study.profile, cost_table(study.profile.name)
     here = environment()
     head = {"device": here["device"], "device_kind": here["device_kind"], **settings(profile)}
-    # What all ratios are to is 1 by definition: measuring it would put its noise into the others.
-    reference = (Plan(), profile.width)
-    plans = [step for step in unmeasured(path, head, _steps(study)) if step != reference]
-    torch.set_num_threads(profile.threads)
-    x = random_images(profile.training.batch_size)
-    dense = build(profile.network, profile.width, 10).to(device())
-    initialise(dense, 0)
-    rows = []
-    for plan, width in tqdm(plans, desc="step times"):
-        model = build(profile.network, width, 10).to(device())
-        initialise(model, 0)
-        arms = {"dense": dense, "plan": apply_plan(model, plan, init="qr")}
-        timings = step_times(arms, x, repeats, profile.precision, profile.compile)
-        faster, low, high = timings["plan"].speedup_over(timings["dense"])
-        row = {"plan": plan.to_dict(), "width": width, "ratio": 1 / faster}
-        rows.append({**row, "quartiles": [1 / high, 1 / low]})
+    check_head(path, head)
+    prepare(profile.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
-    add_rows(path, head, rows)
+    steps = _lacking(study)
+    for first in tqdm(range(0, len(steps), _AT_A_TIME), desc="step times"):
+        add_rows(path, head, _measured(profile, steps[first : first + _AT_A_TIME], repeats))
     return path
 
 
-def _steps(study: Study) -> list[tuple[Plan, int]]:
-    """Plans and widths that the profile's experiments train, and what sizes them.
+def _measured(profile: Profile, steps: Sequence[Step], repeats: int) -> list[dict[str, Any]]:
+    """Rows of some steps, each timed in the same turns as dense."""
+    arms = {}
+    for step in (reference(profile), *steps):
+        model = network(profile.network, step.width, step.plan)
+        running = Running(model, profile.precision, profile.compile)
+        arms[step.key] = training_step(running, random_images(step.batch_size))
+    with many_networks(), convolutions_in(profile.precision):
+        timings = compare(arms, repeats, device=device())
+    dense = timings[reference(profile).key]
+    rows = []
+    for step in steps:
+        faster, low, high = timings[step.key].speedup_over(dense)
+        row = {"plan": step.plan.to_dict(), "width": step.width, "batch_size": step.batch_size}
+        rows.append({**row, "ratio": 1 / faster, "quartiles": [1 / high, 1 / low]})
+    return rows
 
-    Which plans there are does not hang on the costs, but sizing their Runs does: without a
-    table yet, executed MACs stand in. The subsets of 04 get no rows and are priced by their
-    layers' single savings, always: a row that came later would change Runs already made.
+
+def _lacking(study: Study) -> list[Step]:
+    """The steps without a row; what all ratios are to is 1 by definition and needs none."""
+    lacking = unmeasured(cost_table(study.profile.name), _steps(study))
+    return [step for step in lacking if step != reference(study.profile)]
+
+
+def _steps(study: Study) -> list[Step]:
+    """The steps that the profile's experiments train, and those that size them.
+
+    Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
+    stand in. The subsets of 04 get no rows and are priced by their layers' single savings,
+    always: a row that came later would change Runs already made.
     """
-    profile = study.profile
-    if not cost_table(profile.name).exists():
-        study = dataclasses.replace(study, profile=profile.model_copy(update={"costs": "macs"}))
-    wanted = [(Plan(), width) for width in study.widths]
+    profile = study.profile.model_copy(update={"costs": "macs"})
+    study = dataclasses.replace(study, profile=profile)
+    batch = profile.training.batch_size
+    wanted = [Step(Plan(), width, batch) for width in study.widths]
     ratio = profile.notebooks.selection.ratio
-    wanted += [(study.plan(ratio, [name]), profile.width) for name in study.layers]
+    wanted += [Step(study.plan(ratio, [name]), profile.width, batch) for name in study.layers]
     for name in [name for name in DRAFTS if name != "04_selection"]:
-        runs = draft(study, name).runs.values()
-        wanted += [(phase.plan, run.width) for run in runs for phase in run.phases]
+        for run in draft(study, name).runs.values():
+            wanted += [Step(phase.plan, run.width, run.batch_size) for phase in run.phases]
     return wanted

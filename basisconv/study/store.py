@@ -58,7 +58,7 @@ class Store:
     """A folder of records."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # workers may stand in another folder
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"

@@ -1,4 +1,4 @@
-"""Many runs: each trained once, by local processes, with one progress bar; and what is left."""
+"""Many runs: each trained once, by local processes or Ray, with one progress bar; what is left."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from basisconv.study.checkpoint import SECONDS
 from basisconv.study.files import sweep_stray
+from basisconv.study.ray_team import RayTeam
 from basisconv.study.run import Record, Run
 from basisconv.study.status import weight
 from basisconv.study.stopping import Stop, signals_noted
 from basisconv.study.store import Store, to_train
-from basisconv.study.workers import Here, Outcome, Processes, Team, Train
+from basisconv.study.workers import Executor, Here, Outcome, Processes, Team, Train
 
 # Workers that a sweep may lose before it stops: a machine without memory would kill every one.
 MOST_KILLED = 5
@@ -56,6 +57,8 @@ def sweep(
     retry_failed: bool = False,
     checkpoint_seconds: float = SECONDS,
     train: Train | None = None,
+    executor: Executor = "local",
+    gpu_per_run: float = 1.0,
 ) -> SweepReport:
     """Train the runs that have no record yet.
 
@@ -69,18 +72,23 @@ def sweep(
     Args:
         runs: what to train, in this order; a run named twice counts once.
         store: where records are looked up and put.
-        workers: processes side by side; with one, or one run to train, this process trains.
+        workers: local processes side by side; with one, or one run to train, this process trains.
         minutes: after these no run is started; those at hand are put aside as at a signal.
         retry_failed: whether runs whose record is a failure are trained again.
         checkpoint_seconds: between two checkpoints of a training, which is what it loses at most
             when its process is killed.
         train: one Run -> its Record, picklable; None for `basisconv.study.train.train`.
+        executor: "local", or "ray" for as many tasks as a Ray cluster has room for: the one at
+            $RAY_ADDRESS, or one of this machine alone. A run whose worker or node dies is begun
+            again there, a few times.
+        gpu_per_run: the share of a GPU that Ray gives to a run, where there are GPUs.
 
     Returns:
         Where all of the runs stand.
 
     Raises:
         ValueError: if workers < 1, minutes < 0 or checkpoint_seconds < 0.
+        ModuleNotFoundError: if Ray is asked for and not installed.
         DamagedFile: if a record is not what was written; nothing is trained then.
         OSError: when a record or a checkpoint cannot be written.
     """
@@ -98,9 +106,13 @@ def sweep(
     _remove_leftovers(seen, store)
     if todo:
         count = min(workers, len(todo))
-        team: Team = Here(store, train, stop, checkpoint_seconds)
-        if count > 1:
+        team: Team
+        if executor == "ray":
+            team = RayTeam(store, train, stop, checkpoint_seconds, gpu_per_run)
+        elif count > 1:
             team = Processes(count, store, train, stop, checkpoint_seconds)
+        else:
+            team = Here(store, train, stop, checkpoint_seconds)
         with signals_noted(stop):
             try:
                 with _Progress(wanted.values(), todo) as progress, team:

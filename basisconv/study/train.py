@@ -7,7 +7,7 @@ import traceback
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from basisconv.study.augment import TrainingStream, evaluation_batches
 from basisconv.study.checkpoint import Checkpoints, Position, State
@@ -17,11 +17,13 @@ from basisconv.study.environment import (
     device,
     device_kind,
     environment,
+    forget_peak_memory,
     peak_memory_bytes,
     prepare,
 )
 from basisconv.study.optimization import learning_rate, momentum_of, sgd, squared_norms
-from basisconv.study.phases import first_network, later_network, switch
+from basisconv.study.parallel import ALONE, Group
+from basisconv.study.phases import Buffers, first_network, later_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
 from basisconv.study.rng import global_streams, restore_global_streams
 from basisconv.study.run import Epoch, Measurement, Record, Result, Run
@@ -32,7 +34,7 @@ class Diverged(ArithmeticError):
     """A loss is no longer finite."""
 
 
-def train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
+def train(run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE) -> Record:
     """Train a network as a Run says and measure it.
 
     On the CPU the result is the same, bit for bit, each time and on each machine of one kind,
@@ -42,20 +44,26 @@ def train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
     Args:
         run: what to train.
         checkpoints: where to go on from and what to leave behind; None for neither.
+        group: the processes that train it, each with this call.
 
     Raises:
         ValueError: if the data are not those of the Run, the batch is larger than the training
-            set, or the precision is one that this device only emulates.
+            set, the precision is one that this device only emulates, or the group is not of as
+            many processes as the Run.
         Paused: when the checkpoints' `stop` asks for it.
         NotSaved: if a checkpoint cannot be written.
     """
+    if run.processes != group.size:
+        raise ValueError(
+            f"Run {run.run_id} is one of {run.processes} processes, and there are {group.size}: "
+            f"torchrun --nproc-per-node {run.processes} -m basisconv train trains it."
+        )
     prepare(run.threads)
     check_native(run.precision)
-    if device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # a worker trains many Runs
+    forget_peak_memory()  # a worker trains many Runs
     result, error = None, None
     with convolutions_in(run.precision):
-        training = _Training(run, checkpoints)
+        training = _Training(run, checkpoints, group)
         try:
             result = training.result()
         except Diverged:
@@ -77,8 +85,10 @@ def train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
 class _Training:
     """The state of one run: network, optimizer, position."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints | None = None) -> None:
-        self.run, self.checkpoints, self.device = run, checkpoints, device()
+    def __init__(
+        self, run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE
+    ) -> None:
+        self.run, self.checkpoints, self.group, self.device = run, checkpoints, group, device()
         self.clock = Stopwatch()
         with self.clock.part("data"):
             self.data: Dataset = load(run.data.name, run.data.train_images)
@@ -97,9 +107,14 @@ class _Training:
         with self.clock.part("switch"):
             if checkpoints is None or not checkpoints.resume(self._restore):
                 self.model = first_network(run, len(self.data.classes)).to(self.device)
-                self.optimizer = sgd(self.model, run, {})
+                self.optimizer = _sgd(self.model, run, {})
         if checkpoints is not None:
             self.notes += checkpoints.refused
+        if group.of_first(self.step) != self.step:
+            raise ValueError(
+                f"Process {group.rank} would go on from step {self.step}, the first from another: "
+                "all of them have to see the store, on one machine or a network file system."
+            )
 
     def result(self) -> Result:
         """Train to the end and measure."""
@@ -129,7 +144,7 @@ class _Training:
         with self.clock.part("switch"):
             momentum = momentum_of(self.model, self.optimizer)
             momentum = switch(self.model, self.run, phase, momentum)
-            self.optimizer = sgd(self.model, self.run, momentum)
+            self.optimizer = _sgd(self.model, self.run, momentum)
         self.phase, self.eager = phase, False
 
     def _phase(self, start: int, end: int) -> None:
@@ -183,7 +198,7 @@ class _Training:
         model = later_network(self.run, at.phase, len(self.data.classes), state.weights)
         model = model.to(self.device)
         momentum = {n: b.to(self.device) for n, b in state.momentum.items()}
-        optimizer = sgd(model, self.run, momentum)
+        optimizer = _sgd(model, self.run, momentum)
         restore_global_streams(state.streams)
         self.model, self.optimizer, self.losses = model, optimizer, state.losses.to(self.device)
         self.phase, self.first, self.step, self.eager = at.phase, at.first, at.step, at.eager
@@ -194,10 +209,13 @@ class _Training:
 
     def _one_step(self, forward: Forward, step: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        total, loss = self._losses(forward, *self.stream.batch(step))
+        total, loss = self._losses(forward, *self._batch(step))
         total.backward()
         self.optimizer.step()
-        return loss.detach()
+        return self.group.mean(loss.detach())
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.group.shard(*self.stream.batch(step))
 
     def _losses(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""
@@ -225,6 +243,7 @@ class _Training:
         n = len(split.labels)
         with self.clock.part("evaluate"):  # where a GPU is waited for
             mean, accuracy = float(loss) / n, int(right) / n
+        mean, accuracy = self.group.of_first((mean, accuracy))
         if not math.isfinite(mean):
             raise Diverged(f"The evaluation loss is {mean} at step {self.step}.")
         return mean, accuracy
@@ -232,10 +251,10 @@ class _Training:
     def _forward(self) -> Forward:
         """What the phase trains with from here on: compiled, or the network itself."""
         if not self.run.compile or self.eager:
-            return self.model
+            return self.group.wrapped(self.model)
         with self.clock.part("compile"):
             self.model.train()
-            batch = self.stream.batch(self.step)
+            batch = self._batch(self.step)
             forward, reason = compiled(
                 self.model, lambda f: self._losses(f, *batch)[0], self.run.precision
             )
@@ -244,4 +263,8 @@ class _Training:
             self.notes.append(
                 f"from step {self.step} on eager: torch.compile is not used, as {reason}"
             )
-        return forward
+        return self.group.wrapped(forward)
+
+
+def _sgd(model: nn.Module, run: Run, buffers: Buffers) -> torch.optim.SGD:
+    return sgd(model, run.learning_rate, run.momentum, run.weight_decay, run.decay, buffers)

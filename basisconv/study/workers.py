@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from filelock import Timeout
 
@@ -27,6 +27,7 @@ from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 
 Train = Callable[[Run, Checkpoints], Record]
+Executor = Literal["local", "ray"]
 
 
 class Outcome(NamedTuple):
@@ -93,26 +94,53 @@ def attend(
     Raises:
         OSError: when the record or a checkpoint cannot be written.
     """
-    try:
-        lock = store.lock(run.run_id).acquire(blocking=False)
-    except Timeout:
-        return Outcome(run, "locked")
-    with lock:
+    claimed = claim(run, seen, store)
+    if isinstance(claimed, Outcome):
+        return claimed
+    with claimed:
         folder = store.checkpoints(run.run_id)
         checkpoints = Checkpoints(folder, run, checkpoint_seconds, stop)
-        record = store.get(run.run_id)
-        if record is None or record == seen:
-            try:
-                record = _record(run, checkpoints, train)
-            except Paused as paused:
-                return Outcome(run, "paused", str(paused))
-            store.put(record)
+        try:
+            record = recorded(run, checkpoints, train)
+        except Paused as paused:
+            return Outcome(run, "paused", str(paused))
+        store.put(record)
         if record.status != "failed":
             checkpoints.remove()
     return Outcome(run, record.status, record.error)
 
 
-def _record(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
+def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack | Outcome:
+    """A run's lock, held until the stack is closed; or the outcome, if there is nothing to do.
+
+    Args:
+        run: what is to be trained.
+        seen: the record that was there when the sweep looked; another one found now stands.
+        store: where the lock is, and the record.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(store.lock(run.run_id).acquire(blocking=False))
+        except Timeout:
+            return Outcome(run, "locked")
+        record = store.get(run.run_id)
+        if record is None or record == seen:
+            return held.pop_all()
+    return Outcome(run, record.status, record.error)
+
+
+def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
+    """Train a run; an exception becomes its record.
+
+    Args:
+        run: what to train.
+        checkpoints: where to go on from and what to leave behind.
+        train: what trains; None for `basisconv.study.train.train`.
+
+    Raises:
+        Paused: when the checkpoints' `stop` asks for it.
+        NotSaved: if a checkpoint cannot be written.
+    """
     start = time.perf_counter()
     try:
         return (train or _default())(run, checkpoints)

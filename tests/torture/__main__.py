@@ -16,6 +16,7 @@ from torture.damage import damage_trials
 from torture.disks import disk_trials
 from torture.kills import kill_trials
 from torture.malice import malice_trials
+from torture.nodes import node_trials
 from torture.sharing import sharing_trials
 
 REPORT = Path(__file__).parents[1] / "torture-report.md"
@@ -27,7 +28,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # of checkpoints that are refused, by the hundred
     lines: list[Line] = []
     start = time.monotonic()
-    for trials in TRIALS:
+    for trials in (*TRIALS, node_trials):  # the last has a test of its own, in test_ray.py
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             lines += trials(Path(folder) / "trials", FULL)

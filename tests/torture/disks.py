@@ -15,6 +15,7 @@ from basisconv import cli
 from basisconv.plan import Plan
 from basisconv.study import data, environment, protocol, sections, step_costs
 from basisconv.study.checkpoint import Checkpoints, Paused
+from basisconv.study.costs import Step
 from basisconv.study.experiments import draft
 from basisconv.study.files import write_json
 from basisconv.study.protocol import Study
@@ -119,9 +120,9 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
 
     device = {"device": "abacus", "device_kind": "abacus"}
     for name, stand_in in (
-        ("_steps", lambda study: [(Plan({"conv1": 2}), 8)]),
+        ("_steps", lambda study: [Step(Plan({"conv1": 2}), 8, 128)]),
         ("environment", lambda: device),
-        ("step_times", _step_times),
+        ("compare", _compare),
     ):
         stack.enter_context(mock.patch.object(step_costs, name, stand_in))
     table = protocol.cost_table("desk")
@@ -144,7 +145,7 @@ def _no_luck(run: object, checkpoints: object) -> Record:
     raise RuntimeError("no luck")
 
 
-def _step_times(arms: dict[str, Any], *settings: Any) -> dict[str, Any]:
+def _compare(arms: dict[str, Any], *settings: Any, **named: Any) -> dict[str, Any]:
     timing = mock.Mock()
     timing.speedup_over.return_value = (2.0, 1.9, 2.1)
     return dict.fromkeys(arms, timing)

@@ -1,10 +1,9 @@
 """Imported by the process that sessions are forked from: what each would otherwise begin with."""
 
-from torture.subjects import RUNS
-
 from basisconv.study.data import load
 from basisconv.study.environment import environment
 from basisconv.study.models import build
+from torture.subjects import RUNS
 
 environment()
 for run in RUNS:

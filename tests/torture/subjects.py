@@ -78,7 +78,7 @@ def random_pack(folder: Path, seed: int) -> Path:
 def cost_table(path: Path, profile: str, ratio: float = 0.5) -> Path:
     """A cost table of a profile, with one row."""
     head = {"device": "abacus", "device_kind": "abacus", **settings(load_profile(profile))}
-    add_rows(path, head, [{"plan": BASIS.to_dict(), "width": 8, "ratio": ratio}])
+    add_rows(path, head, [{"plan": BASIS.to_dict(), "width": 8, "batch_size": 50, "ratio": ratio}])
     return path
 
 

@@ -74,20 +74,23 @@ class Evidence:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """06, layers that run factored."""
-        table = timing.layer_frame(self.sections["06_timing"].facts)
-        return table[table["mode"] == "factored"]
+        """06, layers in the method's two forms."""
+        table = timing.layer_frame(self._devices)
+        return table[table["arm"].isin(timing.FORMS)]
 
     @cached_property
     def networks(self) -> pd.DataFrame:
         """06, whole training steps."""
-        return timing.network_frame(self.sections["06_timing"].facts)
+        return timing.training_steps(timing.network_frame(self._devices))
 
     @property
     def turns(self) -> int:
-        """Interleaved turns behind each timing of 06."""
-        settings: Any = self.sections["06_timing"].facts["settings"]
-        return int(settings["repeats"])
+        """Interleaved turns behind each timing of a layer in 06, at least."""
+        return min(int(device["settings"]["repeats"]) for device in self._devices)
+
+    @property
+    def _devices(self) -> Any:
+        return self.sections["06_timing"].facts["devices"]
 
 
 def kept(verdicts: Iterable[str]) -> str:

@@ -1,0 +1,137 @@
+"""What is timed: networks as they train and run, and what this machine can do at its best."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basisconv.convert import apply_plan
+from basisconv.plan import Plan
+from basisconv.study.compiling import graph
+from basisconv.study.environment import device, forget_peak_memory, peak_memory_bytes, prepare
+from basisconv.study.models import build, initialise
+from basisconv.study.optimization import sgd
+from basisconv.study.precision import autocast
+from basisconv.study.run import Precision
+from basisconv.timing import compare
+
+CLASSES = 10
+
+
+class Running(nn.Module):
+    """A module as it is run: in a precision, and compiled if asked.
+
+    Args:
+        module: the layer or network.
+        precision: "bfloat16" is autocast; "float32" and "tf32" are the surrounding
+            `convolutions_in`'s.
+        compiled: whether it is compiled, at the first call.
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision, compiled: bool) -> None:
+        super().__init__()
+        self.module, self._precision = module, precision
+        self._forward = graph(module) if compiled else module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with autocast(self._precision):
+            return self._forward(x)
+
+
+def random_images(batch_size: int) -> Tensor:
+    """A batch of noise on the device, channels-last."""
+    x = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return x.to(device()).contiguous(memory_format=torch.channels_last)
+
+
+def network(name: str, width: int, plan: Plan) -> nn.Module:
+    """A network on the device that follows a plan, its weights drawn."""
+    model = build(name, width, CLASSES)
+    initialise(model, 0)
+    # Any basis does: what a step takes does not hang on the weights.
+    return apply_plan(model, plan, init="qr", inplace=True).to(device())
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A callable that takes a step as a Run does: forward, backward and update.
+
+    Args:
+        model: the network, which ends in training mode.
+        x: a batch, where the network is; its labels are random.
+    """
+    labels = torch.randint(CLASSES, (len(x),), generator=torch.Generator().manual_seed(0))
+    labels = labels.to(x.device)
+    # A rate of nearly nothing: the arithmetic is a real step's, the weights stay put.
+    optimizer = sgd(model.train(), learning_rate=1e-9, momentum=0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x).float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A callable that runs a module forward without gradients; it ends in evaluation mode."""
+    module.eval()
+
+    def run() -> None:
+        with torch.no_grad():
+            module(x)
+
+    return run
+
+
+def arithmetic_rate(precision: Precision = "float32", size: int = 1536, repeats: int = 10) -> float:
+    """Multiply-accumulates a second of a matrix product at its best: the roof."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = torch.randn(2, size, size, device=device(), dtype=dtype)
+    setting = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        product = compare({"product": lambda: a @ b}, repeats, device=device())["product"]
+    finally:
+        torch.set_float32_matmul_precision(setting)
+    return size**3 / min(product.samples)
+
+
+def memory_bandwidth(size: int = 2**26, repeats: int = 10) -> float:
+    """Bytes a second of a copy that no cache holds, read and written, at its best: the slope."""
+    source = torch.ones(size, device=device())
+    target = torch.empty_like(source)
+    copy = compare({"copy": lambda: target.copy_(source)}, repeats, device=device())["copy"]
+    return 2 * source.numel() * source.element_size() / min(copy.samples)
+
+
+def step_memory(
+    name: str, width: int, plan: Plan, batch_size: int, precision: Precision, threads: int
+) -> int:
+    """Peak bytes of a few training steps: weights, gradients, momentum, activations.
+
+    On CUDA as torch counts them; on a CPU by how much a process of its own grows.
+    """
+    arguments = (name, width, plan, batch_size, precision, threads)
+    if device().type == "cuda":
+        return _growth(*arguments)
+    # Spawned, so that nothing of this process is in the count.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_growth, *arguments).result()
+
+
+def _growth(
+    name: str, width: int, plan: Plan, batch_size: int, precision: Precision, threads: int
+) -> int:
+    prepare(threads)
+    before = forget_peak_memory()
+    model = Running(network(name, width, plan), precision, compiled=False)
+    step = training_step(model, random_images(batch_size))
+    for _ in range(3):
+        step()
+    return peak_memory_bytes() - before

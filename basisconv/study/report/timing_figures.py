@@ -1,0 +1,144 @@
+"""The figures of 06_timing: what of each layer's saving the clock sees, and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from basisconv.study.report import style, text
+
+_BLUE = style.LOOKS["basis"].colour
+# Arm -> colour, marker, fill: ours are the basis form's blue, peers grey.
+_ARMS = {
+    "subset": (_BLUE, "o", _BLUE),
+    "full": (_BLUE, "o", "white"),
+    "full, coef_groups = 4": ("#56B4E9", "v", "white"),
+    "full, coef_rank = m/4": ("#56B4E9", "^", "white"),
+    "conv, 1×1": (style.ZERO, "s", "white"),
+    "tensorly-torch Tucker": (style.ZERO, "x", style.ZERO),
+    "tensorly-torch CP": (style.ZERO, "+", style.ZERO),
+}
+_RATIO_MARKERS = "v^oDs"
+
+
+def device_name(facts: Mapping[str, Any]) -> str:
+    """As in "AMD EPYC (AVX2)"; a GPU's name says it all."""
+    device, kind = facts["device"]["device"], facts["device"]["device_kind"]
+    return str(device) if kind == device else f"{device} ({kind.split()[-1]})"
+
+
+def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
+    """Speed-up of each layer at one share of basis filters, a panel for each way of measuring."""
+    titles = list(dict.fromkeys(layers["layer"]))
+    here = layers[layers["ratio"] == ratio]
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 0.95 + 0.36 * len(titles))
+        panels = _panels(made, here)
+        arms = [arm for arm in _ARMS if (here["arm"] == arm).any()]
+        for axes, rows in panels:
+            _bars(axes, rows, titles, arms)
+            axes.set_yticks(range(len(titles)), titles)
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel("times faster than dense")
+        panels[0][0].invert_yaxis()
+        handles = [_handle(arm) for arm in arms]
+        handles += [
+            Line2D([], [], color=style.FAINT, linewidth=5, label="promised by MACs"),
+            Line2D([], [], color=style.INK, marker="|", markersize=7, linestyle="none",
+                   label="bound by the roofline"),
+        ]  # fmt: skip
+        style.legend_below(made, handles)
+    return made
+
+
+def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Figure:
+    """The subset form's layers under the roof and slope of each machine and precision."""
+    here = layers[layers["arm"] == "subset"]
+    machines = [machine for d in devices for machine in d["machine"].items()]
+    x, reached = here["intensity"], here["gmac_s"]
+    ridge = [m["rate_gmac_s"] / m["bandwidth_gb_s"] for _, m in machines]
+    low, high = min(x.min(), *ridge) / 1.6, max(x.max(), *ridge) * 1.6
+    roofs = [m["rate_gmac_s"] for _, m in machines]
+    line = np.geomspace(low, high, 200)
+    ratios = sorted(set(here["ratio"]))
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 2.6)
+        panels = _panels(made, here)
+        for axes, rows in panels:
+            machine = _machine(rows, devices)
+            roof, slope = machine["rate_gmac_s"], machine["bandwidth_gb_s"]
+            axes.plot(line, np.minimum(roof, slope * line), color=style.INK, linewidth=1)
+            for f, marker in zip(ratios, _RATIO_MARKERS, strict=False):
+                some = rows[rows["ratio"] == f]
+                axes.plot(
+                    some["intensity"], some["gmac_s"], marker, color=_BLUE, markersize=4,
+                    markerfacecolor="none", markeredgewidth=0.8,
+                )  # fmt: skip
+            style.plain_log(axes, low, high)
+            style.plain_log(
+                axes, min(reached.min(), *roofs) / 1.5, max(reached.max(), *roofs) * 1.5, "y"
+            )
+            axes.set_xlabel("MACs for each byte moved")
+        panels[0][0].set_ylabel("GMAC/s reached")
+        handles = [
+            Line2D([], [], color=_BLUE, marker=marker, markersize=4, linestyle="none",
+                   markerfacecolor="none", label=f"f = {text.share(f)}")
+            for f, marker in zip(ratios, _RATIO_MARKERS, strict=False)
+        ]  # fmt: skip
+        handles.append(Line2D([], [], color=style.INK, linewidth=1, label="roofline"))
+        style.legend_below(made, handles)
+    return made
+
+
+def _panels(made: Figure, rows: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
+    """A panel for each device, precision and batch, titled so."""
+    groups = list(rows.groupby(["device", "precision", "batch"], sort=False))
+    axes = made.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for letter, each, ((device, precision, batch), _) in zip(
+        "abcdefghijkl", axes, groups, strict=False
+    ):
+        style.panel(each, letter, f"{device}, {precision}, batch {batch}")
+    return [(each, group) for each, (_, group) in zip(axes, groups, strict=True)]
+
+
+def _machine(rows: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    """What the machine that some rows were measured on can do in their precision."""
+    first = rows.iloc[0]
+    (found,) = (d for d in devices if device_name(d) == first["device"])
+    machine: Mapping[str, float] = found["machine"][first["precision"]]
+    return machine
+
+
+def _bars(axes: Axes, rows: pd.DataFrame, titles: Sequence[str], arms: Sequence[str]) -> None:
+    step = 0.8 / len(arms)
+    for k, arm in enumerate(arms):
+        colour, marker, fill = _ARMS[arm]
+        here = rows[rows["arm"] == arm]
+        y = [titles.index(t) + step * (k - (len(arms) - 1) / 2) for t in here["layer"]]
+        axes.barh(y, here["macs_ratio"], height=0.8 * step, color="#EDEDED",
+                  edgecolor=style.FAINT, linewidth=0.5)  # fmt: skip
+        ends = np.array(
+            [here["speedup"] - here["speedup_low"], here["speedup_high"] - here["speedup"]]
+        )
+        axes.errorbar(
+            here["speedup"], y, xerr=ends, fmt=marker, markersize=3, color=colour,
+            markerfacecolor=fill, elinewidth=0.8,
+        )  # fmt: skip
+        bounds = here["bound_speedup"].astype(float)
+        axes.plot(bounds, y, "|", color=style.INK, markersize=4)
+    axes.axvline(1, color=style.look("dense").colour, linewidth=0.9)
+    axes.set_xlim(left=0)
+
+
+def _handle(arm: str) -> Line2D:
+    colour, marker, fill = _ARMS[arm]
+    return Line2D(
+        [], [], color=colour, marker=marker, markersize=4, linestyle="none", label=arm,
+        markerfacecolor=fill,
+    )  # fmt: skip
