@@ -202,7 +202,8 @@ def read(path: Path, run_id: str) -> State:
         _check_size(data)
         values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # of a file made on purpose, which may be anything
-        reason = str(error).partition("\n")[0]
+        # The first sentence alone: torch's others advise to load it with weights_only=False.
+        reason = re.split(r"\.\s|\n", str(error))[0].rstrip(".")
         raise DamagedFile(
             f"{path} is not a checkpoint of tensors and plain values, and is not loaded: "
             f"{type(error).__name__}: {reason}."
@@ -213,6 +214,8 @@ def read(path: Path, run_id: str) -> State:
 def _state(values: Any, path: Path, run_id: str) -> State:
     wanted = _head(run_id)
     try:
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}")
         head = {key: values.pop(key) for key in wanted}
         if head != wanted:
             raise DamagedFile(f"{path} is a checkpoint of {head}, and {wanted} is wanted.")
@@ -221,7 +224,8 @@ def _state(values: Any, path: Path, run_id: str) -> State:
             if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
                 raise TypeError("what should be a tensor is none")
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise DamagedFile(f"{path} is not a checkpoint of ours: {error}.") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedFile(f"{path} is not a checkpoint of ours: {reason}.") from error
     if state.position.step != step_of(path):
         raise DamagedFile(f"{path} holds step {state.position.step}: it was renamed.")
     return state

@@ -30,7 +30,7 @@ class Scale:
 
 
 FULL = Scale(kills=100, team_kills=6, truncations=20, flips=200, runs=40, nodes=10)
-SHORT = Scale(kills=9, team_kills=0, truncations=5, flips=25, runs=12, nodes=1)
+SHORT = Scale(kills=6, team_kills=0, truncations=5, flips=25, runs=12, nodes=1)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def damage_trials(folder: Path, scale: Scale) -> list[Line]:
         mock.patch.object(data, "read_set", lambda name, path: data.read_pack(path)),
     ):
         lines = [_damage(subject, scale) for subject in _subjects(folder, store)]
-    return [*lines, _records_recover(store), _checkpoints_recover(folder / "again", scale)]
+    return [*lines, _records_recover(store), _checkpoints_recover(folder / "again")]
 
 
 def _subjects(folder: Path, store: Store) -> Iterator[Subject]:
@@ -88,7 +88,8 @@ def _damage(subject: Subject, scale: Scale) -> Line:
     sound = subject.path.read_bytes()
     subject.read()
     trials, noticed, named = 0, 0, 0
-    for damaged in _damaged(sound, subject.other.read_bytes(), scale, draw):
+    other = subject.other.read_bytes()
+    for damaged in _damaged(sound, other, scale.truncations, scale.flips, draw):
         if damaged is None:
             subject.path.unlink()
         else:
@@ -107,11 +108,12 @@ def _damage(subject: Subject, scale: Scale) -> Line:
 
 
 def _damaged(
-    sound: bytes, other: bytes, scale: Scale, draw: random.Random
+    sound: bytes, other: bytes, truncations: int, flips: int, draw: random.Random
 ) -> Iterator[bytes | None]:
-    for length in draw.sample(range(1, len(sound)), scale.truncations):
+    """What a file may hold instead; None for no file."""
+    for length in draw.sample(range(1, len(sound)), truncations):
         yield sound[:length]
-    for bit in draw.sample(range(8 * len(sound)), scale.flips):
+    for bit in draw.sample(range(8 * len(sound)), flips):
         flipped = bytearray(sound)
         flipped[bit // 8] ^= 1 << bit % 8
         yield bytes(flipped)
@@ -147,17 +149,18 @@ def _results(records: dict[str, Record]) -> dict[str, object]:
     return {run_id: record.result for run_id, record in records.items()}
 
 
-def _checkpoints_recover(folder: Path, scale: Scale) -> Line:
+def _checkpoints_recover(folder: Path) -> Line:
     """A training goes on from the other checkpoint, or anew, with the same result."""
     run, other = RUNS[0], small_run((3, Plan()), seed=5)
     wanted = train(run).result
     (newer, older), foreign = put_aside(run, folder / "a", 2), put_aside(other, folder / "b", 1)[0]
     sound = {path: path.read_bytes() for path in (newer, older)}
     draw, good, trials = random.Random(0), 0, 0
-    few = Scale(0, 0, truncations=min(4, scale.truncations), flips=min(4, scale.flips), runs=0)
+    another = foreign.read_bytes()
+    # Of the newer alone, then of both, each cut, flipped, emptied, deleted and replaced.
     cases = [
-        *_damaged(sound[newer], foreign.read_bytes(), few, draw),
-        *_damaged(sound[newer], foreign.read_bytes(), Scale(0, 0, 1, 1, 0), draw),
+        *_damaged(sound[newer], another, 4, 4, draw),
+        *_damaged(sound[newer], another, 1, 1, draw),
     ]
     for number, damaged in enumerate(cases):
         both = number >= len(cases) - 5

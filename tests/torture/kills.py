@@ -27,7 +27,7 @@ from torture.writes import POINTS, at_writes
 
 # Forked from a process that has imported everything: a sweep of its own starts at once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torture.kills"])
+FORKS.set_forkserver_preload(["torture.kills", "torture.preloaded"])
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
+import re
+import signal
 import time
 from collections import Counter
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest import mock
 
@@ -38,24 +40,27 @@ def _runs(count: int) -> list[Run]:
     return [RUNS[0].model_copy(update={"seed": seed}) for seed in range(count)]
 
 
-def share(folder: Path, count: int) -> None:
+def share(folder: Path, count: int, start: Barrier) -> None:
     """One process of the four."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    train = partial(counted, log=folder / "log", seconds=0.05)
+    train = partial(counted, log=folder / "log", seconds=0.2)
+    start.wait()
     sweep(_runs(count), Store(folder / "runs"), workers=1, train=train)
 
 
 def _four(folder: Path, scale: Scale, killed: bool) -> Line:
     folder.mkdir()
-    processes = [FORKS.Process(target=share, args=(folder, scale.runs)) for _ in range(4)]
+    arguments = (folder, scale.runs, FORKS.Barrier(4))
+    processes = [FORKS.Process(target=share, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
     log = folder / "log"
     if killed:
-        while not log.exists() or len(log.read_text().splitlines()) < scale.runs // 4:
+        while not log.exists() or len(log.read_text().splitlines()) < scale.runs // 2:
             time.sleep(0.005)
-        random.Random(0).choice(processes).kill()
+        *_, pid = re.findall(r"(\d+) begin", log.read_text())
+        os.kill(int(pid), signal.SIGKILL)
     for process in processes:
         process.join()
     codes = [process.exitcode for process in processes]
