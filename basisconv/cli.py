@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
+    run.add_argument("sections", nargs="*", metavar="SECTION",
+                     help="whose runs are trained, in this order; default: all")  # fmt: skip
     run.add_argument("--minutes", type=_minutes, default=None, help="start no run after these")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     add("status", _status, "how many runs are done and missing, and the hours left", runs=True)
@@ -114,10 +116,13 @@ def _run(options: argparse.Namespace) -> None:
     from basisconv.study.step_costs import ensure_costs
 
     study = _study(options)
+    unknown = [name for name in options.sections if name not in DRAFTS]
+    if unknown:
+        raise ValueError(f"No runs belong to {unknown}. Sections: {', '.join(DRAFTS)}.")
     ensure_costs(study)
     started = time.monotonic()
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
-    for name in DRAFTS:
+    for name in options.sections or DRAFTS:
         minutes = None
         if options.minutes is not None:
             minutes = max(0.0, options.minutes - (time.monotonic() - started) / 60)
@@ -134,9 +139,12 @@ def _run(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS, Waiting, draft
     from basisconv.study.status import status
+    from basisconv.study.workload import table, workload
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
+    # First, for the plan can be told before the step times are measured that size the runs.
+    print(f"{table(workload(study))}\n")
     for name in DRAFTS:
         try:
             runs = draft(study, name).runs.values()
