@@ -25,10 +25,11 @@ define require_python
 endef
 
 # The driver itself chooses the profile when none is named: paper with CUDA, else quick.
-OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(foreach setting,$(SET),--set '$(setting)')
+OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(EXECUTOR),--executor '$(EXECUTOR)') \
+	$(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env test reproduce paper lab notebooks bench clean check-python
+.PHONY: help env test torture reproduce paper lab notebooks bench clean check-python
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +37,7 @@ help: ## what there is to make
 	@echo "PYTHON=python       use this Python and its packages as they are; install nothing"
 	@echo "BASE_PYTHON=python3 the Python that makes $(VENV)"
 	@echo "PROFILE=NAME        smoke, quick, desk or paper; default: paper with CUDA, else quick"
+	@echo "EXECUTOR=ray        train on a Ray cluster, or on this machine through Ray"
 	@echo "SET='key=value ...' change settings of the profile"
 
 env: $(READY) ## the set-up alone: .venv with everything in it
@@ -47,7 +49,10 @@ test: $(READY) ## lint, types, tests and notebooks
 	$(PY) -m pytest tests
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE and SET
+torture: $(READY) ## kill, damage and fill what must lose nothing; writes tests/torture-report.md
+	PYTHONPATH=tests $(PY) -m torture
+
+reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE, EXECUTOR and SET
 	$(PY) -m basisconv reproduce $(OPTIONS)
 
 paper: $(READY) ## rebuild tables, figures and the PDF from the published records
@@ -79,5 +84,5 @@ $(VENV)/.installed: pyproject.toml
 	$(call require_python,$(BASE_PYTHON),env BASE_PYTHON=python3.12)
 	@rm -f $@
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -e '.[study,test]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -e '.[study,ray,test]'
 	@printf '%s\n' '$(CURDIR)' > $@

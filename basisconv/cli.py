@@ -5,28 +5,44 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from basisconv.study.stopping import Terminated, sigterm_raises
+
 if TYPE_CHECKING:
     from basisconv.study.protocol import Study
+    from basisconv.study.run import Run
+    from basisconv.study.status import Status
+    from basisconv.study.store import MergeReport
 
 Command = Callable[[argparse.Namespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, 1 with one sentence on stderr when not."""
+    """Run a command.
+
+    Returns:
+        0 when it did what was asked; 1, with one sentence on stderr, when not; 130 after Ctrl-C
+        and 143 after SIGTERM.
+    """
     options = _parser().parse_args(arguments)
     command: Command = options.command
+    kept = "records and checkpoints are kept, and the same command goes on from them"
     try:
-        command(options)
-    except (ValueError, OSError, RuntimeError, LookupError) as error:
+        with sigterm_raises():
+            command(options)
+    except (ValueError, OSError, RuntimeError, LookupError, ModuleNotFoundError) as error:
         print(f"basisconv: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("basisconv: interrupted; finished runs are kept", file=sys.stderr)
+        print(f"basisconv: interrupted; {kept}", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"basisconv: terminated; {kept}", file=sys.stderr)
+        return 143
     return 0
 
 
@@ -48,14 +64,26 @@ def _parser() -> argparse.ArgumentParser:
                              help="change a setting of the profile")  # fmt: skip
         return sub
 
-    add("reproduce", _reproduce, "run every notebook in order and build the paper")
+    reproduce = add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
     run.add_argument("sections", nargs="*", metavar="SECTION",
                      help="whose runs are trained, in this order; default: all")  # fmt: skip
-    run.add_argument("--minutes", type=_minutes, default=None, help="start no run after these")
+    for sub in (reproduce, run):
+        sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
+                         metavar="local|ray", help="who trains; as --set executor=")  # fmt: skip
+    run.add_argument("--minutes", type=_time, default=None,
+                     help="stop after these, with a checkpoint of each run at hand")  # fmt: skip
+    run.add_argument("--checkpoint-seconds", type=_time, default=None, metavar="SECONDS",
+                     help="between two checkpoints of a run; default: 60")  # fmt: skip
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
-    add("status", _status, "how many runs are done and missing, and the hours left", runs=True)
+    run.add_argument("--dry-run", action="store_true", help="name the runs, and train nothing")
+    train = add("train", _train, "train one run, alone or under torchrun", runs=True)
+    train.add_argument("run_id", help="of the profile, as `run --dry-run` names them")
+    add("status", _status, "how many runs are done, failed, running and missing, and the hours "
+        "left", runs=True)  # fmt: skip
+    add("verify", _verify, "hold every record, checkpoint and table against its checksum",
+        runs=True)  # fmt: skip
     merge = add("merge", _merge, "take in records made elsewhere", runs=True)
     merge.add_argument("folder", type=Path)
     publish = add("publish", _publish, "copy a section's records beside the paper", runs=True)
@@ -75,11 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 <= minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time to train for")
-    return minutes
+def _time(text: str) -> float:
+    time = float(text)
+    if not 0 <= time < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time")
+    return time
 
 
 def _study(options: argparse.Namespace) -> Study:
@@ -111,6 +139,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from basisconv.study.checkpoint import SECONDS
     from basisconv.study.experiments import DRAFTS
     from basisconv.study.sections import Unfinished, make_section
     from basisconv.study.step_costs import ensure_costs
@@ -119,7 +148,11 @@ def _run(options: argparse.Namespace) -> None:
     unknown = [name for name in options.sections if name not in DRAFTS]
     if unknown:
         raise ValueError(f"No runs belong to {unknown}. Sections: {', '.join(DRAFTS)}.")
+    if options.dry_run:
+        _dry_run(study, options.sections or DRAFTS, options.retry_failed)
+        return
     ensure_costs(study)
+    seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
     started = time.monotonic()
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in options.sections or DRAFTS:
@@ -127,13 +160,67 @@ def _run(options: argparse.Namespace) -> None:
         if options.minutes is not None:
             minutes = max(0.0, options.minutes - (time.monotonic() - started) / 60)
         try:
-            make_section(study, name, None, minutes, options.retry_failed)
+            make_section(study, name, None, minutes, options.retry_failed, seconds)
         except Unfinished as unfinished:
             print(unfinished, file=sys.stderr)
             failed |= dict.fromkeys(unfinished.failed)
     _status(options)
     if failed:  # being out of time is what --minutes asks for; a failure is not
         raise RuntimeError(f"{len(failed)} runs failed")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from basisconv.study.parallel import torchrun_group
+    from basisconv.study.run import Run
+    from basisconv.study.stopping import Stop, signals_noted
+    from basisconv.study.together import train_together
+
+    study, stop = _study(options), Stop()
+    run = _find(study, options.run_id)
+    with torchrun_group() as group:
+        run = Run.model_validate(run.model_dump() | {"processes": group.size})
+        with signals_noted(stop):
+            outcome = train_together(run, study.store, group, stop)
+    if outcome is None:
+        return
+    if outcome.status not in ("done", "diverged"):
+        raise RuntimeError(f"run {run.run_id} is {outcome.status}: {outcome.error}")
+    print(f"{study.store.path(run.run_id)}: {outcome.status}")
+
+
+def _find(study: Study, run_id: str) -> Run:
+    from basisconv.study.experiments import DRAFTS, Waiting, draft
+
+    for name in DRAFTS:
+        with suppress(Waiting):
+            runs = draft(study, name).runs
+            if run_id in runs:
+                return runs[run_id]
+    raise LookupError(
+        f"Profile {study.profile.name} has no run {run_id} with these settings: "
+        "python -m basisconv run --dry-run names its runs."
+    )
+
+
+def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
+    from basisconv.study.experiments import Waiting, draft
+    from basisconv.study.status import status, steps_done
+
+    for name in sections:
+        try:
+            runs = study.store.missing(draft(study, name).runs.values(), retry_failed)
+        except Waiting as waiting:
+            print(f"{name}: {waiting}")
+            continue
+        left = _hours(status(runs, study.store, study.profile.workers).hours)
+        print(f"{name}: {len(runs)} runs to train{f', {left}' if runs else ''}")
+        for run in runs:
+            plans = " → ".join(f"{len(p.plan.layers)} basis layers" for p in run.phases)
+            done = steps_done(run, study.store)
+            print(
+                f"  {run.run_id}  {run.network}, width {run.width}, seed {run.seed}, {plans}, "
+                f"{run.steps} steps{f', {done} of them done' if done else ''}"
+            )
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -145,26 +232,52 @@ def _status(options: argparse.Namespace) -> None:
     print(f"profile {study.profile.name}: {study.profile.about}")
     # First, for the plan can be told before the step times are measured that size the runs.
     print(f"{table(workload(study))}\n")
+    every: dict[str, Run] = {}
     for name in DRAFTS:
         try:
-            runs = draft(study, name).runs.values()
+            runs = draft(study, name).runs
         except Waiting as waiting:
             print(f"{name:<18} {waiting}")
             continue
-        now = status(runs, study.store, study.profile.workers)
-        left = "unknown time" if now.hours is None else f"{now.hours:.1f} h"
-        print(
-            f"{name:<18} {now.done:>5} done {now.failed:>5} failed {now.missing:>5} missing"
-            f"  {left} left"
-        )
+        every |= runs
+        _print_status(name, status(runs.values(), study.store, study.profile.workers))
+    _print_status("all of these", status(every.values(), study.store, study.profile.workers))
+
+
+def _print_status(name: str, now: Status) -> None:
+    print(
+        f"{name:<18} {now.done:>5} done {now.failed:>5} failed {now.running:>5} running "
+        f"{now.missing:>5} missing  {_hours(now.hours)} left"
+    )
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown time" if hours is None else f"{hours:.1f} h"
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from basisconv.study.verify import verify
+
+    findings = verify(_study(options))
+    print(", ".join(f"{count} {kind}" for kind, count in findings.sound.items()) + " are sound")
+    for problem in findings.problems:
+        print(problem, file=sys.stderr)
+    if findings.problems:
+        raise RuntimeError(f"{len(findings.problems)} files are not what was written")
 
 
 def _merge(options: argparse.Namespace) -> None:
-    report = _study(options).store.merge(options.folder)
-    print(
-        f"{len(report.added)} added, {len(report.known)} known, {len(report.kept)} from another "
-        f"kind of device not taken: {', '.join(report.kept) or 'none'}"
-    )
+    print(_told(_study(options).store.merge(options.folder), "added"))
+
+
+def _told(report: MergeReport, verb: str) -> str:
+    told = f"{len(report.added)} {verb}, {len(report.known)} known"
+    if report.kept:
+        told += (
+            f", {len(report.kept)} not taken, where the result that was here first stands, of "
+            f"another kind of device or a GPU: {', '.join(report.kept)}"
+        )
+    return told
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -177,7 +290,7 @@ def _publish(options: argparse.Namespace) -> None:
     # Publishing trains nothing: what is missing is named.
     section = draft(study, name).section() if name in DRAFTS else make_section(study, name)
     report = publish(study.store, section, published_folder(study.profile.name))
-    print(f"{name}: {len(report.added)} records published, {len(report.known)} known")
+    print(f"{name}: {_told(report, 'records published')}")
 
 
 def _paper(options: argparse.Namespace) -> None:

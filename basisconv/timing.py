@@ -128,7 +128,8 @@ def tune(
     if drop and isinstance(model, BasisConv2d):
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
     rows = []
-    for name, (layer, x, _) in observe(model, input, (BasisConv2d,)).items():
+    found = observe(model, input, (BasisConv2d,))
+    for name, (layer, x, _) in found.items():
         # Copies, so that no gradient, hook or flag of the model is touched.
         dense = layer.to_conv2d()
         arms: dict[str, nn.Module] = {"dense": dense}
@@ -149,7 +150,7 @@ def tune(
     aliases = module_aliases(model)
     for row in rows:
         if row.mode == "dense":
-            layer = model.get_submodule(row.name)
+            layer = found[row.name].module
             swap(model, layer, layer.to_conv2d(), aliases)
     return tuple(rows)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from basisconv.plan import Plan
 from basisconv.study import files
+from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.environment import device_kind
 from basisconv.study.run import Data, Epoch, Measurement, Phase, Record, Result, Run
 
@@ -58,6 +59,7 @@ def make_record(
 
 def fake_train(
     run: Run,
+    checkpoints: Checkpoints,
     log: Path,
     seconds: float = 0.0,
     raising: Collection[int] = (),

@@ -11,6 +11,7 @@ import pytest
 
 from basisconv.cli import main
 from basisconv.study import sections
+from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.experiments import draft
 from basisconv.study.files import DamagedFile
 from basisconv.study.protocol import Study
@@ -21,7 +22,7 @@ from basisconv.study.sweep import sweep as real_sweep
 ROOT = Path(__file__).parents[1]
 
 
-def fake_train(run: Run) -> Record:
+def fake_train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
     """A record without training; the run of seed 101 fails."""
     if run.seed == 101:
         raise RuntimeError("no such luck")
@@ -94,10 +95,11 @@ def test_run_trains_what_is_missing_names_what_failed_and_goes_on(
     assert all(study.store.get(run_id) for run_id in sweep_runs)  # after the failures in 01, 02
     assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
     lines = capsys.readouterr().out.splitlines()
-    counts = {line.split()[0]: line.split()[1:6:2] for line in lines if " missing " in line}
-    assert counts["01_baseline"] == ["1", "1", "0"] and counts["02_all_layers"][2] == "0"
+    counts = {line.split()[0]: line.split()[1:8:2] for line in lines if " missing " in line}
+    assert counts["01_baseline"] == ["1", "1", "0", "0"]
+    assert counts["02_all_layers"][2:] == ["0", "0"]
     assert counts["02_all_layers"][0] == counts["02_all_layers"][1]  # one seed of two fails
-    assert counts["03_sensitivity"] == ["42", "0", "0"]
+    assert counts["03_sensitivity"] == ["42", "0", "0", "0"]
 
 
 @pytest.mark.usefixtures("fake")
@@ -218,7 +220,7 @@ def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
     failed = [r for r in study.store.all().values() if r.status == "failed"]
     assert len(failed) > 21 and f"basisconv: {len(failed)} runs failed" in told
     assert f"{runs} hold the traceback" in told
-    monkeypatch.setattr(sys.modules[__name__], "fake_train", lambda run: _lucky(run))
+    monkeypatch.setattr(sys.modules[__name__], "fake_train", lambda run, _: _lucky(run))
     assert main([*command, *changes]) == 1  # failures stand until asked
     assert main([*command, *changes, "--retry-failed"]) == 0
     assert all(record.status == "done" for record in study.store.all().values())

@@ -25,6 +25,7 @@ from PIL import Image
 
 from basisconv.study import data, packs, sources
 from basisconv.study.data import DIGESTS, DamagedData, MissingData
+from basisconv.study.files import read_json, write_json
 from basisconv.study.packs import SAMPLE, RawSet, RawSplit, read_pack, write_pack
 from basisconv.study.vision import torchvision
 
@@ -315,7 +316,30 @@ def test_a_damaged_file_is_named_with_both_checksums_and_what_to_do(pack, file, 
         assert part in sentence
 
 
-def test_a_flipped_byte_anywhere_in_a_manifest_is_noticed_or_harmless(pack, monkeypatch):
+def rewrite_manifest(folder, change, sealed=True):
+    """Change a manifest as somebody would who means to, with or without its own checksum."""
+    path = folder / "manifest.json"
+    manifest = read_json(path)
+    change(manifest)
+    if sealed:
+        write_json(path, manifest)
+    else:
+        path.write_text(json.dumps(manifest, indent=1))
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_noticed(pack):
+    path = pack.folder / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedData, match=str(path)):
+            read_pack(pack.folder)
+
+
+def test_a_flipped_byte_in_a_manifest_without_a_checksum_is_noticed_or_harmless(pack, monkeypatch):
+    """Packs that others made have none of their own."""
+    rewrite_manifest(pack.folder, lambda manifest: None, sealed=False)
     path = pack.folder / "manifest.json"
     whole = path.read_bytes()
     monkeypatch.setitem(DIGESTS, "cifar10", pack.raw.sha256)
@@ -333,24 +357,61 @@ def test_a_flipped_byte_anywhere_in_a_manifest_is_noticed_or_harmless(pack, monk
 
 
 def test_pixels_that_decode_to_other_values_are_noticed(pack):
-    manifest = json.loads((pack.folder / "manifest.json").read_text())
     other = np.asarray(Image.open(pack.folder / "test-0.webp")).copy()
     other[5, 5, 0] ^= 1
     Image.fromarray(other).save(pack.folder / "test-0.webp", lossless=True)
-    entry = manifest["splits"]["test"]["images"][0]
-    entry["sha256"] = hashlib.sha256((pack.folder / "test-0.webp").read_bytes()).hexdigest()
-    (pack.folder / "manifest.json").write_text(json.dumps(manifest))
-    expected = manifest["splits"]["test"]["pixels_sha256"]
+    digest = hashlib.sha256((pack.folder / "test-0.webp").read_bytes()).hexdigest()
+    rewrite_manifest(pack.folder, lambda m: m["splits"]["test"]["images"][0].update(sha256=digest))
+    expected = read_json(pack.folder / "manifest.json")["splits"]["test"]["pixels_sha256"]
     with pytest.raises(DamagedData, match=f"split 'test' decode.*expected sha256 {expected}"):
         read_pack(pack.folder)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a\0b"])
 def test_a_manifest_cannot_reach_out_of_its_folder(pack, name):
-    text = (pack.folder / "manifest.json").read_text()
-    text = text.replace('"test-labels.npy"', json.dumps(name))
-    (pack.folder / "manifest.json").write_text(text)
+    rewrite_manifest(pack.folder, lambda m: m["splits"]["test"]["labels"].update(file=name))
     with pytest.raises(DamagedData, match="manifest.json is damaged"):
+        read_pack(pack.folder)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["splits"]["test"]["images"][0].update(count=10**15),
+        lambda m: m.update(surprise=1),
+        lambda m: m.update(classes=None),
+        lambda m: m.update(splits=[]),
+    ],
+)
+def test_a_manifest_of_nonsense_is_refused_in_a_sentence(pack, change, sealed):
+    rewrite_manifest(pack.folder, change, sealed)
+    with pytest.raises(DamagedData, match="manifest.json is damaged"):
+        read_pack(pack.folder)
+
+
+def test_a_manifest_nested_too_deep_is_refused_in_a_sentence(pack):
+    (pack.folder / "manifest.json").write_text('{"name":' + "[" * 10**6)
+    with pytest.raises(DamagedData, match="manifest.json is damaged"):
+        read_pack(pack.folder)
+
+
+def test_an_array_with_a_header_of_any_size_is_refused(pack):
+    """Ten to the fifteen labels, by the header of a file of 128 bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**15,)}
+    )
+    (pack.folder / "test-labels.npy").write_bytes(header.getvalue())
+    digest = hashlib.sha256(header.getvalue()).hexdigest()
+    rewrite_manifest(pack.folder, lambda m: m["splits"]["test"]["labels"].update(sha256=digest))
+    with pytest.raises(DamagedData, match="MemoryError|ValueError"):
+        read_pack(pack.folder)
+
+
+def test_a_picture_of_any_size_is_refused(pack, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DamagedData, match="DecompressionBombError"):
         read_pack(pack.folder)
 
 

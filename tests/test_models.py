@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import basisconv as bc
+from basisconv.study import models
 from basisconv.study.models import build, initialise, initialise_layer
 from basisconv.study.rng import generator
 
@@ -29,6 +30,28 @@ def test_stages_scale_with_the_width(width: int) -> None:
     assert model.layer4[1].conv2.weight.shape == (8 * width, 8 * width, 3, 3)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+def test_shortcuts_of_very_narrow_networks_are_the_same_function_unstrided(network: str) -> None:
+    """Strided, they corrupt memory on AVX2."""
+    narrow = build(network, 4, 10)
+    initialise(narrow, 0)
+    convs = bc.layers(narrow)
+    shortcuts = {n: c for n, c in convs.items() if "downsample" in n}
+    assert len(shortcuts) >= 3 and all(c.stride == (1, 1) for c in shortcuts.values())
+    # The strided originals, in float64, with the same state dict.
+    models._NARROWEST, before = 0, models._NARROWEST
+    try:
+        strided = build(network, 4, 10)
+    finally:
+        models._NARROWEST = before
+    assert any(c.stride == (2, 2) for n, c in bc.layers(strided).items() if "downsample" in n)
+    strided.load_state_dict(narrow.state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(narrow.double().eval()(x), strided.double().eval()(x))
+    wide = [c for n, c in bc.layers(build(network, 8, 10)).items() if "downsample" in n]
+    assert any(c.stride == (2, 2) for c in wide)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 import basisconv as bc
 from basisconv.study.data import DIGESTS
-from basisconv.study.optimization import learning_rate, parameter_groups, squared_norms
+from basisconv.study.optimization import learning_rate, parameter_groups, sgd, squared_norms
 from basisconv.study.phases import first_network
 from basisconv.study.run import Data, Phase, Run
 
@@ -58,3 +58,24 @@ def test_product_decay_is_the_norm_of_the_kernel(options: dict[str, Any]) -> Non
     model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5, layers=["0", "1"], **options))
     want = sum((m.weight.square().sum() for m in model), start=torch.zeros((), dtype=torch.float64))
     torch.testing.assert_close(squared_norms(model), want, check_dtype=False)
+
+
+def test_a_gradient_in_another_memory_format_is_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    kernel = torch.nn.Conv2d(4, 6, 3, bias=False)
+    twin = torch.nn.Conv2d(4, 6, 3, bias=False).to(memory_format=torch.channels_last)
+    twin.load_state_dict(kernel.state_dict())
+    optimizers = [sgd(model, 0.1, 0.9, 0.01) for model in (kernel, twin)]
+    for _ in range(2):
+        gradient = torch.randn(6, 4, 3, 3)
+        for model, optimizer in zip((kernel, twin), optimizers, strict=True):
+            model.weight.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(kernel.weight, twin.weight)
+
+
+def test_momentum_that_fits_no_parameter_is_refused() -> None:
+    model = torch.nn.Linear(3, 2)
+    for buffers in ({"weight": torch.zeros(3, 2)}, {"wieght": torch.zeros(2, 3)}):
+        with pytest.raises(ValueError, match=next(iter(buffers))):
+            sgd(model, 0.1, 0.9, 0.0, buffers=buffers)

@@ -85,9 +85,7 @@ def test_a_networks_batch_and_weights_are_channels_last() -> None:
 def test_a_machine_of_known_pace_has_the_roofline_that_follows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def seconds(
-        arms: dict[str, Callable[[], None]], *_: object, **__: object
-    ) -> dict[str, Timing]:
+    def seconds(arms: dict[str, Callable[[], None]], *_: object, **__: object) -> dict[str, Timing]:
         return dict.fromkeys(arms, Timing((1.0, 3.0), 0.0))
 
     monkeypatch.setattr(pace, "compare", seconds)

@@ -75,7 +75,7 @@ def test_conda_users_get_what_make_installs():
 
 def test_each_dependency_has_one_range_and_it_is_installed_here():
     ranges: dict[str, set[str]] = {}
-    for line in [*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["test"]]:
+    for line in sum(EXTRAS.values(), PROJECT["dependencies"]):
         requirement = Requirement(line)
         ranges.setdefault(requirement.name, set()).add(str(requirement.specifier))
         try:
@@ -102,8 +102,8 @@ def imported(path: Path, lazily: bool) -> set[str]:
     ("files", "lazily", "extras"),
     [
         ("basisconv/*.py", False, []),
-        ("basisconv/**/*.py", True, ["study"]),
-        ("tests/**/*.py", True, ["study", "test"]),
+        ("basisconv/**/*.py", True, ["study", "ray", "peers"]),
+        ("tests/**/*.py", True, ["study", "ray", "peers", "test"]),
     ],
 )
 def test_all_that_is_imported_is_declared(files, lazily, extras):
@@ -112,7 +112,7 @@ def test_all_that_is_imported_is_declared(files, lazily, extras):
     # What a declared package is made of, and so always comes with it: papermill and pytest.
     declared |= {"nbformat", "nbclient"} if "study" in extras else set()
     declared |= {"packaging"} if "test" in extras else set()
-    local = {"basisconv", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    local = {"basisconv", *(path.stem for path in (ROOT / "tests").iterdir())}
     distributions = metadata.packages_distributions()
     for path in sorted(ROOT.glob(files)):
         for name in sorted(imported(path, lazily) - set(sys.stdlib_module_names) - local):
@@ -145,7 +145,7 @@ class Checkout:
     def make(self, *arguments: str, fail: str = "never") -> tuple[int, list[str], str]:
         """Exit status, what the fake Python was called with, and all that was printed."""
         self.log.write_text("")
-        clean = {"PYTHON", "PROFILE", "SET", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+        clean = {"PYTHON", "PROFILE", "EXECUTOR", "SET", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
         environment = {key: value for key, value in os.environ.items() if key not in clean}
         run = subprocess.run(
             ["make", f"BASE_PYTHON={self.python}", *arguments],
@@ -164,7 +164,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 PIP = "-m pip --version"
-INSTALL = "-m pip install --disable-pip-version-check --no-input -e .[study,test]"
+INSTALL = "-m pip install --disable-pip-version-check --no-input -e .[study,ray,test]"
 VENV = "-m venv --clear .venv"
 COMMANDS = {
     "test": [
@@ -174,6 +174,7 @@ COMMANDS = {
         "-m pytest tests",
         "-m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks",
     ],
+    "torture": ["-m torture"],
     "reproduce": ["-m basisconv reproduce"],
     "paper": ["-m basisconv paper"],
     "lab": ["-m jupyterlab notebooks"],
@@ -222,11 +223,12 @@ def test_every_target_fails_where_its_command_does_and_runs_again(checkout, targ
 
 
 @needs_make
-def test_profile_and_settings_reach_the_driver_unchanged(checkout):
+def test_profile_executor_and_settings_reach_the_driver_unchanged(checkout):
     settings = "SET=budgets=[1,2] data.name=cifar10 note=$$HOME;*"
-    _, calls, _ = checkout.make("reproduce", f"PYTHON={checkout.python}", "PROFILE=desk", settings)
+    named = ("PROFILE=desk", "EXECUTOR=ray", settings)
+    _, calls, _ = checkout.make("reproduce", f"PYTHON={checkout.python}", *named)
     assert calls == [
-        "-m basisconv reproduce --profile desk "
+        "-m basisconv reproduce --profile desk --executor ray "
         "--set budgets=[1,2] --set data.name=cifar10 --set note=$HOME;*"
     ]
 

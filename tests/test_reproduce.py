@@ -156,6 +156,10 @@ def test_the_fingerprint_sees_all_that_decides_the_outputs(
     table.write_text("a table")
     assert fingerprint(measured, source, {"epochs": 2}) != before
     assert fingerprint(study, source, {"epochs": 2}) == stamp
+    # Who trains decides no output.
+    for change in ("executor=ray", "gpu_per_run=0.5"):
+        other = replace(study, profile=load_profile("smoke", (change,)))
+        assert fingerprint(other, source, {"epochs": 2, "settings": [change]}) == stamp
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     (tmp_path / "basisconv").mkdir()
     code = tmp_path / "basisconv" / "layer.py"

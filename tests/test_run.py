@@ -48,6 +48,7 @@ CHANGES = {
     "test": True,
     "compile": True,
     "threads": 2,
+    "processes": 2,
     "numerics": 2,
 }
 
@@ -159,7 +160,7 @@ def test_a_record_whose_run_was_changed_is_refused(tmp_path):
 def test_a_record_of_another_schema_is_refused(tmp_path, version):
     path = tmp_path / "record.json"
     forge(path, schema_version=version)
-    told = f"has schema version {version}, this code reads 1: migrate the file .* or delete it"
+    told = f"has schema version {version}, this code reads 1: use it with .* or delete it"
     with pytest.raises(DamagedFile, match=told):
         Record.load(path)
 

@@ -44,6 +44,8 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
+    timed: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(timed))
     assert measure_costs(study, repeats=1) == table
     measured = costs.MeasuredCosts(read_json(table), table, study.profile)
 
@@ -57,11 +59,11 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
     assert cost(Plan()) == 1.0
     assert all(cost(Plan(), width) > 0 for width in study.widths)
     # Any subset that 04 may select has its layers' single savings.
-    assert cost(study.plan(0.25, study.layers[3:9])) < 1.5
+    saved = 6 * (1 - 0.4)
+    assert cost(study.plan(0.25, study.layers[3:9])) == pytest.approx(1 - saved)
     # A second call measures what is new alone, and changes nothing.
     before = table.read_bytes()
-    timed: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(timed))
+    timed.clear()
     measure_costs(study, repeats=1)
     assert not timed and table.read_bytes() == before
 
@@ -97,6 +99,16 @@ def test_steps_are_timed_as_the_profile_trains_them(
     assert {row["batch_size"] for row in rows} == {25}
     assert rows[0]["ratio"] == pytest.approx(0.4)
     assert rows[0]["quartiles"] == pytest.approx([0.3, 0.5])
+
+
+def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
+    profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
+    steps = [Step(Plan({"layer3.0.conv2": 4}), 4, 4), Step(Plan(), 2, 8)]
+    rows = step_costs._measured(profile, steps, repeats=3)
+    assert [(r["width"], r["batch_size"]) for r in rows] == [(4, 4), (2, 8)]
+    for row in rows:
+        low, high = row["quartiles"]
+        assert 0 < low <= row["ratio"] <= high
 
 
 def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(

@@ -175,7 +175,7 @@ def test_merge_says_when_there_is_nothing_to_take(tmp_path):
 
 
 def test_published_sections_come_back_with_their_records(tmp_path):
-    store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "smoke"
     assert published(destination) == {}
     publish(store, section(0, 1), destination)
     report = publish(store, section(1, 2, name="02_all_layers"), destination)
@@ -188,7 +188,7 @@ def test_published_sections_come_back_with_their_records(tmp_path):
 
 
 def test_publishing_twice_leaves_the_same_bytes(tmp_path):
-    store, destination = filled(tmp_path / "runs", range(2)), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", range(2)), tmp_path / "smoke"
     publish(store, section(0, 1), destination)
     before = {path: data for path, (data, _) in contents(destination).items()}
     publish(store, section(0, 1), destination)
@@ -196,7 +196,7 @@ def test_publishing_twice_leaves_the_same_bytes(tmp_path):
 
 
 def test_what_is_not_whole_is_not_published(tmp_path):
-    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "smoke"
     with pytest.raises(MissingRuns, match=ids(1)[0]):
         publish(store, section(0, 1), destination)
     filled(tmp_path / "runs", [1], status="failed")
@@ -206,7 +206,7 @@ def test_what_is_not_whole_is_not_published(tmp_path):
 
 
 def test_a_published_result_is_not_replaced_by_another(tmp_path):
-    destination = tmp_path / "paper"
+    destination = tmp_path / "smoke"
     publish(filled(tmp_path / "first", [0]), section(0), destination)
     before = contents(destination)
     with pytest.raises(ConflictingResults):
@@ -215,7 +215,7 @@ def test_a_published_result_is_not_replaced_by_another(tmp_path):
 
 
 def test_a_full_disk_publishes_nothing_that_is_not_there(tmp_path, monkeypatch):
-    store, destination = filled(tmp_path / "runs", range(3)), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", range(3)), tmp_path / "smoke"
     publish(store, section(0), destination)
     replace = files.os.replace
 
@@ -230,7 +230,7 @@ def test_a_full_disk_publishes_nothing_that_is_not_there(tmp_path, monkeypatch):
 
 
 def test_a_published_record_that_is_gone_is_named(tmp_path):
-    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "smoke"
     publish(store, section(0, 1), destination)
     Store(destination).path(ids(1)[0]).unlink()
     with pytest.raises(MissingRuns, match=ids(1)[0]):
@@ -238,7 +238,7 @@ def test_a_published_record_that_is_gone_is_named(tmp_path):
 
 
 def test_a_damaged_manifest_is_refused(tmp_path):
-    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "paper"
+    store, destination = filled(tmp_path / "runs", [0]), tmp_path / "smoke"
     publish(store, section(0), destination)
     manifest = destination / "manifest.json"
     whole = manifest.read_bytes()

@@ -95,7 +95,7 @@ def measure(
         ratios: shares of basis filters.
         batch_sizes: images a batch.
         precisions: see `basisconv.study.precision`; those that are emulated are left out.
-        repeats: interleaved turns for layers; networks take a quarter, at least three.
+        repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
         compiled: whether everything is compiled.
     """
@@ -104,7 +104,7 @@ def measure(
     left_out += [
         f"{p} is left out: this device only emulates it" for p in precisions if not native(p)
     ]
-    few = max(3, repeats // 4)
+    few = max(3, repeats // 2)
     machine: dict[str, dict[str, float]] = {}
     layers: list[dict[str, Any]] = []
     wholes: list[dict[str, Any]] = []
@@ -311,7 +311,13 @@ def _memory(
 
 
 def _macs(layer: nn.Module, x: Tensor) -> float:
-    """Multiply-accumulates of forward and backward, as torch counts them of any module."""
+    """Multiply-accumulates of forward and backward, the input's gradient included."""
+    if isinstance(layer, nn.Conv2d | BasisConv2d):
+        # Behind another layer, as inside a network: a first layer's input needs no gradient.
+        before = nn.Conv2d(x.shape[1], x.shape[1], 1, device=x.device)
+        row = summary(nn.Sequential(before, layer), x.shape)["1"]
+        return row.macs + row.macs_backward
+    # Of any other module as torch counts its operators, none of which is grouped among peers.
     x = x.detach().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         layer(x).sum().backward()

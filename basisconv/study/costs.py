@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from basisconv.cost import Summary, summary
 from basisconv.plan import Plan
-from basisconv.study.files import read_json, write_json
+from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.models import build
 from basisconv.study.profiles import Profile
 
@@ -65,11 +65,12 @@ class MeasuredCosts:
 
     Raises:
         ValueError: if the table was measured with other settings than the profile's.
+        DamagedFile: if it is no table.
     """
 
     def __init__(self, table: Mapping[str, Any], path: Path, profile: Profile) -> None:
         self._path = path
-        self.unit = f"seconds on {table['device']}"
+        self.unit = f"seconds on {table.get('device')}"
         wanted = settings(profile)
         other = {key: table.get(key) for key in wanted if table.get(key) != wanted[key]}
         if other:
@@ -78,7 +79,13 @@ class MeasuredCosts:
                 f"Set these back, or move the table away and measure anew: "
                 f"python -m basisconv bench --costs {profile.name}"
             )
-        self._rows = {_step(row).key: float(row["ratio"]) for row in table["rows"]}
+        try:
+            self._rows = {_step(row).key: float(row["ratio"]) for row in table["rows"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
+                f"unchanged copy, or measure anew: python -m basisconv bench --costs {profile.name}"
+            ) from error
         self._rows[reference(profile).key] = 1.0  # what all ratios are to
 
     def of(self, step: Step) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import resource
 import subprocess
@@ -31,7 +32,7 @@ def device() -> torch.device:
 def environment() -> dict[str, str]:
     """Device, software and the state of the source; never compared, only told.
 
-    `device_kind` names the kind of hardware whose results are bit-identical to one another.
+    `device_kind` names the kind of hardware; see `repeats_exactly`.
     """
     return {
         "device_kind": device_kind(),
@@ -41,7 +42,8 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "platform": platform.platform(terse=True),
-        "commit": _git("rev-parse", "HEAD") or "unknown",
+        # Where the package was sent without its checkout, its sender told.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("BASISCONV_COMMIT", "unknown"),
         "tree": {"": "clean", None: "unknown"}.get(_git("status", "--porcelain"), "modified"),
     }
 
@@ -52,6 +54,16 @@ def device_kind() -> str:
     if device().type == "cuda":
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def repeats_exactly(kind: str) -> bool:
+    """Whether a Run has one result, to the last bit, on all devices of such a kind.
+
+    CPUs of one kind compute alike. cuDNN picks kernels by their speed on the day, and some of
+    them add in the order in which threads arrive; and a training that went from one kind of
+    device to another ("… then …") depends on when it did.
+    """
+    return kind.startswith("cpu ") and " then " not in kind
 
 
 def computes_bfloat16() -> bool:

@@ -48,8 +48,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -63,6 +62,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             reason = f"{error.strerror or error}. Nothing was written; an older file stands"
             raise OSError(error.errno, reason, str(path)) from error
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside a file, for this process alone; `sweep_stray` removes what dies there."""
+    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def canonical(payload: Any) -> bytes:
@@ -80,6 +85,8 @@ def canonical(payload: Any) -> bytes:
 def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write a readable JSON object that ends with the sha256 of all of its other bytes.
 
+    A file that holds just that already is left alone.
+
     Args:
         path: the file, written by `write_atomic`.
         payload: JSON values; "sha256" is not free as a key.
@@ -93,7 +100,11 @@ def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     text = json.dumps(payload, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     entries = text.removesuffix("}").rstrip("\n").encode()
     start = entries + (b",\n" if payload else b"\n") + _HEAD
-    write_atomic(path, start + _digest(start + _TAIL) + _TAIL)
+    data = start + _digest(start + _TAIL) + _TAIL
+    with contextlib.suppress(OSError):
+        if Path(path).read_bytes() == data:
+            return
+    write_atomic(path, data)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -13,6 +13,10 @@ from basisconv.layer import BasisConv2d
 from basisconv.study.rng import generator
 from basisconv.study.vision import torchvision
 
+# torch 2.13's oneDNN writes past its buffers in the weight gradient of a strided, channels-last 1×1
+# convolution with fewer input channels than an AVX2 register holds.
+_NARROWEST = 8
+
 
 def build(network: str, width: int, classes: int) -> nn.Module:
     """A dense network, channels-last, its weights not yet drawn (see `initialise`).
@@ -61,7 +65,18 @@ def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn
     model.bn1 = nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()
     model.fc = nn.Linear(8 * width * kind.expansion, classes)
+    if width < _NARROWEST:
+        for module in model.modules():
+            if isinstance(module, kind) and module.downsample is not None:
+                module.downsample = _subsampled(*module.downsample)
     return model
+
+
+def _subsampled(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """A shortcut's strided 1×1 as a subsampling and a 1×1: the same function and state dict."""
+    stride, conv.stride = conv.stride, (1, 1)
+    pool = nn.MaxPool2d(1, stride) if stride != (1, 1) else nn.Identity()
+    return nn.Sequential(OrderedDict({"pool": pool, "0": conv, "1": norm}))
 
 
 def _vgg16_bn(width: int, classes: int) -> nn.Module:

@@ -2,7 +2,8 @@
 
 A mosaic of n images is one picture of n/100 rows of 100 tiles. The manifest names each split's
 mosaics and arrays (labels, and where there are any coarse labels or indices) with the sha256 of
-every file, and the sha256 of the split's pixels as they decode.
+every file, and the sha256 of the split's pixels as they decode. Ours ends with a sha256 of its
+own bytes; packs of others may lack that.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from basisconv.study.files import write_atomic
+from basisconv.study.files import read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
 _SIZE = 32
 _TILES = 100  # a row
 _MOSAIC = 10_000  # images in one, so that no file is large
 _ABOUT = ("of", "selection", "superclasses")
+_ENTRIES = {"name", *_ABOUT, "image_shape", "tiles_per_row", "classes", "splits"}
 SAMPLE = Path(__file__).with_name("sample")
 """The folder of the embedded sample, a pack."""
 
@@ -125,9 +127,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         if not isinstance(manifest, dict) or not isinstance(manifest["name"], str):
             raise ValueError("no object with a name")
+        if "sha256" in manifest:
+            manifest = read_json(path)
+        if unknown := manifest.keys() - _ENTRIES:  # "sha256" with a bit flipped, it may be
+            raise ValueError(f"unknown entries {sorted(unknown)}")
     except FileNotFoundError:
         raise DamagedData(f"{path} is missing. {_remedy(folder)}") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DamagedData(
             f"{path} is damaged: expected a pack's manifest, found what does not read as one "
             f"({error}). {_remedy(folder)}"
@@ -147,14 +153,18 @@ def read_pack(folder: str | Path) -> RawSet:
         if (manifest["image_shape"], manifest["tiles_per_row"]) != ([_SIZE, _SIZE, 3], _TILES):
             raise ValueError("not 32×32 RGB images, 100 a row")
         splits = {
-            name: _read_split(folder, name, entry) for name, entry in manifest["splits"].items()
+            name: _read_split(folder, name, manifest["splits"][name]) for name in ("train", "test")
         }
         about = {key: manifest[key] for key in _ABOUT if key in manifest}
         return RawSet(manifest["name"], tuple(manifest["classes"]), splits, about)
     except DamagedData:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, SyntaxError) as error:
-        # Pillow raises SyntaxError, too, for pictures that it cannot read.
+    except (
+        KeyError, TypeError, AttributeError, ValueError, OSError, SyntaxError, MemoryError,
+        Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        # Pillow raises SyntaxError, too, for pictures that it cannot read; a made-up count or
+        # header may ask for any amount of memory.
         raise DamagedData(
             f"{folder / MANIFEST} is damaged, or is of another format than ours: "
             f"{type(error).__name__}: {error}. {_remedy(folder)}"
@@ -231,7 +241,7 @@ def write_pack(raw: RawSet, folder: str | Path) -> None:
                 name: _write_split(split, name, partial) for name, split in raw.splits.items()
             },
         }
-        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_json(partial / MANIFEST, manifest)
 
 
 @contextmanager

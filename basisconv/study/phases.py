@@ -11,6 +11,7 @@ Both are one call of automatic differentiation, which covers every form and rank
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,31 @@ def first_network(run: Run, classes: int) -> nn.Module:
     apply_plan(model, plan, init="qr", inplace=True)  # any: the weights are drawn next
     for name in plan.layers:
         initialise_layer(model.get_submodule(name), generator(run.seed, "weights", name))
+    return model
+
+
+def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a phase with weights that it had, on the CPU.
+
+    The tensors are taken as they are, so that their strides stay what they were.
+
+    Args:
+        run: the Run.
+        phase: index of the phase.
+        classes: outputs.
+        weights: its state dict.
+
+    Raises:
+        ValueError: if there is no such phase, or these are not its network's weights.
+    """
+    if not 0 <= phase < len(run.phases):
+        raise ValueError(f"There is no phase {phase}: the run has {len(run.phases)}.")
+    model = build(run.network, run.width, classes)
+    apply_plan(model, run.phases[phase].plan, init="random", inplace=True)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"These are not the weights of phase {phase}: {error}.") from error
     return model
 
 

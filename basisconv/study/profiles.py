@@ -19,10 +19,12 @@ from basisconv.study.parameters import (
     Count,
     Notebooks,
     Positive,
+    Share,
     Strict,
     check_known,
     mistakes,
 )
+from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
 Kind = Literal["dense", "narrow", "basis", "skip"]
@@ -79,7 +81,9 @@ class Profile(Strict):
         precision: "float32", "tf32" or "bfloat16".
         compile: whether networks are compiled.
         threads: CPU threads of one Run.
-        workers: Runs trained side by side.
+        workers: Runs trained side by side by local processes.
+        executor: "local" for those processes, "ray" for a cluster; no result depends on it.
+        gpu_per_run: the share of a GPU that Ray gives to one Run, where there are GPUs.
         budget_batch: time budgets are told in epochs of dense at this batch size, whatever an
             arm's own is.
         costs: what a training step costs: "table" for the measured one beside the published
@@ -105,6 +109,8 @@ class Profile(Strict):
     compile: bool
     threads: Count
     workers: Count
+    executor: Executor
+    gpu_per_run: Share
     budget_batch: Count
     costs: Literal["macs", "table"]
     preliminary: bool

@@ -56,7 +56,7 @@ def published(destination: str | Path) -> dict[str, Section]:
     Whether their records are there, `Store(destination).records(section.run_ids)` tells.
 
     Raises:
-        DamagedFile: if the manifest is not what was written.
+        DamagedFile: if the manifest is not what was written, or is another profile's.
     """
     path = _manifest(destination)
     try:
@@ -66,7 +66,7 @@ def published(destination: str | Path) -> dict[str, Section]:
     check_schema(path, values)
     try:
         entries: dict[str, Any] = values["sections"]
-        return {
+        sections = {
             name: Section.model_validate(entry["section"])
             for name, entry in entries.items()
             if entry["complete"]
@@ -76,6 +76,12 @@ def published(destination: str | Path) -> dict[str, Section]:
             f"{path} is not a manifest of sections: {error}. Put back an unchanged copy, or "
             "delete it and publish its sections again."
         ) from error
+    if others := {section.profile for section in sections.values()} - {path.parent.name}:
+        raise DamagedFile(
+            f"{path} is the manifest of profile {', '.join(others)}: put back the one that belongs "
+            "there."
+        )
+    return sections
 
 
 def _manifest(destination: str | Path) -> Path:

@@ -147,11 +147,15 @@ def fingerprint(study: Study, source: Path, given: dict[str, Any]) -> str:
     """Changes with all that decides a notebook's outputs, but the machine and the records.
 
     The whole profile is in it, and not this notebook's slice alone: the settings of the Runs
-    and the seeds are every notebook's, and 04 and 10 read what others made.
+    and the seeds are every notebook's, and 04 and 10 read what others made. Who trains is not.
     """
+    profile = study.profile.model_dump(
+        mode="json", by_alias=True, exclude={"executor", "gpu_per_run"}
+    )
+    given = {name: value for name, value in given.items() if name != "settings"}  # in the profile
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     digest = hashlib.sha256(canonical([[c["cell_type"], c["source"]] for c in cells]))
-    digest.update(canonical([study.profile.model_dump(mode="json", by_alias=True), given]))
+    digest.update(canonical([profile, given]))
     table = cost_table(study.profile.name)
     if study.profile.costs == "table" and table.exists():
         digest.update(table.read_bytes())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 
 def generator(
@@ -25,3 +27,25 @@ def generator(
     return torch.Generator(device).manual_seed(
         int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
     )
+
+
+def global_streams() -> dict[str, Tensor]:
+    """The states of torch's own generators by device type: the CPU's, and CUDA's current one."""
+    streams = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        streams["cuda"] = torch.cuda.get_rng_state()
+    return streams
+
+
+def restore_global_streams(streams: Mapping[str, Tensor]) -> None:
+    """Set torch's own generators, as far as this machine has them.
+
+    Raises:
+        ValueError: if one of the states is none.
+    """
+    try:
+        torch.set_rng_state(streams["cpu"])
+        if torch.cuda.is_available() and "cuda" in streams:
+            torch.cuda.set_rng_state(streams["cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"These are not the states of generators: {error}.") from error

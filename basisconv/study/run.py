@@ -2,7 +2,7 @@
 
 A Run holds all that decides its result and nothing that does not; its id is a hash of that. A
 Record is the Run with its result, which the same Run gives again bit for bit on the same kind of
-device, and the measurement of the time it took, which is never compared.
+CPU, and the measurement of the time it took, which is never compared.
 """
 
 from __future__ import annotations
@@ -114,8 +114,20 @@ class Run(Model):
     """Whether the test set is read, once, at the last step."""
     compile: bool = False
     threads: Count = 1
+    # Left out at its default, so that no run's id changed when it was added.
+    processes: Count = Field(default=1, exclude_if=lambda count: count == 1)
+    """How many train it together, each with a shard of every batch, and batch-norm's view of it."""
     numerics: Count = NUMERICS
     schema_version: Literal[1] = SCHEMA
+
+    @model_validator(mode="after")
+    def _equal_shards(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size={self.batch_size} for processes={self.processes}: choose a multiple, "
+                "so that all take as many images."
+            )
+        return self
 
     @property
     def run_id(self) -> str:
@@ -140,7 +152,7 @@ class Epoch(Model):
 
 
 class Result(Model):
-    """What the same Run gives again, bit for bit, on the same kind of device."""
+    """What the same Run gives again, bit for bit, on the same kind of CPU."""
 
     steps: int
     epochs: float
@@ -158,7 +170,8 @@ class Measurement(Model):
     """What differs from time to time, and is never compared."""
 
     seconds: dict[str, float]
-    """Wall time: "total", and by part "train", "evaluate", "switch", "data", "compile"."""
+    """Wall time of all sessions: "total", and by part "train", "evaluate", "switch", "data",
+    "compile", "checkpoint"."""
     environment: dict[str, str]
     """Device, its kind ("device_kind") and capabilities, versions, commit."""
     peak_memory_bytes: int
@@ -236,10 +249,10 @@ def check_schema(path: str | Path, values: dict[str, Any]) -> None:
         DamagedFile: for another version's.
     """
     version = values.pop("schema_version", None)
-    if version != SCHEMA:
+    if type(version) is not int or version != SCHEMA:
         raise DamagedFile(
-            f"{path} has schema version {version}, this code reads {SCHEMA}: migrate the file "
-            "with the version that wrote it, or delete it to have it made again."
+            f"{path} has schema version {version}, this code reads {SCHEMA}: use it with the "
+            "version that wrote it, or delete it to have it made again."
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from basisconv.study import bench, method
+from basisconv.study.checkpoint import SECONDS
 from basisconv.study.data import load
 from basisconv.study.experiments import DRAFTS, Waiting, draft
 from basisconv.study.files import DamagedFile, read_json, write_json
@@ -48,6 +49,7 @@ def make_section(
     parameters: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     retry_failed: bool = False,
+    checkpoint_seconds: float = SECONDS,
 ) -> Section:
     """Train or measure what a notebook needs and is not there yet.
 
@@ -55,8 +57,9 @@ def make_section(
         study: the profile's study.
         name: the notebook.
         parameters: its parameters; the profile's by default.
-        minutes: start no Run after these.
-        retry_failed: train Runs anew whose record is a failure.
+        minutes: after these Runs at hand are put aside and no more are started.
+        retry_failed: train Runs again whose record is a failure.
+        checkpoint_seconds: between two checkpoints of a Run.
 
     Raises:
         ValueError: for an unknown notebook or parameters that do not fit, and damaged data.
@@ -69,14 +72,15 @@ def make_section(
         try:
             arms = draft(study, name, given)
         except Waiting as waiting:
-            make_section(study, waiting.needs, None, minutes, retry_failed)
+            make_section(study, waiting.needs, None, minutes, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
         if study.store.missing(arms.runs.values(), retry_failed):
             # Fetched, or found missing, once and here rather than in each worker for each Run.
             load(study.profile.data, study.profile.train_images)
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
-            minutes=minutes, retry_failed=retry_failed,
+            minutes=minutes, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:
             raise Unfinished(study, name, report)

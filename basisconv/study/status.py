@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from basisconv.study.checkpoint import paths, step_of
 from basisconv.study.environment import device_kind
 from basisconv.study.run import Record, Run
 from basisconv.study.store import Store
@@ -13,24 +14,29 @@ from basisconv.study.store import Store
 
 @dataclass(frozen=True)
 class Status:
-    """How many runs are done (diverged ones included), failed and missing, and the time left.
+    """How many runs stand where, and the time left.
 
     Attributes:
-        hours: until the missing ones are trained on this kind of device; None when nothing has
-            been measured on one.
+        done: those with a result, diverged ones included.
+        failed: those whose record is a failure.
+        running: those without a record that a living process trains.
+        missing: the others.
+        hours: until the running and the missing ones are trained on this kind of device; None
+            when nothing has been measured on one.
     """
 
     done: int
     failed: int
+    running: int
     missing: int
     hours: float | None
 
 
 def status(runs: Iterable[Run], store: Store, workers: int = 2) -> Status:
-    """Count the runs that are done, failed and missing, and estimate the time left.
+    """Count the runs that are done, failed, running and missing, and estimate the time left.
 
     The estimate takes the seconds of done runs on this kind of device, of the same network and
-    width where there are any, in proportion to `weight`.
+    width where there are any, in proportion to `weight`; steps that a checkpoint holds are done.
 
     Args:
         runs: what was wanted; a run named twice counts once.
@@ -42,11 +48,23 @@ def status(runs: Iterable[Run], store: Store, workers: int = 2) -> Status:
     """
     wanted = {run.run_id: run for run in runs}
     records = {run_id: store.get(run_id) for run_id in wanted}
-    missing = [wanted[i] for i, record in records.items() if record is None]
+    left = {
+        run: 1 - steps_done(run, store) / run.steps
+        for i, run in wanted.items()
+        if records[i] is None
+    }
+    running = sum(store.training(run.run_id) for run in left)
     counts = Counter(record.status for record in records.values() if record)
-    seconds = _seconds(missing, [record for record in records.values() if record])
-    hours = None if seconds is None else seconds / min(workers, max(1, len(missing))) / 3600
-    return Status(counts["done"] + counts["diverged"], counts["failed"], len(missing), hours)
+    seconds = _seconds(left, [record for record in records.values() if record])
+    hours = None if seconds is None else seconds / min(workers, max(1, len(left))) / 3600
+    return Status(
+        counts["done"] + counts["diverged"], counts["failed"], running, len(left) - running, hours
+    )
+
+
+def steps_done(run: Run, store: Store) -> int:
+    """The step that a run's latest checkpoint says it stands at; 0 without one."""
+    return max(map(step_of, paths(store.checkpoints(run.run_id))), default=0)
 
 
 def weight(run: Run) -> float:
@@ -54,7 +72,8 @@ def weight(run: Run) -> float:
     return float(run.steps * run.batch_size * run.width**2)
 
 
-def _seconds(missing: Sequence[Run], records: Iterable[Record]) -> float | None:
+def _seconds(left: Mapping[Run, float], records: Iterable[Record]) -> float | None:
+    """What the given share of each run takes."""
     here = device_kind()
     spent: dict[object, float] = defaultdict(float)
     weights: dict[object, float] = defaultdict(float)
@@ -63,12 +82,12 @@ def _seconds(missing: Sequence[Run], records: Iterable[Record]) -> float | None:
             for key in (_size(record.run), None):  # None collects all sizes
                 spent[key] += record.measurement.seconds["total"]
                 weights[key] += weight(record.run)
-    if not missing:
+    if not left:
         return 0.0
     if not weights:
         return None
-    keys = [(run, _size(run) if _size(run) in weights else None) for run in missing]
-    return sum(weight(run) * spent[key] / weights[key] for run, key in keys)
+    keys = {run: _size(run) if _size(run) in weights else None for run in left}
+    return sum(left[run] * weight(run) * spent[key] / weights[key] for run, key in keys.items())
 
 
 def _size(run: Run) -> tuple[str, int]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from basisconv.study.environment import repeats_exactly
 from basisconv.study.files import DamagedFile
 from basisconv.study.run import Record, Run
 
@@ -34,7 +35,7 @@ class MissingRuns(ValueError):
 
 
 class ConflictingResults(ValueError):
-    """Two devices of one kind got different results from the same Run."""
+    """Two CPUs of one kind got different results from the same Run."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class MergeReport:
     Attributes:
         added: taken in: new, or in place of a failure.
         known: here already, with the same result; or failures of runs that have a record here.
-        kept: another kind of device got another result; the one that was here first stands.
+        kept: another kind of device, or a GPU, got another result; the one that was here first
+            stands.
     """
 
     added: tuple[str, ...]
@@ -56,7 +58,7 @@ class Store:
     """A folder of records."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # workers may stand in another folder
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"
@@ -73,9 +75,27 @@ class Store:
 
     def lock(self, run_id: str) -> FileLock:
         """The lock that a run's trainer holds; it goes with its process, however that ends."""
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{self.path(run_id).stem}.lock")
+        path = self._lock_file(run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
+
+    def training(self, run_id: str) -> bool:
+        """Whether a living process has the run's lock.
+
+        The lock is taken for a moment, for only the lock itself knows of its holder's death. A
+        trainer who comes at that moment finds the run locked, and looks again.
+        """
+        if not self._lock_file(run_id).exists():
+            return False
+        try:
+            self.lock(run_id).acquire(blocking=False).lock.release()
+        except Timeout:
+            return True
+        return False
+
+    def checkpoints(self, run_id: str) -> Path:
+        """The folder of a run's checkpoints, there while it is put aside or being trained."""
+        return self.folder / "checkpoints" / self.path(run_id).stem
 
     def get(self, run_id: str) -> Record | None:
         """A run's record, or None when there is none.
@@ -135,7 +155,8 @@ class Store:
 
         Raises:
             ConflictingResults: if one has another result than the record here and both were made
-                on the same kind of device; nothing is written then.
+                on the same kind of CPU; nothing is written then. GPUs are not held to that, for
+                their results do not repeat: see `environment.repeats_exactly`.
             DamagedFile: as `get`.
         """
         added, known, kept, conflicts = [], [], [], []
@@ -147,14 +168,14 @@ class Store:
                 known.append(record)
             elif here.status == "failed":
                 added.append(record)
-            elif _device_kind(here) != _device_kind(record):
+            elif not _must_agree(here, record):
                 kept.append(record)
             else:
                 conflicts.append(record)
         if conflicts:
             ids = ", ".join(record.run_id for record in conflicts)
             raise ConflictingResults(
-                f"{self.folder} has other results of {ids}, made on the same kind of device "
+                f"{self.folder} has other results of {ids}, made on the same kind of CPU "
                 f"({_device_kind(conflicts[0])}), where they must be equal. Nothing was taken in. "
                 "Find out which are wrong, delete those files and merge again."
             )
@@ -178,14 +199,22 @@ class Store:
             )
         return self.add(records.values())
 
+    def _lock_file(self, run_id: str) -> Path:
+        return self.folder / "locks" / f"{self.path(run_id).stem}.lock"
+
 
 def to_train(record: Record | None, retry_failed: bool) -> bool:
     """Whether a run with this record is to be trained."""
     return record is None or (retry_failed and record.status == "failed")
 
 
-def _device_kind(record: Record) -> str | None:
-    return record.measurement.environment.get("device_kind")
+def _must_agree(one: Record, other: Record) -> bool:
+    kind = _device_kind(one)
+    return kind == _device_kind(other) and repeats_exactly(kind)
+
+
+def _device_kind(record: Record) -> str:
+    return record.measurement.environment.get("device_kind", "")
 
 
 def _ids(records: Iterable[Record]) -> tuple[str, ...]:

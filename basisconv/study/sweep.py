@@ -1,22 +1,28 @@
-"""Many runs: each trained once, by local processes, with one progress bar; and what is left."""
+"""Many runs: each trained once, by local processes or Ray, with one progress bar; what is left."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from shutil import rmtree
 from types import TracebackType
 from typing import Self
 
+from filelock import Timeout
 from tqdm import tqdm
 
+from basisconv.study.checkpoint import SECONDS
 from basisconv.study.files import sweep_stray
+from basisconv.study.ray_team import RayTeam
 from basisconv.study.run import Record, Run
 from basisconv.study.status import weight
+from basisconv.study.stopping import Stop, signals_noted
 from basisconv.study.store import Store, to_train
-from basisconv.study.workers import Here, Outcome, Processes, Team, Train
+from basisconv.study.workers import Executor, Here, Outcome, Processes, Team, Train
 
 # Workers that a sweep may lose before it stops: a machine without memory would kill every one.
 MOST_KILLED = 5
@@ -33,7 +39,7 @@ class SweepReport:
         failed: ids of those whose record is a failure, made now or earlier.
         left: those without a record.
         killed: ids of those whose worker was ended from outside, as when memory is short; they
-            are left, and a next sweep takes them up again.
+            are left, and a next sweep takes them up again where their checkpoint is.
     """
 
     done: int
@@ -49,57 +55,70 @@ def sweep(
     workers: int = 2,
     minutes: float | None = None,
     retry_failed: bool = False,
+    checkpoint_seconds: float = SECONDS,
     train: Train | None = None,
+    executor: Executor = "local",
+    gpu_per_run: float = 1.0,
 ) -> SweepReport:
     """Train the runs that have no record yet.
 
     Several sweeps may share a store: each run is trained by one of them, and the others wait for
     its record. An exception in a training becomes a record with its traceback, and the sweep goes
-    on; so it does when a worker is killed. Ctrl-C ends the trainings at hand, keeps all records
-    and raises KeyboardInterrupt.
+    on; so it does when a worker is killed. At Ctrl-C and SIGTERM the trainings at hand end their
+    step and leave a checkpoint, from which the next sweep goes on; then the signal does what it
+    otherwise would have done (raise KeyboardInterrupt, end the process). A second Ctrl-C does so
+    at once.
 
     Args:
         runs: what to train, in this order; a run named twice counts once.
         store: where records are looked up and put.
-        workers: processes side by side; with one, or one run to train, this process trains.
-        minutes: after these no run is started; those at hand are finished.
+        workers: local processes side by side; with one, or one run to train, this process trains.
+        minutes: after these no run is started; those at hand are put aside as at a signal.
         retry_failed: whether runs whose record is a failure are trained again.
+        checkpoint_seconds: between two checkpoints of a training, which is what it loses at most
+            when its process is killed.
         train: one Run -> its Record, picklable; None for `basisconv.study.train.train`.
+        executor: "local", or "ray" for as many tasks as a Ray cluster has room for: the one at
+            $RAY_ADDRESS, or one of this machine alone. A run whose worker or node dies is begun
+            again there, a few times.
+        gpu_per_run: the share of a GPU that Ray gives to a run, where there are GPUs.
 
     Returns:
         Where all of the runs stand.
 
     Raises:
-        ValueError: if workers < 1 or minutes < 0.
+        ValueError: if workers < 1, minutes < 0 or checkpoint_seconds < 0.
+        ModuleNotFoundError: if Ray is asked for and not installed.
         DamagedFile: if a record is not what was written; nothing is trained then.
-        OSError: when a record cannot be written.
+        OSError: when a record or a checkpoint cannot be written.
     """
-    if workers < 1 or (minutes is not None and minutes < 0):
+    if workers < 1 or (minutes is not None and minutes < 0) or checkpoint_seconds < 0:
         raise ValueError(
-            f"workers={workers}, minutes={minutes}: a sweep needs a worker and no negative time."
+            f"workers={workers}, minutes={minutes}, checkpoint_seconds={checkpoint_seconds}: a "
+            "sweep needs a worker and no negative time."
         )
-    deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    stop = Stop() if minutes is None else Stop(60 * minutes)
     sweep_stray(store.folder)
     wanted = {run.run_id: run for run in runs}
     seen = {run_id: store.get(run_id) for run_id in wanted}
     todo = deque(run for i, run in wanted.items() if to_train(seen[i], retry_failed))
     killed: list[str] = []
+    _remove_leftovers(seen, store)
     if todo:
-        team: Team = Here(store, train)
-        if min(workers, len(todo)) > 1:
-            team = Processes(min(workers, len(todo)), store, train)
-        try:
-            with _Progress(wanted.values(), todo) as progress, team:
-                try:
-                    _train_all(todo, seen, team, deadline, progress, killed)
-                except Exception as error:
-                    if team.busy():
-                        progress.say(
-                            f"{error}. Nothing more is started; the runs at hand end first."
-                        )
-                    raise
-        finally:
-            sweep_stray(store.folder)
+        count = min(workers, len(todo))
+        team: Team
+        if executor == "ray":
+            team = RayTeam(store, train, stop, checkpoint_seconds, gpu_per_run)
+        elif count > 1:
+            team = Processes(count, store, train, stop, checkpoint_seconds)
+        else:
+            team = Here(store, train, stop, checkpoint_seconds)
+        with signals_noted(stop):
+            try:
+                with _Progress(wanted.values(), todo) as progress, team:
+                    _train_all(todo, seen, team, stop, progress, killed)
+            finally:
+                sweep_stray(store.folder)
     records = {run_id: store.get(run_id) for run_id in wanted}
     failed = tuple(i for i, record in records.items() if record and record.status == "failed")
     left = tuple(wanted[i] for i, record in records.items() if record is None)
@@ -110,25 +129,28 @@ def _train_all(
     todo: deque[Run],
     seen: dict[str, Record | None],
     team: Team,
-    deadline: float,
+    stop: Stop,
     progress: _Progress,
     killed: list[str],
 ) -> None:
     locked: list[Run] = []
     while True:
         # Time is looked at before each start: training in this process happens inside it.
-        while todo and team.has_idle() and len(killed) < MOST_KILLED and _before(deadline):
+        while todo and team.has_idle() and len(killed) < MOST_KILLED and not stop():
             run = todo.popleft()
             team.start(run, seen[run.run_id])
         if team.busy():
-            for outcome in team.outcomes(timeout=1.0):
+            if stop():
+                team.pause()
+            for outcome in _outcomes(team, progress):
                 progress.tell(outcome)
                 if outcome.status == "locked":
                     locked.append(outcome.run)
-                if outcome.status == "killed":
+                # One put aside unasked had a SIGTERM of its own.
+                if outcome.status in ("killed", "paused") and not stop():
                     killed.append(outcome.run.run_id)
             progress.refresh()
-        elif locked and not todo and _before(deadline):
+        elif locked and not todo and not stop():
             # Somebody else trains these. Their record comes, or their lock goes with them.
             progress.refresh()
             time.sleep(_LOOK_AGAIN)
@@ -138,8 +160,22 @@ def _train_all(
             return
 
 
-def _before(deadline: float) -> bool:
-    return time.monotonic() < deadline
+def _outcomes(team: Team, progress: _Progress) -> list[Outcome]:
+    try:
+        return team.outcomes(timeout=1.0)
+    except Exception as error:
+        if team.busy():
+            progress.say(f"{error}. Nothing more is started; the runs at hand end first.")
+        raise
+
+
+def _remove_leftovers(seen: Mapping[str, Record | None], store: Store) -> None:
+    """Remove the checkpoints of runs whose trainer was killed between its record and that."""
+    for run_id, record in seen.items():
+        folder = store.checkpoints(run_id)
+        if record and record.status != "failed" and folder.exists():
+            with suppress(Timeout), store.lock(run_id).acquire(blocking=False):
+                rmtree(folder, ignore_errors=True)
 
 
 class _Progress:
@@ -179,7 +215,7 @@ class _Progress:
             reason = (error or "").strip().rpartition("\n")[2]
             name = f"{run.run_id} ({run.network}, width {run.width}, seed {run.seed})"
             self.say(f"Run {name} {_WORDS[status]}: {reason}")
-        if status != "killed":
+        if status not in ("killed", "paused"):
             self._ended += 1
             self._bar.set_description_str(self._count(), refresh=False)
             self._bar.update(weight(run))
@@ -201,4 +237,5 @@ _WORDS = {
     "failed": "failed",
     "diverged": "diverged",
     "killed": "was lost and stays to be trained",
+    "paused": "was put aside",
 }

@@ -3,54 +3,69 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from basisconv.study.augment import TrainingStream, evaluation_batches
+from basisconv.study.checkpoint import Checkpoints, Position, State
 from basisconv.study.compiling import Forward, compiled
 from basisconv.study.data import Dataset, Split, load
 from basisconv.study.environment import (
     device,
+    device_kind,
     environment,
     forget_peak_memory,
     peak_memory_bytes,
     prepare,
 )
 from basisconv.study.optimization import learning_rate, momentum_of, sgd, squared_norms
-from basisconv.study.phases import Buffers, first_network, switch
+from basisconv.study.parallel import ALONE, Group
+from basisconv.study.phases import Buffers, first_network, later_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
+from basisconv.study.rng import global_streams, restore_global_streams
 from basisconv.study.run import Epoch, Measurement, Record, Result, Run
+from basisconv.study.stopwatch import Stopwatch
 
 
 class Diverged(ArithmeticError):
     """A loss is no longer finite."""
 
 
-def train(run: Run) -> Record:
+def train(run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE) -> Record:
     """Train a network as a Run says and measure it.
 
-    On the CPU the result is the same, bit for bit, each time and on each machine of one kind.
-    A loss that is not finite ends the run with the status "diverged".
+    On the CPU the result is the same, bit for bit, each time and on each machine of one kind,
+    whether the training was put aside on the way or not. A loss that is not finite ends the run
+    with the status "diverged".
+
+    Args:
+        run: what to train.
+        checkpoints: where to go on from and what to leave behind; None for neither.
+        group: the processes that train it, each with this call.
 
     Raises:
         ValueError: if the data are not those of the Run, the batch is larger than the training
-            set, or the precision is one that this device only emulates.
+            set, the precision is one that this device only emulates, or the group is not of as
+            many processes as the Run.
+        Paused: when the checkpoints' `stop` asks for it.
+        NotSaved: if a checkpoint cannot be written.
     """
+    if run.processes != group.size:
+        raise ValueError(
+            f"Run {run.run_id} is one of {run.processes} processes, and there are {group.size}: "
+            f"torchrun --nproc-per-node {run.processes} -m basisconv train trains it."
+        )
     prepare(run.threads)
     check_native(run.precision)
     forget_peak_memory()  # a worker trains many Runs
-    seconds: dict[str, float] = {}
-    notes: list[str] = []
     result, error = None, None
-    with _timed(seconds, "total"), convolutions_in(run.precision):
+    with convolutions_in(run.precision):
+        training = _Training(run, checkpoints, group)
         try:
-            result = _Training(run, seconds, notes).result()
+            result = training.result()
         except Diverged:
             error = traceback.format_exc()
     return Record(
@@ -59,10 +74,10 @@ def train(run: Run) -> Record:
         result=result,
         error=error,
         measurement=Measurement(
-            seconds=seconds,
-            environment=environment(),
+            seconds=training.clock.seconds(),
+            environment=environment() | {"device_kind": " then ".join(training.device_kinds)},
             peak_memory_bytes=peak_memory_bytes(),
-            notes=tuple(notes),
+            notes=tuple(training.notes),
         ),  # fmt: skip
     )
 
@@ -70,9 +85,12 @@ def train(run: Run) -> Record:
 class _Training:
     """The state of one run: network, optimizer, position."""
 
-    def __init__(self, run: Run, seconds: dict[str, float], notes: list[str]) -> None:
-        self.run, self.seconds, self.notes, self.device = run, seconds, notes, device()
-        with _timed(seconds, "data"):
+    def __init__(
+        self, run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE
+    ) -> None:
+        self.run, self.checkpoints, self.group, self.device = run, checkpoints, group, device()
+        self.clock = Stopwatch()
+        with self.clock.part("data"):
             self.data: Dataset = load(run.data.name, run.data.train_images)
             if self.data.sha256 != run.data.sha256:
                 raise ValueError(
@@ -80,22 +98,33 @@ class _Training:
                     f"here have {self.data.sha256}. See python -m basisconv data verify."
                 )
             self.stream = TrainingStream(self.data.train, run.batch_size, run.seed, self.device)
-        with _timed(seconds, "switch"):
-            self.model = first_network(run, len(self.data.classes)).to(self.device)
-            self.optimizer = self._sgd({})
-        self.step = 0
+        # `first` is the step that `losses` is summed from: an epoch's first, or a phase's.
+        self.phase, self.first, self.step, self.eager = 0, 0, 0, False
+        self.losses = torch.zeros((), device=self.device)
         self.history: list[Epoch] = []
+        self.notes: list[str] = []
+        self.device_kinds = [device_kind()]
+        with self.clock.part("switch"):
+            if checkpoints is None or not checkpoints.resume(self._restore):
+                self.model = first_network(run, len(self.data.classes)).to(self.device)
+                self.optimizer = _sgd(self.model, run, {})
+        if checkpoints is not None:
+            self.notes += checkpoints.refused
+        if group.of_first(self.step) != self.step:
+            raise ValueError(
+                f"Process {group.rank} would go on from step {self.step}, the first from another: "
+                "all of them have to see the store, on one machine or a network file system."
+            )
 
     def result(self) -> Result:
         """Train to the end and measure."""
         end = 0
         for index, phase in enumerate(self.run.phases):
-            if index:
-                with _timed(self.seconds, "switch"):
-                    momentum = momentum_of(self.model, self.optimizer)
-                    momentum = switch(self.model, self.run, index, momentum)
-                    self.optimizer = self._sgd(momentum)
             start, end = end, end + phase.steps
+            if index < self.phase:
+                continue
+            if index > self.phase:
+                self._switch(index)
             self._phase(start, end)
         last = self.history[-1]
         test = self._evaluate(self.data.test) if self.run.test else (None, None)
@@ -111,45 +140,82 @@ class _Training:
             history=tuple(self.history),
         )
 
+    def _switch(self, phase: int) -> None:
+        with self.clock.part("switch"):
+            momentum = momentum_of(self.model, self.optimizer)
+            momentum = switch(self.model, self.run, phase, momentum)
+            self.optimizer = _sgd(self.model, self.run, momentum)
+        self.phase, self.eager = phase, False
+
     def _phase(self, start: int, end: int) -> None:
-        run, forward = self.run, self._forward(start)
+        run, forward = self.run, self._forward()
         every = self.stream.steps_per_epoch
-        while self.step < end:
-            stop = min(end, (self.step // every + 1) * every)
-            with _timed(self.seconds, "train"):
-                self.model.train()
-                losses = torch.zeros((), device=self.device)
-                first = self.step
-                for step in range(first, stop):
-                    rate = learning_rate(run, step, start, end)
+        while self.first < end:
+            stop = min(end, (self.first // every + 1) * every)
+            self.model.train()
+            while self.step < stop:
+                self._keep()
+                with self.clock.part("train"):
                     for group in self.optimizer.param_groups:
-                        group["lr"] = rate
-                    losses += self._one_step(forward, step)
-                self.step = stop
-                loss = float(losses) / (stop - first)
+                        group["lr"] = learning_rate(run, self.step, start, end)
+                    self.losses += self._one_step(forward, self.step)
+                self.step += 1
+            with self.clock.part("train"):  # where a GPU is waited for
+                loss = float(self.losses) / (stop - self.first)
             if not math.isfinite(loss):
                 raise Diverged(f"The training loss is {loss} by step {stop} of {run.steps}.")
             if stop % every == 0 or stop == run.steps:
                 val_loss, val_accuracy = self._evaluate(self.data.validation)
                 self.history.append(
                     Epoch(
-                        epoch=stop / every, step=stop, learning_rate=rate, train_loss=loss,
+                        epoch=stop / every, step=stop,
+                        learning_rate=learning_rate(run, stop - 1, start, end), train_loss=loss,
                         val_loss=val_loss, val_accuracy=val_accuracy,
                     )
                 )  # fmt: skip
+            self.first, self.losses = stop, torch.zeros_like(self.losses)
 
-    def _sgd(self, buffers: Buffers) -> torch.optim.SGD:
-        run = self.run
-        return sgd(
-            self.model, run.learning_rate, run.momentum, run.weight_decay, run.decay, buffers
-        )
+    def _keep(self) -> None:
+        """Leave a checkpoint where one is due, between two steps or amid an evaluation."""
+        if self.checkpoints is not None:
+            with self.clock.part("checkpoint"):
+                self.checkpoints.keep(self._state)
+
+    def _state(self) -> State:
+        return State(
+            Position(
+                phase=self.phase, step=self.step, first=self.first, eager=self.eager,
+                history=tuple(self.history), seconds=self.clock.seconds(),
+                notes=tuple(self.notes), device_kinds=tuple(self.device_kinds),
+            ),
+            self.model.state_dict(), momentum_of(self.model, self.optimizer), self.losses,
+            global_streams(),
+        )  # fmt: skip
+
+    def _restore(self, state: State) -> None:
+        """Take up a state, or raise ValueError and leave everything as it is."""
+        at = state.position
+        model = later_network(self.run, at.phase, len(self.data.classes), state.weights)
+        model = model.to(self.device)
+        momentum = {n: b.to(self.device) for n, b in state.momentum.items()}
+        optimizer = _sgd(model, self.run, momentum)
+        restore_global_streams(state.streams)
+        self.model, self.optimizer, self.losses = model, optimizer, state.losses.to(self.device)
+        self.phase, self.first, self.step, self.eager = at.phase, at.first, at.step, at.eager
+        self.history, self.notes = list(at.history), [*at.notes, f"went on from step {at.step}"]
+        self.clock.add(at.seconds)
+        here = [] if at.device_kinds[-1] == device_kind() else [device_kind()]
+        self.device_kinds = [*at.device_kinds, *here]
 
     def _one_step(self, forward: Forward, step: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        total, loss = self._losses(forward, *self.stream.batch(step))
+        total, loss = self._losses(forward, *self._batch(step))
         total.backward()
         self.optimizer.step()
-        return loss.detach()
+        return self.group.mean(loss.detach())
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.group.shard(*self.stream.batch(step))
 
     def _losses(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""
@@ -164,41 +230,41 @@ class _Training:
     @torch.no_grad()
     def _evaluate(self, split: Split) -> tuple[float, float]:
         """Mean cross-entropy and accuracy (a fraction)."""
-        with _timed(self.seconds, "evaluate"):
-            self.model.eval()
-            loss = torch.zeros((), dtype=torch.float64, device=self.device)
-            right = torch.zeros((), dtype=torch.int64, device=self.device)
-            for x, y in evaluation_batches(split, self.device):
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        for x, y in evaluation_batches(split, self.device):
+            self._keep()
+            with self.clock.part("evaluate"):
                 with autocast(self.run.precision):
                     logits = self.model(x)
                 loss += F.cross_entropy(logits.float(), y, reduction="sum")
                 right += (logits.argmax(1) == y).sum()
-            n = len(split.labels)
-            mean = float(loss) / n
-            if not math.isfinite(mean):
-                raise Diverged(f"The evaluation loss is {mean} at step {self.step}.")
-            return mean, int(right) / n
+        n = len(split.labels)
+        with self.clock.part("evaluate"):  # where a GPU is waited for
+            mean, accuracy = float(loss) / n, int(right) / n
+        mean, accuracy = self.group.of_first((mean, accuracy))
+        if not math.isfinite(mean):
+            raise Diverged(f"The evaluation loss is {mean} at step {self.step}.")
+        return mean, accuracy
 
-    def _forward(self, step: int) -> Forward:
-        """What the phase that begins with a step trains with: compiled, or the network itself."""
-        if not self.run.compile:
-            return self.model
-        with _timed(self.seconds, "compile"):
+    def _forward(self) -> Forward:
+        """What the phase trains with from here on: compiled, or the network itself."""
+        if not self.run.compile or self.eager:
+            return self.group.wrapped(self.model)
+        with self.clock.part("compile"):
             self.model.train()
-            batch = self.stream.batch(step)
+            batch = self._batch(self.step)
             forward, reason = compiled(
                 self.model, lambda f: self._losses(f, *batch)[0], self.run.precision
             )
         if reason is not None:
-            self.notes.append(f"from step {step} on eager: torch.compile is not used, as {reason}")
-        return forward
+            self.eager = True
+            self.notes.append(
+                f"from step {self.step} on eager: torch.compile is not used, as {reason}"
+            )
+        return self.group.wrapped(forward)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Add the wall seconds of a block to seconds[part]."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
+def _sgd(model: nn.Module, run: Run, buffers: Buffers) -> torch.optim.SGD:
+    return sgd(model, run.learning_rate, run.momentum, run.weight_decay, run.decay, buffers)

@@ -16,22 +16,25 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from filelock import Timeout
 
+from basisconv.study.checkpoint import SECONDS, Checkpoints, NotSaved, Paused
 from basisconv.study.environment import environment, peak_memory_bytes
 from basisconv.study.run import Measurement, Record, Run
+from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 
-Train = Callable[[Run], Record]
+Train = Callable[[Run, Checkpoints], Record]
+Executor = Literal["local", "ray"]
 
 
 class Outcome(NamedTuple):
     """What became of a run that was given to a worker.
 
-    `status` is the record's, or "locked" (another process is training it), or "killed" (the
-    worker ended before it had a record).
+    `status` is the record's, or "locked" (another process is training it), or "paused" (it was
+    put aside with a checkpoint), or "killed" (the worker ended before it had a record).
     """
 
     run: Run
@@ -62,35 +65,87 @@ class Team(Protocol):
         """What has come out, after waiting for the first of it for `timeout` seconds at most."""
         ...
 
+    def pause(self) -> None:
+        """Have all that are at it put their runs aside."""
+        ...
 
-def attend(run: Run, seen: Record | None, store: Store, train: Train | None) -> Outcome:
+
+def attend(
+    run: Run,
+    seen: Record | None,
+    store: Store,
+    train: Train | None,
+    stop: Callable[[], bool] = lambda: False,
+    checkpoint_seconds: float = SECONDS,
+) -> Outcome:
     """Train a run, unless somebody else is at it or has been since the sweep looked.
+
+    It goes on from its checkpoint, which is kept until there is a result: a run that failed, for
+    want of memory perhaps, goes on when it is tried again.
 
     Args:
         run: what to train.
         seen: the record that was there when the sweep looked; another one found now stands.
         store: takes the record, under the run's lock.
         train: what trains; None for `basisconv.study.train.train`.
+        stop: whether to put the run aside, asked before every step.
+        checkpoint_seconds: between two checkpoints.
 
     Raises:
-        OSError: when the record cannot be written.
+        OSError: when the record or a checkpoint cannot be written.
     """
-    try:
-        lock = store.lock(run.run_id).acquire(blocking=False)
-    except Timeout:
-        return Outcome(run, "locked")
-    with lock:
-        record = store.get(run.run_id)
-        if record is None or record == seen:
-            record = _record(run, train)
-            store.put(record)
+    claimed = claim(run, seen, store)
+    if isinstance(claimed, Outcome):
+        return claimed
+    with claimed:
+        folder = store.checkpoints(run.run_id)
+        checkpoints = Checkpoints(folder, run, checkpoint_seconds, stop)
+        try:
+            record = recorded(run, checkpoints, train)
+        except Paused as paused:
+            return Outcome(run, "paused", str(paused))
+        store.put(record)
+        if record.status != "failed":
+            checkpoints.remove()
     return Outcome(run, record.status, record.error)
 
 
-def _record(run: Run, train: Train | None) -> Record:
+def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack | Outcome:
+    """A run's lock, held until the stack is closed; or the outcome, if there is nothing to do.
+
+    Args:
+        run: what is to be trained.
+        seen: the record that was there when the sweep looked; another one found now stands.
+        store: where the lock is, and the record.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(store.lock(run.run_id).acquire(blocking=False))
+        except Timeout:
+            return Outcome(run, "locked")
+        record = store.get(run.run_id)
+        if record is None or record == seen:
+            return held.pop_all()
+    return Outcome(run, record.status, record.error)
+
+
+def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
+    """Train a run; an exception becomes its record.
+
+    Args:
+        run: what to train.
+        checkpoints: where to go on from and what to leave behind.
+        train: what trains; None for `basisconv.study.train.train`.
+
+    Raises:
+        Paused: when the checkpoints' `stop` asks for it.
+        NotSaved: if a checkpoint cannot be written.
+    """
     start = time.perf_counter()
     try:
-        return (train or _default())(run)
+        return (train or _default())(run, checkpoints)
+    except (Paused, NotSaved):
+        raise
     except Exception:
         return Record(
             run=run,
@@ -115,8 +170,11 @@ def _default() -> Train:
 class Here:
     """A team of nobody: runs are trained in this process."""
 
-    def __init__(self, store: Store, train: Train | None) -> None:
-        self._store, self._train = store, train
+    def __init__(
+        self, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
+    ) -> None:
+        self._store, self._train, self._stop = store, train, stop
+        self._checkpoint_seconds = checkpoint_seconds
         self._outcomes: list[Outcome] = []
 
     def __enter__(self) -> Self:
@@ -132,18 +190,26 @@ class Here:
         return bool(self._outcomes)
 
     def start(self, run: Run, seen: Record | None) -> None:
-        self._outcomes.append(attend(run, seen, self._store, self._train))
+        self._outcomes.append(
+            attend(run, seen, self._store, self._train, self._stop, self._checkpoint_seconds)
+        )
 
     def outcomes(self, timeout: float) -> list[Outcome]:
         taken, self._outcomes = self._outcomes, []
         return taken
 
+    def pause(self) -> None:
+        pass  # the training asks by itself
+
 
 class Processes:
     """A team of local processes, at most `count`, each started when it is first needed."""
 
-    def __init__(self, count: int, store: Store, train: Train | None) -> None:
-        self._count, self._store, self._train = count, store, train
+    def __init__(
+        self, count: int, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
+    ) -> None:
+        self._count, self._store, self._train, self._stop = count, store, train, stop
+        self._checkpoint_seconds = checkpoint_seconds
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Run]] = {}
 
@@ -158,11 +224,13 @@ class Processes:
             # After an error (a full disk) the others finish the run that they are on, for hours
             # may be in it; after an interrupt nobody waits.
             if kind is None or issubclass(kind, Exception):
-                for worker in workers:
-                    worker.process.join()
+                while alive := [worker for worker in workers if worker.process.is_alive()]:
+                    if self._stop():
+                        self.pause()
+                    wait([worker.process.sentinel for worker in alive], 1.0)
         finally:
             for worker in workers:
-                worker.process.terminate()
+                worker.process.kill()
                 worker.process.join()
 
     def has_idle(self) -> bool:
@@ -173,7 +241,7 @@ class Processes:
 
     def start(self, run: Run, seen: Record | None) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else _Worker(self._store, self._train)
+        worker = self._idle.pop() if self._idle else self._hire()
         self._busy[worker.pipe] = worker, run
         with contextlib.suppress(OSError):  # killed just now: `outcomes` will find out
             worker.pipe.send((run, seen))
@@ -182,13 +250,27 @@ class Processes:
         ready = set(wait(list(self._busy), timeout))
         return [self._outcome(pipe) for pipe in list(self._busy) if pipe in ready]
 
+    def pause(self) -> None:
+        for worker, _ in self._busy.values():
+            worker.process.terminate()
+
+    def _hire(self) -> _Worker:
+        return _Worker(self._store, self._train, self._checkpoint_seconds)
+
     def _outcome(self, pipe: Connection) -> Outcome:
         worker, run = self._busy.pop(pipe)
         try:
             answer = pipe.recv()
         except (EOFError, OSError):
             worker.process.join()
-            return Outcome(run, "killed", f"its process ended with code {worker.process.exitcode}")
+            code = worker.process.exitcode
+            if code == -signal.SIGTERM and self._stop():
+                return Outcome(run, "paused", "before its first step")
+            return Outcome(run, "killed", f"its process ended with code {code}")
+        if isinstance(answer, Outcome) and answer.status == "paused":
+            worker.pipe.close()
+            worker.process.join()  # a worker that was told to stop ends
+            return answer
         self._idle.append(worker)
         if isinstance(answer, Exception):
             raise answer
@@ -196,28 +278,33 @@ class Processes:
 
 
 class _Worker:
-    def __init__(self, store: Store, train: Train | None) -> None:
+    def __init__(self, store: Store, train: Train | None, checkpoint_seconds: float) -> None:
         # Spawned, not forked: a forked torch may hang in its thread pool or on CUDA.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, store, train))
+        arguments = (theirs, store, train, checkpoint_seconds)
+        self.process = context.Process(target=_serve, args=arguments)
         self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
 
-def _serve(pipe: Connection, store: Store, train: Train | None) -> None:
-    """A worker's life: run in, outcome out, until the pipe is closed."""
+def _serve(pipe: Connection, store: Store, train: Train | None, checkpoint_seconds: float) -> None:
+    """A worker's life: run in, outcome out, until the pipe is closed or SIGTERM comes."""
     # Ctrl-C reaches every process of the terminal; the sweep's own decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop.note)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
+    while not stop():
         try:
+            if not pipe.poll(1.0):  # a signal that is noted does not end a wait
+                continue
             run, seen = pipe.recv()
         except (EOFError, OSError):
             return
         answer: Outcome | Exception
         try:
-            answer = attend(run, seen, store, train)
+            answer = attend(run, seen, store, train, stop, checkpoint_seconds)
         except Exception as error:
             answer = error
         with contextlib.suppress(OSError):  # nobody listens; the record is in the store

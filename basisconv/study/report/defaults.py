@@ -164,7 +164,7 @@ def _headline(variants: pd.DataFrame) -> str:
     above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
     return (
         f"Of {text.plural(len(tested), 'variant')}, each with one default changed and trained for "
-        f"the same time: better than our defaults {text.amount(above)}, worse {text.amount(below)}, "
-        f"undecided or within ±{arms.MARGIN:g} points {text.amount(len(tested) - above - below)} "
-        "(Holm)."
+        f"the same time: better than our defaults {text.amount(above)}, worse "
+        f"{text.amount(below)}, undecided or within ±{arms.MARGIN:g} points "
+        f"{text.amount(len(tested) - above - below)} (Holm)."
     )

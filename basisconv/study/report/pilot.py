@@ -43,8 +43,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "The best learning rate and batch size of each kind of arm at each time budget, "
                 f"by validation loss ({part}; budgets in dense epochs of these), its lead over the "
                 "next best setting, and that lead in standard errors of a difference, from the "
-                "spread of the runs. At the edge: of three values or more that the grid has, the best is the "
-                "first or the last.",
+                "spread of the runs. At the edge: the first or the last of three values or more.",
             ),
             "pilot_spread": Table(
                 spread, _shown_spread(spread),
@@ -187,7 +186,7 @@ def _sweeps_told(sweeps: pd.DataFrame) -> list[str]:
     need = "no number of seeds" if math.isinf(best.needed) else f"{best.needed:.0f}"
     return [
         f"Of {text.plural(len(known), 'candidate sweep')} the most reliable has "
-        f"{best.reliability:.2f} over {text.plural(int(best.seeds), 'seed')} (width {best.width:.0f}, "
-        f"{best.train_images:,.0f} images, {text.epochs(best.epochs)}, f = {text.share(best.ratio)}); "
-        f"for {arms.TRUSTED:g} it would need {need}."
+        f"{best.reliability:.2f} over {text.plural(int(best.seeds), 'seed')} "
+        f"(width {best.width:.0f}, {best.train_images:,.0f} images, {text.epochs(best.epochs)}, "
+        f"f = {text.share(best.ratio)}); for {arms.TRUSTED:g} it would need {need}."
     ]

@@ -1,0 +1,89 @@
+"""Several processes that train one Run, as torchrun starts them: torch's DistributedDataParallel.
+
+Each takes its shard of every batch, and the shards' gradients are averaged before a step, so that
+all hold the same weights. Batch-norm normalises by the shard's own statistics; its running ones
+are each process's own, and those of the first are evaluated with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train a Run together.
+
+    Attributes:
+        rank: which of them this one is; the first, 0, keeps the record.
+        size: how many they are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def shard(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's part of a batch."""
+        n = len(labels) // self.size
+        part = slice(self.rank * n, (self.rank + 1) * n)
+        return images[part], labels[part]
+
+    def wrapped(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A network, or its compiled form, whose backward pass averages the gradients of all.
+
+        The first process's weights are everybody's from here on.
+        """
+        if self.size == 1:
+            return forward
+        assert isinstance(forward, nn.Module)
+        wrapped: nn.Module = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+        return wrapped
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes of a value of each."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def of_first(self, value: T) -> T:
+        """What the first process has for a value, which is picklable."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+
+ALONE = Group()
+
+
+@contextmanager
+def torchrun_group() -> Iterator[Group]:
+    """The group that torchrun has started this process in; without torchrun, this one alone.
+
+    Where there is CUDA each process has a GPU and gradients go over NCCL; else over gloo.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # What is no tensor of the GPU's stays with gloo: over NCCL, `of_first` would wait for it.
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

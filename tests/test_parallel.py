@@ -1,0 +1,248 @@
+"""One Run over several processes: what they share, held against loops written out here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fake_runs import make_record
+from torch import Tensor, nn
+
+import basisconv as bc
+from basisconv.cli import main
+from basisconv.study import together
+from basisconv.study import train as training
+from basisconv.study.augment import TrainingStream
+from basisconv.study.checkpoint import paths, step_of
+from basisconv.study.data import DIGESTS, load
+from basisconv.study.experiments import draft
+from basisconv.study.optimization import learning_rate, momentum_of
+from basisconv.study.parallel import ALONE, Group
+from basisconv.study.phases import first_network, switch
+from basisconv.study.protocol import Study
+from basisconv.study.run import Data, Phase, Run
+from basisconv.study.stopping import Stop
+from basisconv.study.store import Store
+from basisconv.study.together import train_together
+from basisconv.study.train import _sgd, train
+
+ROOT = Path(__file__).parents[1]
+BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
+
+
+def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
+    settings: dict[str, Any] = {
+        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20, "processes": 2,
+        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
+        "phases": tuple(Phase(steps=n, plan=p) for n, p in phases),
+        "momentum_carry": "carried",
+    }  # fmt: skip
+    return Run(**settings | changes)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """train() sets the Run's threads for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def resnet(run: Run, classes: int) -> nn.Module:
+    """The Run's network, in float64: in float32 rounding grows too fast to tell it from errors."""
+    return in_float64(first_network(run, classes))
+
+
+def plain_network(run: Run, classes: int) -> nn.Module:
+    """A small network without batch-norm, in float64."""
+    torch.manual_seed(run.seed)
+    convolutions = [nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.Conv2d(8, 12, 3, stride=2)]
+    model = nn.Sequential(*convolutions, nn.Tanh(), nn.Flatten(), nn.Linear(12 * 49, classes))
+    return in_float64(bc.apply_plan(model, run.phases[0].plan, init="svd"))
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    model.double().register_forward_pre_hook(lambda _, args: (args[0].double(),))
+    return model
+
+
+NETWORKS: dict[str, Callable[[Run, int], nn.Module]] = {
+    "resnet": resnet, "plain": plain_network, "float32": first_network
+}  # fmt: skip
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+from test_parallel import NETWORKS
+from basisconv.study import train as training
+from basisconv.study.parallel import torchrun_group
+from basisconv.study.run import Run
+
+run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+training.first_network = NETWORKS[network]
+with torchrun_group() as group:
+    trained = training._Training(run, None, group)
+    result = trained.result()
+    torch.save(trained.model.state_dict(), folder / f"{group.rank}.pt")
+    (folder / f"{group.rank}.json").write_text(result.model_dump_json())
+"""
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    """Two processes that torchrun starts and that talk over gloo."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def trained_together(run: Run, network: str, folder: Path) -> tuple[list[dict[str, Tensor]], Any]:
+    """Each process's network in the end, and the result, on which they agree."""
+    script = folder / "script.py"
+    script.write_text(TOGETHER)
+    with started(script, run.model_dump_json(), network, folder) as process:
+        told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    results = {(folder / f"{rank}.json").read_text() for rank in range(run.processes)}
+    assert len(results) == 1
+    states = [torch.load(folder / f"{rank}.pt") for rank in range(run.processes)]
+    return states, training.Result.model_validate_json(results.pop())
+
+
+def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]]:
+    """One process that gives each shard to a network of its own and averages the gradients."""
+    data = load(run.data.name, run.data.train_images)
+    stream = TrainingStream(data.train, run.batch_size, run.seed)
+    models = [NETWORKS[network](run, 10) for _ in range(run.processes)]
+    optimizers = [_sgd(model, run, {}) for model in models]
+    losses, end, step = [], 0, 0
+    for index, phase in enumerate(run.phases):
+        start, end = end, end + phase.steps
+        if index:
+            momenta = [momentum_of(m, o) for m, o in zip(models, optimizers, strict=True)]
+            momenta = [switch(m, run, index, b) for m, b in zip(models, momenta, strict=True)]
+            optimizers = [_sgd(m, run, b) for m, b in zip(models, momenta, strict=True)]
+        for step in range(start, end):
+            images, labels = stream.batch(step)
+            shards = zip(
+                models, images.chunk(run.processes), labels.chunk(run.processes), strict=True
+            )
+            shard_losses = [F.cross_entropy(m.train()(x).float(), y) for m, x, y in shards]
+            for model, loss in zip(models, shard_losses, strict=True):
+                model.zero_grad()
+                loss.backward()
+            for parameters in zip(*(model.parameters() for model in models), strict=True):
+                mean = torch.stack([p.grad for p in parameters]).mean(0)
+                for parameter in parameters:
+                    parameter.grad = mean.clone()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(run, step, start, end)
+                optimizer.step()
+            losses.append(float(torch.stack(shard_losses).detach().mean()))
+    return models, losses
+
+
+def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path) -> None:
+    run = make_run((3, BASIS), (4, bc.Plan()))
+    states, result = trained_together(run, "resnet", tmp_path)
+    models, losses = shards_in_turn(run, "resnet")
+    for state, model in zip(states, models, strict=True):
+        torch.testing.assert_close(state, model.state_dict(), rtol=1e-9, atol=1e-9)
+    # Weights are shared, batch-norm's statistics are not.
+    first, second = states
+    parameters = dict(models[0].named_parameters())
+    assert all(torch.equal(first[name], second[name]) for name in parameters)
+    assert not torch.equal(first["bn1.running_mean"], second["bn1.running_mean"])
+    means = [sum(losses[i:j]) / (j - i) for i, j in ((0, 3), (3, 6), (6, 7))]
+    assert [epoch.train_loss for epoch in result.history] == pytest.approx(means, abs=1e-6)
+    # What counts is the first's network, statistics included.
+    trained = training._Training(run, None)
+    trained.model = models[0]
+    assert result.val_loss == pytest.approx(trained._evaluate(trained.data.validation)[0], abs=1e-6)
+
+
+def test_without_batch_norm_it_is_plain_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = bc.Plan({"0": 3, "2": 5})
+    run = make_run((4, plan), (3, bc.Plan()), decay="product", weight_decay=0.05)
+    states, result = trained_together(run, "plain", tmp_path)
+    monkeypatch.setattr(training, "first_network", plain_network)
+    alone = training._Training(run.model_copy(update={"processes": 1}), None)
+    expected = alone.result()
+    for state in states:
+        torch.testing.assert_close(state, alone.model.state_dict(), rtol=1e-9, atol=1e-9)
+    for name in ("train_loss", "val_loss", "val_accuracy"):
+        lines = [[getattr(e, name) for e in r.history] for r in (result, expected)]
+        assert lines[0] == pytest.approx(lines[1], abs=1e-6)
+
+
+def test_a_run_of_two_processes_is_not_trained_by_one() -> None:
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        train(make_run((1, bc.Plan())))
+
+
+def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path: Path) -> None:
+    """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
+    settings = ("notebooks.01_baseline.epochs=6", "confirm=[]")
+    study = Study.open("smoke", settings, tmp_path / "runs")
+    run = next(iter(draft(study, "01_baseline").runs.values()))
+    pair = Run.model_validate(run.model_dump() | {"processes": 2})
+    command = ["-m", "basisconv", "train", run.run_id, "--profile", "smoke"]
+    command += ["--runs", str(study.store.folder)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    with started(*command) as process:
+        while not study.store.training(pair.run_id):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        time.sleep(2)
+        process.terminate()
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "terminated; records and checkpoints are kept" in told
+    assert study.store.get(pair.run_id) is None
+    (left,) = paths(study.store.checkpoints(pair.run_id))[:1]
+    assert 0 <= step_of(left) < run.steps
+    with started(*command) as process:
+        out, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert out == f"{study.store.path(pair.run_id)}: done\n"
+    record = study.store.get(pair.run_id)
+    assert record is not None and record.measurement.notes == (
+        f"went on from step {step_of(left)}",
+    )
+    assert study.store.get(run.run_id) is None
+    assert record.result == trained_together(pair, "float32", tmp_path)[1]
+
+
+def test_a_run_that_has_its_record_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("trained")
+
+    run, store = make_run((1, bc.Plan()), processes=1), Store(tmp_path)
+    store.put(make_record(run))
+    monkeypatch.setattr(together, "train", fail)
+    assert train_together(run, store, ALONE, Stop()).status == "done"
+    monkeypatch.setattr(Group, "of_first", lambda self, value: False)  # as the first tells
+    assert train_together(run, store, Group(1, 2), Stop()) is None
+    # A failure is, for somebody asks for this run by name.
+    store.put(make_record(run, "failed"))
+    assert "AssertionError: trained" in train_together(run, store, ALONE, Stop()).error
+
+
+def test_a_run_that_the_profile_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "0123456789abcdef", "--profile", "smoke"]) == 1
+    assert "no run 0123456789abcdef with these settings" in capsys.readouterr().err

@@ -1,0 +1,321 @@
+"""Sweeps on Ray: the same results, nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_runs import make_run
+from torture.nodes import small_run
+
+from basisconv.cli import main
+from basisconv.study import ray_team
+from basisconv.study.environment import environment
+from basisconv.study.ray_team import _task
+from basisconv.study.run import NUMERICS
+from basisconv.study.stopping import Stop
+from basisconv.study.store import Store
+from basisconv.study.sweep import sweep
+from basisconv.study.train import train
+
+ROOT = Path(__file__).parents[1]
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """train() sets the Run's threads for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_without_ray_one_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[ray\]'"):
+        sweep([make_run()], Store(tmp_path), executor="ray")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "--profile", "smoke", "--executor", "ray", "--runs", str(tmp_path)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("basisconv: executor='ray' needs Ray")
+
+
+def test_an_unknown_executor_is_refused(tmp_path, capsys):
+    assert main(["run", "--profile", "smoke", "--executor", "slurm"]) == 1
+    assert "executor: Input should be 'local' or 'ray'" in capsys.readouterr().err
+
+
+def test_a_node_whose_code_gives_other_results_is_refused():
+    assert _task(make_run(3), lambda run, more: run.seed + more, 2) == 5
+    refused = _task(make_run(numerics=NUMERICS + 1), make_run)
+    assert isinstance(refused, RuntimeError)
+    assert f"numerics {NUMERICS}, the sweep's of {NUMERICS + 1}" in str(refused)
+    assert isinstance(_task(make_run(), lambda: None), TypeError)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu_per_run", "threads", "room"),
+    [
+        ([{"CPU": 2.0}], 0.0, 1, 2),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.25, 1, 4),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.1, 1, 10),
+        ([{"CPU": 16.0, "GPU": 3.0}], 0.3, 1, 9),
+        ([{"CPU": 3.0, "GPU": 1.0}], 0.25, 1, 3),
+        ([{"CPU": 7.0}, {"CPU": 3.0}, None], 0.0, 2, 4),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}], 0.5, 4, 2),
+        ([{"memory": 1e9}], 0.0, 1, 1),
+    ],
+)
+def test_as_many_runs_are_at_hand_as_the_nodes_hold(
+    tmp_path, monkeypatch, nodes, gpu_per_run, threads, room
+):
+    told = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
+    ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: told)
+    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, gpu_per_run)
+    team._threads = threads
+    assert team._room() == room
+
+
+def start(code: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
+    """A Python process of its own group, in a folder and with that as its mark."""
+    hidden = {"RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env={**kept, "PYTHONPATH": path, "MARK": str(folder), **environ}, cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def marked(folder: Path) -> dict[int, str]:
+    """The processes that have MARK=folder in their environment, with their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"MARK={folder}\0".encode() in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def end_all(folder: Path) -> None:
+    """End what a failed test may have left; a passed one has left nothing."""
+    for pid in marked(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+LOCAL = """
+import sys
+from pathlib import Path
+from torture.nodes import small_run
+from basisconv.study.store import Store
+from basisconv.study.sweep import sweep
+
+if __name__ == "__main__":
+    runs = [small_run(0), small_run(1), small_run(2, steps=50), small_run(3, steps=50)]
+    sweep(runs, Store(Path(sys.argv[1]) / "runs"), executor="ray", checkpoint_seconds=0.2)
+"""
+
+
+@needs_ray
+def test_ray_trains_as_this_process_does_and_an_interrupt_leaves_nothing_behind(tmp_path):
+    runs = [small_run(0), small_run(1), small_run(2, steps=50)]
+    store, home = Store(tmp_path / "runs"), tmp_path / "home"
+    paused = store.checkpoints(runs[2].run_id)
+    home.mkdir()
+    # Paths of sockets are short.
+    with TemporaryDirectory(dir="/tmp") as temporary:
+        process = start(LOCAL, tmp_path, HOME=str(home), TMPDIR=temporary, OMP_NUM_THREADS="2")
+        try:
+            end = time.monotonic() + 180
+            while not (any(paused.glob("*.pt")) and all(store.get(r.run_id) for r in runs[:2])):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end, "waited in vain"
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            out, told = process.communicate(timeout=60)
+            end = time.monotonic() + 20
+            while marked(tmp_path):
+                assert time.monotonic() < end, marked(tmp_path)
+                time.sleep(0.1)
+        finally:
+            end_all(tmp_path)
+        assert process.returncode == -signal.SIGINT
+        assert told.count("Traceback") == 1 and "KeyboardInterrupt" in told
+        assert "2/4 runs" in told and out == ""
+        assert f"Run {runs[2].run_id} (resnet18, width 8, seed 2) was put aside" in told
+        assert contents(home) == [] and contents(Path(temporary)) == []
+    assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
+    assert store.get(runs[2].run_id) is None and any(paused.glob("*.pt"))
+    # What Ray has put aside, this process goes on with.
+    assert sweep(runs, store, workers=1).done == 3
+    assert "went on from step" in store.get(runs[2].run_id).measurement.notes[-1]
+    assert [store.get(run.run_id).result for run in runs] == [train(run).result for run in runs]
+
+
+CLUSTER = """
+import json, os, random, signal, sys, threading, time
+from functools import partial
+from pathlib import Path
+from fake_runs import fake_train, make_record, make_run, trained
+from torture.nodes import simulated_cluster, small_run, trial
+from basisconv.study.run import NUMERICS
+from basisconv.study import ray_cluster
+from basisconv.study.store import Store
+from basisconv.study.sweep import sweep
+
+class FarStore(Store):
+    # Sent to a task, it is the folder of the same name on another machine.
+    def __reduce__(self):
+        return Store, (self.folder.with_name("elsewhere"),)
+
+def apart(folder):
+    runs, store = [make_run(seed) for seed in range(4)], FarStore(folder / "apart")
+    log, locked = folder / "apart.log", threading.Event()
+
+    def train_here():
+        with store.lock(runs[0].run_id):
+            locked.set()
+            while len(trained(log)) < 3:
+                time.sleep(0.01)
+            store.put(make_record(runs[0], loss=7.0))
+
+    other = threading.Thread(target=train_here)
+    other.start()
+    locked.wait()
+    train = partial(fake_train, log=log, raising=[2])
+    report = sweep(runs, store, executor="ray", train=train)
+    other.join()
+    return {
+        "wanted": [run.run_id for run in runs],
+        "trained": trained(log),
+        "done": report.done,
+        "failed": report.failed,
+        "loss": store.get(runs[0].run_id).result.val_loss,
+        "elsewhere": [str(path) for path in folder.glob("elsewhere/**/*")],
+        "second": sweep(runs, store, executor="ray", train=train).done,
+        "again": len(trained(log)),
+    }
+
+def put_aside(folder):
+    runs, store = [make_run(seed) for seed in range(20, 23)], FarStore(folder / "aside")
+    log = folder / "aside.log"
+
+    def interrupt():
+        while not trained(log):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        sweep(runs, store, executor="ray", train=partial(fake_train, log=log, seconds=100))
+    except KeyboardInterrupt:
+        return trained(log), [run.run_id for run in runs if store.training(run.run_id)]
+
+def full_disk(folder):
+    runs, store = [make_run(seed) for seed in range(10, 16)], Store(folder / "full")
+    train = partial(fake_train, log=folder / "full.log", full_disk=[10])
+    try:
+        sweep(runs, store, executor="ray", train=train)
+    except OSError as error:
+        return str(error), error.filename, str(store.path(runs[0].run_id))
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with simulated_cluster() as cluster:
+        got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
+        with ray_cluster.cluster(ray_cluster.load_ray()):  # one that there is
+            facts = {
+                "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder)
+            }
+    facts["trial"] = {
+        "begun": dict(got.begun), "ended": dict(got.ended), "killed": got.killed,
+        "places": sorted(got.places),
+        "results": {i: r.result.model_dump(mode="json") for i, r in got.records.items()},
+        "commits": sorted({r.measurement.environment["commit"] for r in got.records.values()}),
+    }
+    json.dump(facts, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster_facts(tmp_path_factory) -> dict[str, Any]:
+    """What happened on a simulated cluster of two nodes, in a process of its own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    home = folder / "home"
+    home.mkdir()
+    process = start(CLUSTER, folder, HOME=str(home))
+    try:
+        out, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        assert marked(folder) == {}
+    finally:
+        end_all(folder)
+    facts: dict[str, Any] = json.loads(out)
+    return facts | {"home": contents(home), "told": told}
+
+
+@needs_ray
+def test_a_killed_worker_and_a_killed_node_cost_no_run(cluster_facts):
+    trial = cluster_facts["trial"]
+    runs = {run.run_id: run for run in map(small_run, range(4))}
+    assert trial["ended"] == dict.fromkeys(runs, 1)
+    assert trial["killed"] == 2 == sum(trial["begun"].values()) - len(runs)
+    expected = {i: train(run).result.model_dump(mode="json") for i, run in runs.items()}
+    assert trial["results"] == expected
+    assert cluster_facts["home"] == []
+    assert "4/4 runs" in cluster_facts["told"]
+
+
+@needs_ray
+def test_nodes_without_the_package_get_it_with_its_commit(cluster_facts):
+    places = cluster_facts["trial"]["places"]
+    assert places and all("py_modules_files" in place for place in places)
+    assert cluster_facts["trial"]["commits"] == [environment()["commit"]]
+
+
+@needs_ray
+def test_where_the_store_is_not_shared_records_come_back_through_ray(cluster_facts):
+    apart = cluster_facts["apart"]
+    # The first was locked: somebody else trained it.
+    assert sorted(apart["trained"]) == sorted(apart["wanted"][1:])
+    assert apart["loss"] == 7.0 and apart["elsewhere"] == []
+    assert (apart["done"], apart["failed"]) == (3, [apart["wanted"][2]])
+    assert (apart["second"], apart["again"]) == (3, 3)
+
+
+@needs_ray
+def test_a_full_disk_at_a_task_ends_the_sweep(cluster_facts):
+    told, filename, path = cluster_facts["full"]
+    assert "Nothing was written" in told and filename == path
+
+
+@needs_ray
+def test_where_the_store_is_not_shared_an_interrupt_ends_runs_at_once(cluster_facts):
+    begun, locked = cluster_facts["aside"]
+    assert begun == [make_run(20).run_id] and locked == []
+    assert f"Run {begun[0]} (resnet18, width 16, seed 20) was put aside" in cluster_facts["told"]

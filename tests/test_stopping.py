@@ -1,0 +1,168 @@
+"""Signals and time limits: the step ends, a checkpoint is written, and the next call goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fake_runs import fake_train, make_run, trained
+
+from basisconv.study import stopping
+from basisconv.study.checkpoint import Checkpoints, Paused, paths
+from basisconv.study.experiments import draft
+from basisconv.study.protocol import Study
+from basisconv.study.run import Record, Run
+from basisconv.study.stopping import Stop, Terminated, signals_noted, sigterm_raises
+from basisconv.study.store import Store
+from basisconv.study.sweep import SweepReport, sweep
+from basisconv.study.train import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_stop_waits_for_its_time_or_a_signal() -> None:
+    assert not Stop()() and not Stop(1000)() and Stop(0)()
+    stop = Stop()
+    stop.note(signal.SIGTERM)
+    stop.note(signal.SIGINT)
+    assert stop() and stop.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_noted_signal_comes_after_the_block(number: int, raised: type[BaseException]) -> None:
+    stop, after = Stop(), []
+    with sigterm_raises(), pytest.raises(raised):
+        with signals_noted(stop):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as `timeout` does: the process, then its group
+            assert stop()
+            after.append("the block goes on")
+        after.append("never")
+    assert after == ["the block goes on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_ECHO_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt), signals_noted(Stop()):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+
+def test_an_ignored_signal_stays_ignored_and_threads_are_left_alone() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = Stop()
+        with signals_noted(stop):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with signals_noted(Stop()):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def patient_train(run: Run, checkpoints: Checkpoints, log: Path, signalled: int = -1) -> Record:
+    """Until it is asked to stop; one run's own worker gets a SIGTERM of its own."""
+    record = fake_train(run, checkpoints, log)
+    if run.seed == signalled:
+        os.kill(os.getpid(), signal.SIGTERM)
+    while run.seed != 0 and not checkpoints.stop():
+        time.sleep(0.01)
+    if run.seed != 0:
+        raise Paused("after step 3")
+    return record
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_time_limit_puts_runs_aside(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
+    minutes = (0.2 if workers == 1 else 20) / 60
+    start = time.monotonic()
+    report = sweep(
+        runs, store, workers=workers, minutes=minutes, train=partial(patient_train, log=log)
+    )
+    assert time.monotonic() - start < 60 * minutes + 10
+    assert report == SweepReport(done=1, failed=(), left=tuple(runs[1:]))
+    assert len(trained(log)) == 1 + workers
+    told = capfd.readouterr().err
+    assert told.count("was put aside: after step 3") == workers
+
+
+def test_a_worker_that_is_told_to_stop_costs_only_its_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs, store, log = [make_run(seed) for seed in (0, 7, 0, 0)], Store(tmp_path / "r"), tmp_path
+    runs = [run.model_copy(update={"width": 16 + i}) for i, run in enumerate(runs)]
+    report = sweep(runs, store, train=partial(patient_train, log=log / "l", signalled=7))
+    assert report == SweepReport(3, (), (runs[1],), killed=(runs[1].run_id,))
+    assert f"Run {runs[1].run_id}" in capfd.readouterr().err
+
+
+def command(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """The two runs of the smoke profile's baseline, in two workers, a checkpoint at each step."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "basisconv", "run", "--profile", "smoke", "--runs", str(folder),
+         "--checkpoint-seconds", "0", *more],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
+    tmp_path: Path, number: int, status: int
+) -> None:
+    study = Study.open("smoke", runs=tmp_path)
+    runs = list(draft(study, "01_baseline").runs.values())
+    assert len(runs) == study.profile.workers == 2
+    with command(tmp_path) as process:
+        end = time.monotonic() + 120
+        while not all(len(paths(study.store.checkpoints(r.run_id))) == 2 for r in runs):
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)  # to workers, too: so a terminal or a cluster does
+        out, told = process.communicate(timeout=60)
+    assert process.returncode == status, told
+    assert "the same command goes on" in told and "Traceback" not in told
+    assert told.count("was put aside: after step ") == 2
+    assert study.store.all() == {}
+    report = sweep(runs, study.store)
+    assert report.done == 2
+    for run in runs:
+        record = study.store.get(run.run_id)
+        assert record is not None and record.result == train(run).result
+        assert record.measurement.notes[0].startswith("went on from step ")
+        assert not study.store.checkpoints(run.run_id).exists()
+
+
+def test_minutes_end_the_command_inside_a_run_and_it_says_what_is_left(tmp_path: Path) -> None:
+    with command(tmp_path, "--minutes", "0.25") as process:
+        out, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert "runs are left" in told and "missing" in out
+    study = Study.open("smoke", runs=tmp_path)
+    records, put_aside = study.store.all(), list((tmp_path / "checkpoints").iterdir())
+    assert (len(records) > 0 or put_aside) and len(put_aside) <= 2
+    assert told.count("was put aside") == len(put_aside)

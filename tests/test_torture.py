@@ -1,0 +1,38 @@
+"""`make torture` on a small scale; `tests/torture-report.md` is the last full one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torture import SHORT, Line, Scale
+from torture.__main__ import REPORT, TRIALS, report
+
+Trials = Callable[[Path, Scale], list[Line]]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:a checkpoint was refused")
+@pytest.mark.parametrize("trials", TRIALS, ids=lambda trials: trials.__name__)
+def test_nothing_is_lost_or_believed(trials: Trials, tmp_path: Path) -> None:
+    lines = trials(tmp_path / "trials", SHORT)
+    assert lines and all(line.trials for line in lines)
+    assert [line for line in lines if not line.passed] == []
+
+
+def test_the_report_counts_what_failed() -> None:
+    text = report([Line("a", 1, "fine", True), Line("b", 2, "lost", False)], 60)
+    assert "1 of 2 lines are not as wanted" in text and "| b | 2 | lost | **NO** |" in text
+
+
+def test_the_last_full_report_is_as_wanted() -> None:
+    text = REPORT.read_text()
+    assert "; 0 of " in text and "**NO**" not in text

@@ -1,0 +1,11 @@
+"""Imported by the process that sessions are forked from: what each would otherwise begin with."""
+
+from basisconv.study.data import load
+from basisconv.study.environment import environment
+from basisconv.study.models import build
+from torture.subjects import RUNS
+
+environment()
+for run in RUNS:
+    load(run.data.name, run.data.train_images)
+    build(run.network, run.width, 10)  # which imports torchvision
