@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = add("reproduce", _reproduce, "run every notebook in order and build the paper")
     add("check", _check, "see that everything a reproduction declares is there")
     run = add("run", _run, "train what is missing, without notebooks", runs=True)
+    run.add_argument("sections", nargs="*", metavar="SECTION",
+                     help="whose runs are trained, in this order; default: all")  # fmt: skip
     for sub in (reproduce, run):
         sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
                          metavar="local|ray", help="who trains; as --set executor=")  # fmt: skip
@@ -143,14 +145,17 @@ def _run(options: argparse.Namespace) -> None:
     from basisconv.study.step_costs import ensure_costs
 
     study = _study(options)
+    unknown = [name for name in options.sections if name not in DRAFTS]
+    if unknown:
+        raise ValueError(f"No runs belong to {unknown}. Sections: {', '.join(DRAFTS)}.")
     if options.dry_run:
-        _dry_run(study, options.retry_failed)
+        _dry_run(study, options.sections or DRAFTS, options.retry_failed)
         return
     ensure_costs(study)
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
     started = time.monotonic()
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
-    for name in DRAFTS:
+    for name in options.sections or DRAFTS:
         minutes = None
         if options.minutes is not None:
             minutes = max(0.0, options.minutes - (time.monotonic() - started) / 60)
@@ -197,11 +202,11 @@ def _find(study: Study, run_id: str) -> Run:
     )
 
 
-def _dry_run(study: Study, retry_failed: bool) -> None:
-    from basisconv.study.experiments import DRAFTS, Waiting, draft
+def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
+    from basisconv.study.experiments import Waiting, draft
     from basisconv.study.status import status, steps_done
 
-    for name in DRAFTS:
+    for name in sections:
         try:
             runs = study.store.missing(draft(study, name).runs.values(), retry_failed)
         except Waiting as waiting:
@@ -221,9 +226,12 @@ def _dry_run(study: Study, retry_failed: bool) -> None:
 def _status(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS, Waiting, draft
     from basisconv.study.status import status
+    from basisconv.study.workload import table, workload
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
+    # First, for the plan can be told before the step times are measured that size the runs.
+    print(f"{table(workload(study))}\n")
     every: dict[str, Run] = {}
     for name in DRAFTS:
         try:

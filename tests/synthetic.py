@@ -57,9 +57,10 @@ class Maker:
             )
             self.records[run.run_id] = record
             ids.append(run.run_id)
+        known = {"steps": [10], "batch_size": 128, "learning_rate": 0.2, "width": 32}
         made = Arm(
             label=label, method=method, run_ids=tuple(ids), budget=budget,  # type: ignore[arg-type]
-            time=budget if time is None else time, detail=detail or {},
+            time=budget if time is None else time, detail=known | (detail or {}),
         )  # fmt: skip
         self.arms.append(made)
         return made
@@ -145,13 +146,77 @@ def baseline_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     )
 
 
+def pilot_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """01b: rate 0.2 at batch 64 is best but for skip, which wants more; late layers hurt less."""
+    maker = Maker("01b_pilot", **{"test": False, **kwargs})
+    for budget in (1, 4):
+        for kind, best in (("dense", 0.2), ("basis", 0.2), ("skip", 0.4), ("narrow", 0.2)):
+            for batch in (64, 128):
+                for rate in (0.1, 0.2, 0.4):
+                    off = abs(np.log2(rate / best)) + (batch == 128) / 2
+                    maker.arm(
+                        f"{kind} at {budget}, batch {batch}, rate {rate}", kind, 60 - 3 * off,
+                        loss=1.2 + 0.1 * off, budget=budget,
+                        detail={"part": "grid", "batch_size": batch, "learning_rate": rate},
+                    )  # fmt: skip
+    for kind in ("dense", "basis"):
+        maker.arm(f"{kind}, spread", kind, 60, budget=4, detail={"part": "spread"})
+    sweeps = []
+    for number, rise in enumerate((0.03, 0.0003)):
+        told = {"part": "sweep", "sweep": number}
+        maker.arm("dense", "dense", 60, loss=1.2, detail=told)
+        for index, name in enumerate(LAYERS[::3]):
+            saved = {"index": index, "parameters_saved": 1, "macs_saved": 1, "time_saved": 0.01}
+            worse = 1.2 + rise * (1 - index / 4)
+            maker.arm(name, "layer", 60, loss=worse, detail=told | saved)
+        sweeps.append({"train_images": 9000, "epochs": 2.0, "width": 16, "ratio": 0.125,
+                       "layers": 7, "all_layers": 20, "seeds": len(maker.seeds),
+                       "dense_epochs": 4.0})  # fmt: skip
+    return (
+        maker.section(train_images=6000, width=32, spread_budget=4.0, sweeps=sweeps,
+                      dense_epoch_hours=0.1),
+        maker.records,
+    )  # fmt: skip
+
+
+def widths_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """02b: the best dense width is 16, and basis layers help the widest network alone."""
+    maker = Maker("02b_widths", **kwargs)
+    for i, budget in enumerate((1, 2)):
+        for width, dense in ((16, 84), (32, 82), (64, 74)):
+            detail = {"width": width, "parameters": 11000 * width}
+            gain = (width - 32) / 8
+            levels = (("dense", dense), ("basis", dense + gain), ("skip", dense + gain / 2))
+            for method, level in levels:
+                maker.arm(
+                    f"{method}, width {width}", method, level + 3 * i, budget=budget, detail=detail
+                )
+    return maker.section(widths=[16, 32, 64], budgets=[1, 2], ratio=0.25), maker.records
+
+
+def defaults_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """05b: a smaller coefficient matrix costs, product decay gains, the rest is near."""
+    maker = Maker("05b_defaults", **{"test": False, **kwargs})
+    variants = (("our defaults", "default", 0.0), ("full form", "form", 0.05),
+                ("full form, 4 groups", "coefficients", -2.0),
+                ("decay of the product", "decay", 1.5),
+                ("start from SVD", "start", 0.1))  # fmt: skip
+    for label, choice, gain in variants:
+        method = "basis" if choice == "default" else "variant"
+        size = {"parameters": 3_195_978, "executed_macs": 162_000_000}
+        maker.arm(
+            label, method, 80 + gain, loss=0.6 - gain / 50, detail={"choice": choice, **size}
+        )  # fmt: skip
+    return maker.section(ratio=0.25, budget=2.0, train_images=9000), maker.records
+
+
 def frontier_section(
     budgets: Sequence[float] = (1, 2, 4), **kwargs: Any
 ) -> tuple[Section, dict[str, Record]]:
     """02: basis and skip gain at short budgets and lose at long ones."""
     maker = Maker("02_all_layers", **kwargs)
     sizes = {"dense": (11.2e6, 555e6), "quarter": (3.2e6, 162e6), "eighth": (1.6e6, 90e6),
-             "five": (11.1e6, 430e6), "narrow": (2.8e6, 150e6)}  # fmt: skip
+             "narrow": (2.8e6, 150e6), "same size": (3.1e6, 165e6)}  # fmt: skip
 
     def detail(size: str, **more: Any) -> dict[str, Any]:
         parameters, macs = sizes[size]
@@ -165,12 +230,17 @@ def frontier_section(
                 f"all layers, f = {f:g}", "basis", 78 + 4 * i + gain, budget=b, time=0.999 * b,
                 detail=detail(size, ratio=f),
             )  # fmt: skip
-        maker.arm(
-            "first five, f = 0.25", "first_five", 78.1 + 4 * i, budget=b, detail=detail("five")
-        )
         maker.arm("skip, f = 0.25", "skip", 79 + 4 * i - 0.4 * i, budget=b, detail=detail("dense"))
         maker.arm("dense, width 9", "narrow", 80 + 3.2 * i, budget=b, detail=detail("narrow"))
-    return maker.section(ratio=0.25, skip_switch=0.5, narrow_width=9), maker.records
+    extra = budgets[len(budgets) // 2]
+    maker.arm(
+        "dense, width 17, equal size", "same_size", 82.5, budget=extra, detail=detail("same size")
+    )
+    maker.arm("dense", "dense", 82.4, budget=1.16 * extra, detail=detail("dense"))
+    return (
+        maker.section(ratio=0.25, skip_switch=0.5, narrow_width=9, same_size_width=17, tuned=True),
+        maker.records,
+    )  # fmt: skip
 
 
 def sensitivity_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
@@ -184,7 +254,7 @@ def sensitivity_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
             detail={"index": index, "parameters_saved": 400 * 2**index // (index + 1),
                     "macs_saved": 80e6 - 2e6 * index, "time_saved": 0.045 - 0.001 * (index % 7)},
         )  # fmt: skip
-    return maker.section(ratio=0.25, epochs=2.0), maker.records
+    return maker.section(ratio=0.25, epochs=2.0, train_images=9000, width=16), maker.records
 
 
 def selection_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
@@ -206,6 +276,7 @@ def selection_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
             f"random {i + 1}", "random", 83.8 + 0.2 * i, detail=detail(LAYERS[i : i + 10], 0.6)
         )
     maker.arm("inverted", "inverted", 83.1, detail=detail(LAYERS[:11], 0.605))
+    maker.arm("first five", "first_five", 83.6, detail=detail(LAYERS[:5], 0.8))
     return (
         maker.section(budget=2.0, scores=scores, selected=chosen, controls=True, ratio=0.25,
                       loss_share=0.25, threshold=0.0, draws=3, save="time"),
@@ -291,10 +362,13 @@ def all_sections(
     common = {"profile": profile, "seeds": seeds, **kwargs}
     made = [
         baseline_section(test=test, **common),
+        pilot_section(**common),
         frontier_section(test=test, **common),
+        widths_section(test=test, **common),
         sensitivity_section(**common),
         selection_section(test=test, **common),
         skip_section(test=test, **common),
+        defaults_section(**common),
     ]
     sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]
     records = {run_id: record for _, found in made for run_id, record in found.items()}

@@ -95,9 +95,11 @@ def test_run_trains_what_is_missing_names_what_failed_and_goes_on(
     assert all(study.store.get(run_id) for run_id in sweep_runs)  # after the failures in 01, 02
     assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1:8:2] for line in lines[1:4]] == [
-        ["1", "1", "0", "0"], ["12", "12", "0", "0"], ["42", "0", "0", "0"],
-    ]  # fmt: skip
+    counts = {line.split()[0]: line.split()[1:8:2] for line in lines if " missing " in line}
+    assert counts["01_baseline"] == ["1", "1", "0", "0"]
+    assert counts["02_all_layers"][2:] == ["0", "0"]
+    assert counts["02_all_layers"][0] == counts["02_all_layers"][1]  # one seed of two fails
+    assert counts["03_sensitivity"] == ["42", "0", "0", "0"]
 
 
 @pytest.mark.usefixtures("fake")
@@ -111,6 +113,31 @@ def test_out_of_time_is_no_failure_and_status_says_what_is_left(
     out = capsys.readouterr().out
     assert "2 missing  unknown time left" in out
     assert "04_selection       waits for the records of 03_sensitivity" in out
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_section_is_trained_by_its_name_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    assert main(["run", "01b_pilot", "--profile", "smoke", "--runs", str(runs)]) == 0
+    study = Study.open("smoke", runs=runs)
+    assert study.store.all().keys() == draft(study, "01b_pilot").runs.keys()
+    assert main(["run", "01_none", "--profile", "smoke", "--runs", str(runs)]) == 1
+    assert "No runs belong to ['01_none']. Sections: 01b_pilot," in capsys.readouterr().err
+
+
+def test_the_plan_is_told_before_its_step_times_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basisconv.study import protocol, workload
+
+    for room in (protocol, workload):
+        monkeypatch.setattr(room, "cost_table", lambda name: tmp_path / "costs.json")
+    assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 1
+    told = capsys.readouterr()
+    (whole,) = [line for line in told.out.splitlines() if line.startswith("all ")]
+    assert 10 < float(whole.split()[2]) < 22 and "bench --costs desk" in told.err
 
 
 @pytest.mark.usefixtures("fake")

@@ -16,16 +16,18 @@ from basisconv.study.costs import (
     settings,
     unmeasured,
 )
+from basisconv.study.drafts import Draft
 from basisconv.study.experiments import (
     DRAFTS,
     Waiting,
     draft,
-    savings,
     sensitivity_scores,
 )
 from basisconv.study.files import read_json
-from basisconv.study.profiles import NOTEBOOKS, load_profile
-from basisconv.study.protocol import Draft, Study
+from basisconv.study.layer_sweep import savings
+from basisconv.study.parameters import NOTEBOOKS
+from basisconv.study.profiles import load_profile
+from basisconv.study.protocol import Study
 from basisconv.study.run import Measurement, Record, Result, Run
 
 
@@ -61,13 +63,15 @@ def test_layers_come_in_forward_order_stem_first(study: Study) -> None:
     assert study.layers[:5] == [
         "conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2",
     ]  # fmt: skip
-    first_five = next(a for a in draft(study, "02_all_layers").arms if a.method == "first_five")
-    run = draft(study, "02_all_layers").runs[first_five.run_ids[0]]
+    sweep_done(study, {})
+    selection = draft(study, "04_selection")
+    first_five = next(a for a in selection.arms if a.method == "first_five")
+    run = selection.runs[first_five.run_ids[0]]
     assert list(run.phases[0].plan.layers) == study.layers[:5]
 
 
 def test_arms_of_a_budget_spend_the_same_time_to_within_a_step(study: Study) -> None:
-    for name in ("02_all_layers", "05_skip_training"):
+    for name in ("02_all_layers", "02b_widths", "05_skip_training", "05b_defaults"):
         for arm in draft(study, name).arms:
             steps = arm.detail["steps"]
             assert isinstance(steps, list)
@@ -97,11 +101,16 @@ def test_exploring_and_confirming_runs_keep_their_seeds_and_the_test_set_apart(
 ) -> None:
     sweep_done(study, {})
     for name in DRAFTS:
-        confirms = name in study.profile.confirm
-        wanted = study.profile.seeds.confirm if confirms else study.profile.seeds.explore
+        confirms, seeds = name in study.profile.confirm, study.profile.seeds
+        wanted = seeds.confirm if confirms else seeds.explore
         runs = draft(study, name).runs.values()
         assert {run.test for run in runs} == {confirms}
-        assert {run.seed for run in runs} == set(wanted)
+        if name == "01b_pilot":
+            assert {run.seed for run in runs} == set(seeds.pilot)
+        elif name == "05b_defaults":  # the first of them
+            assert {run.seed for run in runs} == {wanted[0]}
+        else:
+            assert {run.seed for run in runs} == set(wanted)
 
 
 def test_the_baseline_is_the_frontiers_own_dense_run_where_their_lengths_agree(
@@ -189,7 +198,8 @@ def test_a_selection_of_everything_has_no_controls(study: Study) -> None:
     sweep_done(study, {})  # no layer costs anything, so all are taken
     selection = draft(study, "04_selection")
     assert selection.facts["controls"] is False
-    assert {arm.method for arm in selection.arms} == {"dense", "basis", "selected", "threshold"}
+    methods = {"dense", "basis", "selected", "threshold", "first_five"}
+    assert {arm.method for arm in selection.arms} == methods
 
 
 def test_skip_training_covers_both_directions_once(study: Study) -> None:
@@ -300,7 +310,9 @@ def test_an_arm_tells_the_network_that_its_runs_end_with(study: Study) -> None:
 
 
 def test_the_frontiers_arms_are_what_they_are_called(study: Study) -> None:
-    given = study.profile.parameters("02_all_layers") | {"skip_switch": 0.75, "budgets": [4]}
+    given = study.profile.parameters("02_all_layers") | {
+        "skip_switch": 0.75, "budgets": [4], "extra_budget": 4,
+    }  # fmt: skip
     found = draft(study, "02_all_layers", given)
     runs = {arm.method: found.runs[arm.run_ids[0]] for arm in found.arms}
     every = study.plan(0.25)
@@ -308,7 +320,9 @@ def test_the_frontiers_arms_are_what_they_are_called(study: Study) -> None:
     assert runs["skip"].phases[0].steps == study.steps(3, every, 8)
     assert runs["skip"].phases[1].steps == study.steps(1, Plan(), 8)
     assert runs["narrow"].width == found.facts["narrow_width"] < 8
-    assert all(run.width == 8 for method, run in runs.items() if method != "narrow")
+    assert runs["same_size"].width == found.facts["same_size_width"] < 8
+    others = {m: run for m, run in runs.items() if m not in ("narrow", "same_size")}
+    assert all(run.width == 8 for run in others.values())
 
 
 def test_skip_trainings_runs_do_what_their_arms_say(study: Study) -> None:

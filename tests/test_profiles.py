@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from basisconv.study import profiles
-from basisconv.study.profiles import NOTEBOOKS, check_parameters, load_profile, names
+from basisconv.study.parameters import NOTEBOOKS, check_parameters
+from basisconv.study.profiles import load_profile, names
 
 
 @pytest.fixture
@@ -44,6 +45,12 @@ def test_smoke_and_quick_need_no_download_and_no_measured_costs() -> None:
         assert profile.data == "cifar10-sample" and profile.costs == "macs"
 
 
+def test_published_profiles_have_seeds_enough() -> None:
+    for name in ("desk", "paper"):
+        seeds = load_profile(name).seeds
+        assert len(seeds.confirm) >= 3 and len(seeds.explore) % 2 == 0
+
+
 def test_settings_are_laid_over_the_file_and_validated() -> None:
     changed = load_profile("smoke", ("width=16", "notebooks.02_all_layers.budgets=[3]"))
     assert changed.width == 16 and changed.notebooks.all_layers.budgets == [3]
@@ -59,7 +66,7 @@ def test_settings_are_laid_over_the_file_and_validated() -> None:
         ("width=0", "width: .*greater than or equal to 1"),
         ("notebooks.02_all_layers.ratios=[1.5]", "02_all_layers.ratios.0"),
         ("precision=float16", "precision: .*float32"),
-        ("seeds.confirm=[0]", r"seeds \[0\] both explore and confirm"),
+        ("seeds.confirm=[0]", r"seeds \[0\] are listed twice"),
         ("width=[", "width=.* is not YAML"),
         ("notebooks.05_skip_training.carries=[]", "05_skip_training.carries: .*at least 1"),
         ("confirm=[02_all]", "confirm names .*02_all.*02_all_layers"),

@@ -44,7 +44,7 @@ def test_every_two_methods_look_different(deficiency: str) -> None:
 def test_without_any_colour_markers_tell_methods_apart() -> None:
     assert len({shape.marker for shape in style.LOOKS.values()}) == len(style.LOOKS)
     # Lines drawn in one figure: those of the frontier.
-    lines = [style.LOOKS[m].line for m in ("dense", "narrow", "first_five", "skip")]
+    lines = [style.LOOKS[m].line for m in ("dense", "narrow", "skip")]
     assert len(set(map(str, lines))) == len(lines)
 
 

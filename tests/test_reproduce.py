@@ -12,7 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from basisconv.study import paper, reproduce
-from basisconv.study.profiles import NOTEBOOKS, load_profile
+from basisconv.study.parameters import NOTEBOOKS
+from basisconv.study.profiles import load_profile
 from basisconv.study.protocol import Study
 from basisconv.study.reproduce import NotebookFailed, check_notebook, declared, fingerprint
 from basisconv.study.store import Store

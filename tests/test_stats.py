@@ -271,3 +271,40 @@ def test_the_bootstrap_draws_whole_seeds_and_always_the_same_ones():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_interval_of_a_standard_deviation_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    found = [stats.sd_interval(rng.normal(5, 2, 4), confidence=0.9) for _ in range(4000)]
+    assert np.mean([low <= 2 <= high for _, low, high, _ in found]) == pytest.approx(0.9, abs=0.015)
+    one = found[0]
+    assert one.low < one.sd < one.high and one.n == 4
+
+
+def test_the_interval_of_a_standard_deviation_at_the_edges():
+    alone = stats.sd_interval([3.0])
+    assert math.isnan(alone.sd) and math.isnan(alone.low) and alone.n == 1
+    assert stats.sd_interval([2.0, 2.0, 2.0])[:3] == (0, 0, 0)
+    # Two values a unit apart: sd is 1/√2, and (n - 1) sd² / χ² has one degree of freedom.
+    got = stats.sd_interval([0.0, 1.0])
+    z = scipy_stats.norm.ppf([0.5 + 0.975 / 2, 0.5 + 0.025 / 2])  # χ² of one degree is z²
+    assert (got.low, got.high) == pytest.approx(tuple(math.sqrt(0.5) / z))
+
+
+@pytest.mark.parametrize(("trust", "seeds"), [(0.3, 4), (0.55, 2), (0.9, 8), (0.7, 4)])
+def test_the_seeds_that_a_sweep_needs_are_the_fewest_that_step_up_to_it(trust, seeds):
+    def stepped(count):
+        one = trust / (seeds - (seeds - 1) * trust)  # a single seed's, by Spearman-Brown
+        return count * one / (1 + (count - 1) * one)
+
+    needed = rankings.seeds_for(trust, seeds, 0.7)
+    assert stepped(needed) >= 0.7 - 1e-9
+    assert needed == 1 or stepped(needed - 1) < 0.7
+
+
+def test_no_number_of_seeds_makes_noise_a_ranking():
+    assert rankings.seeds_for(0.0, 4, 0.7) == math.inf
+    assert math.isnan(rankings.seeds_for(nan, 4, 0.7))
+    assert rankings.seeds_for(1.0, 4, 0.7) == 1
+    with pytest.raises(ValueError, match="wanted"):
+        rankings.seeds_for(0.5, 4, 1.0)

@@ -31,6 +31,7 @@ from basisconv.study.sources import FULL_SETS, candidates, fetch, folders, locat
 __all__ = [
     "CLASSES",
     "DIGESTS",
+    "EVALUATED_IMAGES",
     "TRAINING_IMAGES",
     "DamagedData",
     "Dataset",
@@ -55,6 +56,13 @@ CLASSES: dict[str, int] = {"cifar10": 10, "cifar10-sample": 10, "cifar100": 100}
 
 TRAINING_IMAGES: dict[str, int] = {"cifar10": 45_000, "cifar10-sample": 1_800, "cifar100": 45_000}
 """How many images each set's training split has, so that a Run can be made without the data."""
+
+EVALUATED_IMAGES: dict[str, tuple[int, int]] = {
+    "cifar10": (5_000, 10_000),
+    "cifar10-sample": (200, 1_000),
+    "cifar100": (5_000, 10_000),
+}
+"""How many validation and test images each set has, likewise."""
 
 _SAMPLE_NAME = "cifar10-sample"
 _SAMPLED = {"train": 200, "test": 100}  # of each class

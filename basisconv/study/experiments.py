@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 from basisconv.plan import Plan
 from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
-from basisconv.study.profiles import (
+from basisconv.study.drafts import Draft, Phases
+from basisconv.study.layer_sweep import add_layers, savings
+from basisconv.study.parameters import (
     AllLayers,
     Baseline,
+    Direction,
     Selection,
     Sensitivity,
+    Skip,
     SkipTraining,
     check_parameters,
 )
-from basisconv.study.protocol import Draft, Study
+from basisconv.study.pilot import pilot
+from basisconv.study.protocol import Study
 from basisconv.study.run import Method
+from basisconv.study.variants import defaults, widths
 
 
 class Waiting(LookupError):
@@ -37,7 +43,7 @@ def draft(study: Study, name: str, parameters: Mapping[str, Any] | None = None) 
 
     Args:
         study: the profile's study.
-        name: the notebook, "01_baseline" to "05_skip_training".
+        name: the notebook, one of `DRAFTS`.
         parameters: the notebook's parameters; the profile's by default.
 
     Raises:
@@ -51,97 +57,117 @@ def draft(study: Study, name: str, parameters: Mapping[str, Any] | None = None) 
 def baseline(study: Study, parameters: Baseline) -> Draft:
     """01: dense, for its longest budget."""
     cost = study.network_costs(Plan())
-    facts = {
+    result = Draft("01_baseline", study)
+    result.add("dense", "dense", Plan(), parameters.epochs)
+    run = next(iter(result.runs.values()))
+    result.facts = {
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "epochs": parameters.epochs,
+        # Another batch than the budget's makes other epochs of the same time.
+        "epochs": round(run.steps / (study.train_images // run.batch_size), 2),
         "train_images": study.train_images,
     }
-    result = Draft("01_baseline", study, facts)
-    result.add("dense", "dense", Plan(), parameters.epochs)
     return result
 
 
 def all_layers(study: Study, parameters: AllLayers) -> Draft:
     """02: the frontier of accuracy over training time."""
     ratio, share = parameters.ratio, parameters.skip_switch
-    every, first_five = study.plan(ratio), study.plan(ratio, study.layers[:5])
-    narrow = study.narrow_width(every)
-    facts = {"ratio": ratio, "skip_switch": share, "narrow_width": narrow}
+    every = study.plan(ratio)
+    narrow, same_size = study.narrow_width(every), study.same_size_width(every)
+    facts = {**parameters.model_dump(), "narrow_width": narrow, "same_size_width": same_size}
     result = Draft("02_all_layers", study, facts)
     one = {"ratio": ratio}
+
+    def in_all_layers(f: float, budget: float) -> None:
+        label = f"all layers, f = {f:g}"
+        result.add(label, "basis", study.plan(f), budget, detail={"ratio": f})
+
     for budget in parameters.budgets:
         result.add("dense", "dense", Plan(), budget)
         for f in parameters.ratios:
-            result.add(
-                f"all layers, f = {f:g}", "basis", study.plan(f), budget, detail={"ratio": f}
-            )
-        result.add(f"first five, f = {ratio:g}", "first_five", first_five, budget, detail=one)
-        phases = [(share, every), (1 - share, Plan())]
+            in_all_layers(f, budget)
+        phases: Phases = [(share, every), (1 - share, Plan())]
         result.add(f"skip, f = {ratio:g}", "skip", phases, budget, detail=one)
+        if (best := parameters.best_skip) is not None:
+            label = f"{best.direction} at {best.switch:g}, f = {ratio:g}"
+            result.add_skip(label, best, every, budget, detail=one)
+        if parameters.selected:
+            plan = study.plan(ratio, parameters.selected)
+            result.add(f"selected, f = {ratio:g}", "selected", plan, budget, detail=one)
         result.add(f"dense, width {narrow}", "narrow", Plan(), budget, width=narrow)
+    extra = parameters.extra_budget
+    for f in parameters.extra_ratios:
+        if extra not in parameters.budgets or f not in parameters.ratios:
+            in_all_layers(f, extra)
+    result.add(f"dense, width {same_size}, equal size", "same_size", Plan(), extra, width=same_size)
+    for budget in dict.fromkeys([extra, *parameters.dense_budgets]):
+        if budget not in parameters.budgets:
+            result.add("dense", "dense", Plan(), budget)
     return result
 
 
 def sensitivity(study: Study, parameters: Sensitivity) -> Draft:
-    """03: each convolution alone in basis form, for as many steps as dense.
-
-    Equal steps and not equal time: the sweep asks what the form costs in loss; what it saves
-    is counted apart.
-    """
-    result = Draft("03_sensitivity", study, parameters.model_dump())
-    result.add("dense", "dense", Plan(), parameters.epochs)
-    for index, name in enumerate(study.layers):
-        plan = study.plan(parameters.ratio, [name])
-        saved = {f"{what}_saved": savings(study, plan, what)[name] for what in SAVINGS}
-        result.add(
-            name, "layer", plan, parameters.epochs, equal_steps=True,
-            detail={"index": index, **saved},
-        )  # fmt: skip
+    """03: each convolution alone in basis form, for as many steps as dense."""
+    study = study.part(parameters.train_images)
+    settings = study.profile.training.model_dump() | study.tuned("dense", parameters.epochs)
+    facts = parameters.model_dump() | {
+        "train_images": study.train_images,
+        "width": parameters.width or study.profile.width,
+    }
+    result = Draft("03_sensitivity", study, facts)
+    add_layers(result, parameters, settings)
     return result
 
 
-def selection(study: Study, parameters: Selection) -> Draft:
-    """04: the selected subset against all, none, random ones and the inverted one."""
-    scores = sensitivity_scores(study)
+def selection(
+    study: Study, parameters: Selection, scores: Mapping[str, float] | None = None
+) -> Draft:
+    """04: the selected subset against all, none, random ones, the inverted one, the first five.
+
+    The scores are those that 03 measured, unless others are given.
+    """
+    if scores is None:
+        scores = sensitivity_scores(study)
     every = study.plan(parameters.ratio, study.layers)
     candidates = every.only(list(scores))
-    saved = savings(study, candidates, parameters.save)
-    time_of_every = savings(study, every, "time")
+    batch = study.tuned("selected", parameters.budget).get("batch_size")
+    saved = savings(study, candidates, parameters.save, batch_size=batch)
+    time_of_every = savings(study, every, "time", batch_size=batch)
     time = {name: time_of_every[name] for name in scores}
     positive = sum(max(score, 0.0) for score in scores.values())
     chosen = select(scores, saved, parameters.loss_share * positive, candidates)
-    step = study.cost(Plan())
-    target = step - sum(time[name] for name in chosen.layers)
+    target = 1 - sum(time[name] for name in chosen.layers)
     arms: list[tuple[str, Method, Plan]] = [
         ("none (dense)", "dense", Plan()),
         ("all", "basis", every),
         ("selected", "selected", chosen),
         ("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates)),
+        ("first five", "first_five", every.only(study.layers[:5])),
     ]
     # The controls have the selected subset's predicted time; where it took none of the layers
     # that save time, or all, there is no other subset of that time.
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     if controls:
-        draws = (random_subset(time, step, target, candidates, seed=i) for i in range(50))
+        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(50))
         distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
         arms += [
             (f"random {i + 1}", "random", plan)
             for i, plan in enumerate(distinct[: parameters.draws])
         ]
         arms.append(
-            ("inverted", "inverted", inverted_subset(scores, time, step, target, candidates))
+            ("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
         )
     facts = {
         **parameters.model_dump(),
-        "scores": scores,
+        "scores": dict(scores),
         "selected": list(chosen.layers),
         "controls": controls,
     }
     result = Draft("04_selection", study, facts)
     for label, method, plan in arms:
-        predicted = step - sum(time_of_every[name] for name in plan.layers)
+        predicted = 1 - sum(time_of_every[name] for name in plan.layers)
         result.add(
             label, method, plan, parameters.budget,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
@@ -155,24 +181,28 @@ def skip_training(study: Study, parameters: SkipTraining) -> Draft:
     Both carries at every switch point; the other switches of the protocol one at a time, at the
     middle point.
     """
-    every = study.plan(parameters.ratio)
-    result = Draft("05_skip_training", study, parameters.model_dump())
-    result.add("dense", "dense", Plan(), parameters.budget)
-    result.add("basis", "basis", every, parameters.budget)
+    study = study.part(parameters.train_images)
+    every, seeds = study.plan(parameters.ratio), parameters.seeds
+    result = Draft(
+        "05_skip_training", study, parameters.model_dump() | {"train_images": study.train_images}
+    )
+    result.add("dense", "dense", Plan(), parameters.budget, seeds=seeds)
+    result.add("basis", "basis", every, parameters.budget, seeds=seeds)
     middle = parameters.switches[len(parameters.switches) // 2]
-    usual = {"carry": str(parameters.carries[0]), "momentum_carry": "fresh", "schedule": "one"}
+    usual: dict[str, Any] = {
+        "carry": parameters.carries[0], "momentum_carry": "fresh", "schedule": "one",
+    }  # fmt: skip
     variants = [(s, usual | {"carry": c}) for s in parameters.switches for c in parameters.carries]
-    others = [{"momentum_carry": str(m)} for m in parameters.momentum]
-    others += [{"schedule": str(s)} for s in parameters.schedules]
+    others: list[dict[str, Any]] = [{"momentum_carry": m} for m in parameters.momentum]
+    others += [{"schedule": s} for s in parameters.schedules]
     variants += [(middle, usual | other) for other in others if usual | other != usual]
-    directions = {"basis→dense": (every, Plan()), "dense→basis": (Plan(), every)}
-    for direction, (first, second) in directions.items():
+    for direction in get_args(Direction):
         for point, changes in variants:
             told = [value for value in changes.values() if value not in ("fresh", "one")]
-            result.add(
-                f"{direction} at {point:g}, {', '.join(told)}", "skip",
-                [(point, first), (1 - point, second)], parameters.budget,
-                detail={"direction": direction, "switch": point, **changes}, changes=changes,
+            skip = Skip(direction=direction, switch=point, **changes)
+            result.add_skip(
+                f"{direction} at {point:g}, {', '.join(told)}", skip, every, parameters.budget,
+                seeds=seeds, detail=skip.model_dump(),
             )  # fmt: skip
     return result
 
@@ -210,29 +240,14 @@ def sensitivity_scores(study: Study) -> dict[str, float]:
     return scores
 
 
-SAVINGS = ("time", "macs", "parameters")
-
-
-def savings(study: Study, candidates: Plan, what: str) -> dict[str, float]:
-    """What each layer saves by itself: a share of the dense step's time, MACs, or parameters."""
-    dense = study.network_costs(Plan())
-    step = study.cost(Plan())
-    saved: dict[str, float] = {}
-    for name in candidates.layers:
-        plan = candidates.only([name])
-        cost = study.network_costs(plan)
-        saved[name] = {
-            "time": step - study.cost(plan),
-            "macs": dense.macs + dense.macs_backward - cost.macs - cost.macs_backward,
-            "parameters": dense.parameters - cost.parameters,
-        }[what]
-    return saved
-
-
+# In the order in which they are trained: the pilot first, for the others' settings come from it.
 DRAFTS: dict[str, Callable[[Study, Any], Draft]] = {
+    "01b_pilot": pilot,
     "01_baseline": baseline,
     "02_all_layers": all_layers,
     "03_sensitivity": sensitivity,
     "04_selection": selection,
     "05_skip_training": skip_training,
+    "05b_defaults": defaults,
+    "02b_widths": widths,
 }

@@ -1,126 +1,36 @@
 """Profiles: the YAML files that say how large a reproduction is, validated.
 
 A profile has settings that all of its Runs share and, under `notebooks`, the parameters of each
-notebook. What a notebook's parameters may be stands here once; the notebook's own `parameters`
-cell repeats the smoke profile's values, and a test holds the two together.
+notebook (`basisconv.study.parameters`).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from basisconv.study.environment import ROOT
+from basisconv.study.parameters import (
+    NOTEBOOKS,
+    PILOT,
+    Count,
+    Notebooks,
+    Positive,
+    Share,
+    Strict,
+    check_known,
+    mistakes,
+)
 from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Kind = Literal["dense", "narrow", "basis", "skip"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Method(_Strict):
-    """00_method: the cost of each layer at one ratio."""
-
-    ratio: Share
-
-
-class Baseline(_Strict):
-    """01_baseline: dense, trained for the longest budget."""
-
-    epochs: Positive
-
-
-class AllLayers(_Strict):
-    """02_all_layers: the frontier, accuracy over training time.
-
-    `ratios` are the shares of basis filters in all layers, `ratio` that of the arms with a
-    single one (first five, skip, the narrower dense network of equal step time).
-    """
-
-    budgets: Annotated[list[Positive], Field(min_length=1)]
-    ratios: Annotated[list[Share], Field(min_length=1)]
-    ratio: Share
-    skip_switch: Share
-
-
-class Sensitivity(_Strict):
-    """03_sensitivity: one layer at a time."""
-
-    ratio: Share
-    epochs: Positive
-
-
-class Selection(_Strict):
-    """04_selection: the selected subset and its controls.
-
-    `loss_share` is the budget of predicted loss, as a share of what all layers together are
-    predicted to cost; `threshold` is in nats of validation cross-entropy.
-    """
-
-    ratio: Share
-    budget: Positive
-    loss_share: Annotated[float, Field(ge=0, le=1)]
-    threshold: float
-    save: Literal["time", "macs", "parameters"]
-    draws: Count
-
-
-class SkipTraining(_Strict):
-    """05_skip_training: `switches` are shares of the training time spent in the first form."""
-
-    ratio: Share
-    budget: Positive
-    switches: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
-    carries: Annotated[list[Literal["exact", "reinit"]], Field(min_length=1)]
-    momentum: list[Literal["fresh", "carried"]]
-    schedules: list[Literal["one", "restart"]]
-
-
-class Timing(_Strict):
-    """06_timing: `widths` are those of the networks, `repeats` the interleaved turns.
-
-    `devices` is "this" to time the profile's network here, or "all" to show what `make bench`
-    has kept of every machine (and to run it where there is nothing yet).
-    """
-
-    devices: Literal["this", "all"]
-    ratios: Annotated[list[Share], Field(min_length=1)]
-    widths: Annotated[list[Count], Field(min_length=1)]
-    batch_size: Count
-    repeats: Count
-
-
-class Claims(_Strict):
-    """10_claims has nothing to set."""
-
-
-class Notebooks(_Strict):
-    """The parameters of every notebook, in the order that they run in."""
-
-    method: Method = Field(alias="00_method")
-    baseline: Baseline = Field(alias="01_baseline")
-    all_layers: AllLayers = Field(alias="02_all_layers")
-    sensitivity: Sensitivity = Field(alias="03_sensitivity")
-    selection: Selection = Field(alias="04_selection")
-    skip_training: SkipTraining = Field(alias="05_skip_training")
-    timing: Timing = Field(alias="06_timing")
-    claims: Claims = Field(alias="10_claims")
-
-
-NOTEBOOKS: tuple[str, ...] = tuple(
-    cast("str", field.alias) for field in Notebooks.model_fields.values()
-)
-
-
-class Training(_Strict):
+class Training(Strict):
     """What all Runs of a profile share; the names are those of `basisconv.study.run.Run`."""
 
     batch_size: Count
@@ -130,23 +40,35 @@ class Training(_Strict):
     warmup: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Seeds(_Strict):
-    """Seeds that explore (validation only) and, kept apart, seeds that confirm (test set)."""
+class Tuning(Strict):
+    """What is tuned for one kind of arm at one time budget."""
 
+    learning_rate: Positive
+    batch_size: Count
+
+
+class Seeds(Strict):
+    """Three kinds of seeds, kept apart: of the pilot, of exploring and of confirming Runs.
+
+    The first two see validation images alone; the last read the test set.
+    """
+
+    pilot: Annotated[list[int], Field(min_length=1)]
     explore: Annotated[list[int], Field(min_length=1)]
     confirm: Annotated[list[int], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _apart(self) -> Seeds:
-        both = set(self.explore) & set(self.confirm)
-        if both:
-            raise ValueError(f"seeds {sorted(both)} both explore and confirm")
-        if len(set(self.explore)) < len(self.explore) or len(set(self.confirm)) < len(self.confirm):
-            raise ValueError("a seed is listed twice")
+        every = self.pilot + self.explore + self.confirm
+        twice = sorted({seed for seed in every if every.count(seed) > 1})
+        if twice:
+            raise ValueError(
+                f"seeds {twice} are listed twice; pilot, explore and confirm share none"
+            )
         return self
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """One size of the reproduction.
 
     Attributes:
@@ -167,8 +89,12 @@ class Profile(_Strict):
         costs: what a training step costs: "table" for the measured one beside the published
             records, "macs" for executed MACs where nothing was measured.
         preliminary: results are marked as such and settle no claim.
+        dense_step_ms: milliseconds of the step that costs 1 in one worker with the others
+            running, to tell hours before anything was trained; null where nobody knows.
         training: settings of all Runs.
-        seeds: which explore and which confirm.
+        tuned: learning rate and batch size of each kind of arm, by the time budgets at which
+            they were tuned; {} where all arms have those of `training`.
+        seeds: those of the pilot, and which explore and which confirm.
         confirm: the notebooks whose Runs read the test set, on the confirming seeds.
         notebooks: each notebook's parameters.
     """
@@ -188,7 +114,9 @@ class Profile(_Strict):
     budget_batch: Count
     costs: Literal["macs", "table"]
     preliminary: bool
+    dense_step_ms: Positive | None
     training: Training
+    tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
     seeds: Seeds
     confirm: list[str]
     notebooks: Notebooks
@@ -198,6 +126,20 @@ class Profile(_Strict):
         unknown = [n for n in self.confirm if n not in NOTEBOOKS]
         if unknown:
             raise ValueError(f"confirm names {unknown}; the notebooks are {', '.join(NOTEBOOKS)}")
+        if PILOT in self.confirm:
+            raise ValueError(f"confirm names {PILOT}, which sees validation images alone")
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_as_hard(self) -> Profile:
+        lacking = [kind for kind in get_args(Kind) if kind not in self.tuned]
+        if self.tuned and lacking:
+            raise ValueError(
+                f"tuned has nothing for {', '.join(lacking)}: tune every kind of arm, or none, "
+                "or those that were would be favoured"
+            )
+        if len({frozenset(budgets) for budgets in self.tuned.values()}) > 1:
+            raise ValueError("tuned has other budgets for some kinds of arm than for others")
         return self
 
     def parameters(self, notebook: str) -> dict[str, Any]:
@@ -206,7 +148,7 @@ class Profile(_Strict):
         Raises:
             ValueError: for an unknown notebook.
         """
-        _check_known(notebook)
+        check_known(notebook)
         every: dict[str, Any] = self.notebooks.model_dump(by_alias=True)
         return dict(every[notebook])
 
@@ -237,35 +179,13 @@ def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
-        told = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in error.errors()
-        )
         laid = f" with {', '.join(changes)}" if changes else ""
-        raise ValueError(f"{path.name}{laid} is not a profile: {told}.") from None
+        raise ValueError(
+            f"{path.name}{laid} is not a profile: {mistakes(error, 'profile')}."
+        ) from None
     if profile.name != name:
         raise ValueError(f"{path.name} calls itself {profile.name!r}; name it {name!r}.")
     return profile
-
-
-def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
-    """The validated parameters of one notebook.
-
-    Raises:
-        ValueError: naming each parameter that is unknown, missing or unfit.
-    """
-    _check_known(notebook)
-    kinds = {f.alias: f.annotation for f in Notebooks.model_fields.values()}
-    kind = cast("type[BaseModel]", kinds[notebook])
-    try:
-        return kind.model_validate(parameters)
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"Parameters of {notebook}: {told}.") from None
-
-
-def _check_known(notebook: str) -> None:
-    if notebook not in NOTEBOOKS:
-        raise ValueError(f"There is no notebook {notebook!r}. Notebooks: {', '.join(NOTEBOOKS)}.")
 
 
 def _lay_over(values: dict[str, Any], change: str) -> None:

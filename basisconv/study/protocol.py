@@ -2,12 +2,13 @@
 
 Arms meet at *time budgets*. A budget of b is what dense takes for b epochs at the profile's
 budget batch; an arm takes the number of steps that ends nearest to it, by the profile's costs, and
-its learning rate runs its full course over them. Times are told in dense epochs.
+its learning rate runs its full course over them. Times are told in dense epochs. Where the profile
+has tuned settings an arm takes its own kind's, those of the nearest budget (`Study.tuned`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,18 @@ from basisconv.study.data import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.environment import ROOT
 from basisconv.study.files import read_json
 from basisconv.study.models import build
-from basisconv.study.profiles import Profile, load_profile
-from basisconv.study.run import Arm, Data, Method, Phase, Run, Section
+from basisconv.study.parameters import PILOT
+from basisconv.study.profiles import Kind, Profile, load_profile
+from basisconv.study.run import Data, Method, Phase, Run
 from basisconv.study.store import Store
 
-Phases = list[tuple[float, Plan]]  # (share of the training time, plan)
+# Whose tuned settings a method's arms have; all others' are those of the basis arms.
+_KINDS: dict[Method, Kind] = {
+    "dense": "dense",
+    "narrow": "narrow",
+    "same_size": "narrow",
+    "skip": "skip",
+}
 
 
 @dataclass(frozen=True)
@@ -88,14 +96,62 @@ class Study:
         """Images that a Run trains on."""
         return self.profile.train_images or TRAINING_IMAGES[self.profile.data]
 
-    def plan(self, ratio: float, layers: list[str] | None = None) -> Plan:
-        """The profile's network at one ratio; by default every 3×3 convolution but the stem."""
-        return basisconv.make_plan(self.model, ratio=ratio, layers=layers)
+    def part(self, train_images: int | None) -> Study:
+        """The same study on part of the training images; itself for None.
 
-    def seeds(self, notebook: str) -> list[int]:
-        """The seeds that a notebook trains with."""
+        Its budgets are told in dense epochs of that part.
+        """
+        if train_images is None:
+            return self
+        changes = {"train_images": train_images}
+        return replace(self, profile=self.profile.model_copy(update=changes))
+
+    def plan(
+        self, ratio: float, layers: list[str] | None = None, width: int | None = None, **kind: Any
+    ) -> Plan:
+        """A plan at one ratio; by default for every 3×3 convolution but the stem.
+
+        Args:
+            ratio: the share of basis filters.
+            layers: which layers, by name.
+            width: of the network; None for the profile's.
+            **kind: the form and coefficients, as in `basisconv.make_plan`.
+        """
+        profile = self.profile
+        model = self.model
+        if width not in (None, profile.width):
+            model = build(profile.network, width, CLASSES[profile.data])
+        return basisconv.make_plan(model, ratio=ratio, layers=layers, **kind)
+
+    def seeds(self, notebook: str, count: int | None = None) -> list[int]:
+        """The seeds that a notebook trains with, or the first so many of them.
+
+        Raises:
+            ValueError: if the profile has fewer.
+        """
         seeds = self.profile.seeds
-        return seeds.confirm if notebook in self.profile.confirm else seeds.explore
+        if notebook == PILOT:
+            found = seeds.pilot
+        else:
+            found = seeds.confirm if notebook in self.profile.confirm else seeds.explore
+        if count is not None and count > len(found):
+            raise ValueError(
+                f"{notebook} wants {count} seeds, and profile {self.profile.name!r} has {found} "
+                "for it: list more under seeds, or ask for fewer."
+            )
+        return found[:count]
+
+    def tuned(self, method: Method, budget: float) -> dict[str, Any]:
+        """The learning rate and batch size of a method's arms at a budget.
+
+        Those that were tuned for its kind at the nearest budget, of two as near the shorter;
+        empty where all arms have the profile's `training`.
+        """
+        of_kind = self.profile.tuned.get(_KINDS.get(method, "basis"))
+        if of_kind is None:
+            return {}
+        nearest = min(of_kind, key=lambda tuned_at: (abs(tuned_at - budget), tuned_at))
+        return of_kind[nearest].model_dump()
 
     def cost(self, plan: Plan, width: int | None = None, batch_size: int | None = None) -> float:
         """Cost of a training step; width and batch size are the profile's when not given."""
@@ -107,6 +163,14 @@ class Study:
     def dense_epoch(self) -> int:
         """Steps of a dense epoch at the budget batch: what budgets are told in."""
         return self.train_images // self.profile.budget_batch
+
+    @property
+    def dense_epoch_hours(self) -> float | None:
+        """Hours of the machine that a dense epoch takes, by the profile; None where it has none."""
+        profile = self.profile
+        if profile.dense_step_ms is None:
+            return None
+        return self.dense_epoch * profile.dense_step_ms / profile.workers / 3.6e6
 
     def steps(
         self, budget: float, plan: Plan, width: int | None = None, batch_size: int | None = None
@@ -124,6 +188,14 @@ class Study:
         """The width at which a dense step costs what the plan's does, as near as can be."""
         target = self.cost(plan)
         return min(self.widths, key=lambda w: abs(self.cost(Plan(), w) - target))
+
+    def same_size_width(self, plan: Plan) -> int:
+        """The width at which a dense network has as many parameters as the plan's, nearly."""
+        target = self.network_costs(plan).parameters
+        return min(
+            range(1, self.profile.width + 1),
+            key=lambda w: abs(self.network_costs(Plan(), w).parameters - target),
+        )
 
     @property
     def widths(self) -> list[int]:
@@ -154,83 +226,6 @@ class Study:
             **profile.training.model_dump(),
         }
         return Run(**settings | changes)
-
-
-@dataclass
-class Draft:
-    """An experiment before training: labelled arms, each with its Runs."""
-
-    name: str
-    study: Study
-    facts: dict[str, Any] = field(default_factory=dict)
-    arms: list[Arm] = field(default_factory=list)
-    runs: dict[str, Run] = field(default_factory=dict)
-
-    def add(
-        self,
-        label: str,
-        method: Method,
-        plan: Plan | Phases,
-        budget: float,
-        width: int | None = None,
-        equal_steps: bool = False,
-        detail: dict[str, Any] | None = None,
-        changes: dict[str, Any] | None = None,
-    ) -> None:
-        """Add an arm with a Run for each seed.
-
-        Args:
-            label: what tables and figures call it.
-            method: its colour.
-            plan: one plan, or its phases.
-            budget: training time in dense epochs.
-            width: of the network; None for the profile's.
-            equal_steps: take as many steps as dense does, whatever a step costs.
-            detail: what else to keep beside it.
-            changes: settings of the Runs other than the profile's.
-        """
-        study = self.study
-        width = width or study.profile.width
-        changes = changes or {}
-        batch_size: int = changes.get("batch_size", study.profile.training.batch_size)
-        phases = [(1.0, plan)] if isinstance(plan, Plan) else plan
-        steps = [
-            (study.steps(share * budget, Plan() if equal_steps else p, width, batch_size), p)
-            for share, p in phases
-        ]
-        runs = [
-            study.run(
-                steps,
-                seed,
-                width=width,
-                test=self.name in study.profile.confirm,
-                **changes,
-            )
-            for seed in study.seeds(self.name)
-        ]
-        self.runs |= {run.run_id: run for run in runs}
-        cost = study.network_costs(steps[-1][1], width)
-        known: dict[str, Any] = {
-            "parameters": cost.parameters,
-            "macs": cost.macs_by_parameters,
-            "executed_macs": cost.macs,
-            "width": width,
-            "steps": [n for n, _ in steps],
-        }
-        self.arms.append(
-            Arm(
-                label=label, method=method, run_ids=tuple(run.run_id for run in runs),
-                budget=budget, time=sum(study.time(n, p, width, batch_size) for n, p in steps),
-                detail=known | (detail or {}),
-            )
-        )  # fmt: skip
-
-    def section(self) -> Section:
-        """What reports read."""
-        return Section(
-            name=self.name, profile=self.study.profile.name, arms=tuple(self.arms),
-            facts={"unit": self.study.costs.unit, **self.facts},
-        )  # fmt: skip
 
 
 def published_folder(profile: str) -> Path:

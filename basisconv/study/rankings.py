@@ -99,6 +99,30 @@ def reliability(scores: ArrayLike, halvings: int = 1000) -> Reliability:
     return Reliability(halves, stepped, math.sqrt(stepped))
 
 
+def seeds_for(trust: float, seeds: int, wanted: float) -> float:
+    """How many seeds a sweep needs for a reliability, from what it has at some number of seeds.
+
+    The Spearman-Brown formula solved for the number of seeds, rounded up.
+
+    Args:
+        trust: the reliability of the mean over `seeds`.
+        seeds: how many.
+        wanted: the reliability to reach.
+
+    Returns:
+        A whole number; infinity where there is no reliability to step up, NaN for NaN.
+
+    Raises:
+        ValueError: if wanted is outside (0, 1).
+    """
+    check_share(wanted, "wanted")
+    if math.isnan(trust) or trust >= 1:
+        return trust if math.isnan(trust) else 1.0
+    if trust <= 0:
+        return math.inf
+    return float(math.ceil(seeds * wanted / (1 - wanted) * (1 - trust) / trust - 1e-9))
+
+
 def bootstrap(
     statistic: Callable[[Any], float],
     scores: ArrayLike,

@@ -17,7 +17,7 @@ from typing import Any
 
 from basisconv.study.environment import ROOT
 from basisconv.study.files import canonical, read_json, write_json
-from basisconv.study.profiles import NOTEBOOKS
+from basisconv.study.parameters import NOTEBOOKS
 from basisconv.study.protocol import Study, cost_table
 from basisconv.study.step_costs import ensure_costs
 

@@ -44,6 +44,8 @@ Method = Literal[
     "inverted",
     "skip",
     "layer",
+    "same_size",
+    "variant",
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

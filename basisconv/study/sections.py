@@ -17,7 +17,7 @@ from basisconv.study.checkpoint import SECONDS
 from basisconv.study.data import load
 from basisconv.study.experiments import DRAFTS, Waiting, draft
 from basisconv.study.files import DamagedFile, read_json, write_json
-from basisconv.study.profiles import NOTEBOOKS, Timing, check_parameters
+from basisconv.study.parameters import NOTEBOOKS, Timing, check_parameters
 from basisconv.study.protocol import Study
 from basisconv.study.run import Section
 from basisconv.study.sweep import SweepReport, sweep

@@ -40,6 +40,15 @@ class Difference(NamedTuple):
     n_b: int
 
 
+class Spread(NamedTuple):
+    """A standard deviation and its confidence interval."""
+
+    sd: float
+    low: float
+    high: float
+    n: int
+
+
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """The mean and its t-interval; one value alone has no interval (NaN).
 
@@ -54,6 +63,25 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     sd = float(x.std(ddof=1))
     half = _quantile(confidence, n - 1) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, sd)
+
+
+def sd_interval(values: ArrayLike, confidence: float = 0.95) -> Spread:
+    """The standard deviation of one value and its χ² interval, for normal values.
+
+    One value alone has neither (NaN).
+
+    Raises:
+        ValueError: as `mean_interval`.
+    """
+    x = _values(values, "values")
+    check_share(confidence, "confidence")
+    n = len(x)
+    if n < 2:
+        return Spread(NAN, NAN, NAN, n)
+    sd = float(x.std(ddof=1))
+    tails = stats.chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], n - 1)
+    low, high = (sd * math.sqrt((n - 1) / float(tail)) for tail in tails)
+    return Spread(sd, low, high, n)
 
 
 def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:

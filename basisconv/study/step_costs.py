@@ -87,16 +87,26 @@ def _steps(study: Study) -> list[Step]:
     """The steps that the profile's experiments train, and those that size them.
 
     Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
-    stand in. The subsets of 04 get no rows and are priced by their layers' single savings,
-    always: a row that came later would change Runs already made.
+    stand in. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
+    their layers' single savings, always: a row that came later would change Runs already made.
     """
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
-    batch = profile.training.batch_size
-    wanted = [Step(Plan(), width, batch) for width in study.widths]
-    ratio = profile.notebooks.selection.ratio
-    wanted += [Step(study.plan(ratio, [name]), profile.width, batch) for name in study.layers]
-    for name in [name for name in DRAFTS if name != "04_selection"]:
-        for run in draft(study, name).runs.values():
-            wanted += [Step(phase.plan, run.width, run.batch_size) for phase in run.phases]
-    return wanted
+    found = [draft(study, name) for name in DRAFTS if name != "04_selection"]
+    trained = [
+        Step(phase.plan, run.width, run.batch_size)
+        for made in found
+        for arm in made.arms
+        if arm.method != "selected"
+        for run in (made.runs[run_id] for run_id in arm.run_ids)
+        for phase in run.phases
+    ]
+    # The narrower dense network is found among all widths, and trained at any arm's batch.
+    batches = dict.fromkeys([profile.training.batch_size, *(step.batch_size for step in trained)])
+    wanted = [Step(Plan(), width, batch) for batch in batches for width in study.widths]
+    selection = profile.notebooks.selection
+    batch = study.tuned("selected", selection.budget).get("batch_size", profile.training.batch_size)
+    wanted += [
+        Step(study.plan(selection.ratio, [name]), profile.width, batch) for name in study.layers
+    ]
+    return wanted + trained

@@ -16,12 +16,15 @@ from collections.abc import Callable, Mapping
 from basisconv.study.report import (
     all_layers,
     baseline,
+    defaults,
     method,
+    pilot,
     selection,
     sensitivity,
     skip_training,
     style,
     timing,
+    widths,
 )
 from basisconv.study.report.claims import NAME as CLAIMS_NAME
 from basisconv.study.report.claims import build_claims
@@ -36,10 +39,13 @@ __all__ = [
 _BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
     "00_method": method.build,
     "01_baseline": baseline.build,
+    "01b_pilot": pilot.build,
     "02_all_layers": all_layers.build,
+    "02b_widths": widths.build,
     "03_sensitivity": sensitivity.build,
     "04_selection": selection.build,
     "05_skip_training": skip_training.build,
+    "05b_defaults": defaults.build,
     "06_timing": timing.build,
 }
 

@@ -40,6 +40,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 table, _shown_size(table),
                 "What each arm's network holds and executes for one image, against dense.",
             ),
+            "frontier_settings": Table(
+                table, _shown_settings(table),
+                "What the arms were trained with: "
+                + ("tuned for each kind of arm on validation images alone, on seeds of the "
+                   "pilot's own." if section.facts.get("tuned") else "the same for all of them."),
+            ),
         },
         figures={
             "frontier": Plot(
@@ -58,7 +64,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "sideways by up to a tenth.",
             ),
         },
-        numbers=_numbers(table, outcome, found),
+        numbers=_numbers(table, outcome, found) | {"tuned": bool(section.facts.get("tuned"))},
     )  # fmt: skip
 
 
@@ -102,6 +108,20 @@ def _shown_size(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _shown_settings(table: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "arm": row.label,
+            "budget": f"{row.budget:g}",
+            "learning rate": f"{row.learning_rate:g}",
+            "batch": f"{row.batch_size}",
+            "steps": ", then ".join(f"{steps:,}" for steps in row.steps),
+        }
+        for row in table.sort_values(["budget"], kind="stable").itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
 def _labels(table: pd.DataFrame) -> dict[str, tuple[str, int]]:
     """Label -> method and its place among the labels of that method."""
     seen: dict[str, tuple[str, int]] = {}
@@ -114,7 +134,9 @@ def _labels(table: pd.DataFrame) -> dict[str, tuple[str, int]]:
 def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
     labels = _labels(table)
     shifts = dict(zip(labels, style.spread(len(labels)), strict=True))
-    ticks = sorted({float(b) for b in table["budget"]})
+    # Dense's own budgets between these would crowd the axis.
+    several = table[table["method"] != "dense"]
+    ticks = sorted({float(b) for b in (several if len(several) else table)["budget"]})
     with style.drawing():
         made = style.figure(style.TWO_COLUMNS, 3.0)
         left, right = made.subplots(1, 2)

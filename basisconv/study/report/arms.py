@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pandas as pd
+
 from basisconv.study import stats
 from basisconv.study.run import Arm, Record, Section
 from basisconv.study.stats import NAN, Difference, Interval
@@ -14,6 +16,8 @@ from basisconv.study.stats import NAN, Difference, Interval
 MARGIN = 0.2
 """Percentage points within which a drop of accuracy counts as negligible."""
 ALPHA = 0.05
+TRUSTED = 0.7
+"""Reliability from which a ranking of layers counts as identified."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,28 @@ def verdict(difference: float, equivalence: float, p: float) -> str:
     if p < ALPHA:
         return "above" if difference > 0 else "below"
     return "equal" if equivalence < ALPHA else "open"
+
+
+def columns(c: Comparison) -> dict[str, float]:
+    """A comparison as a table's columns, in the names that `decided` and `text.gain` read."""
+    return {
+        "difference": c.difference.estimate, "difference_low": c.difference.low,
+        "difference_high": c.difference.high, "p": c.difference.p,
+        "equivalence_p": c.equivalence, "smallest_margin": c.margin,
+    }  # fmt: skip
+
+
+def decided(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of comparisons with p by Holm over its rows, and each row's verdict.
+
+    The verdict is "" where nothing was compared.
+    """
+    adjusted = stats.holm(list(table["p"]))
+    verdicts = [
+        "" if math.isnan(r.difference) else verdict(r.difference, r.equivalence_p, p)
+        for r, p in zip(table.itertuples(), adjusted, strict=True)
+    ]
+    return table.assign(p_holm=adjusted, verdict=verdicts)
 
 
 def first(found: Sequence[Measured], method: str) -> Measured | None:

@@ -43,7 +43,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "recipe": Table(
                 recipe, recipe,
                 "The settings of the dense runs here. The other experiments share them but for "
-                "their length, their seeds and what is under test.",
+                "their length, their seeds and what is under test"
+                + (", and for the learning rate and batch size that were tuned for each kind of "
+                   "arm." if facts.get("tuned") else "."),
             ),
         },
         figures={
@@ -53,7 +55,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "training batches (dashed) and on the validation images, (b) validation accuracy.",
             )
         },
-        numbers=_numbers(facts, dense, outcome),
+        numbers=_numbers(facts, dense, outcome) | {"tuned": bool(facts.get("tuned"))},
     )  # fmt: skip
 
 

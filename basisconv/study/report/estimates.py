@@ -13,7 +13,6 @@ from basisconv.study.report.evidence import (
     PAPER_SPEEDUP,
     PARTLY,
     REPRODUCED,
-    TRUSTED,
     UNMEASURED,
     Estimate,
     Evidence,
@@ -69,9 +68,9 @@ def identified(e: Evidence) -> Estimate:
     trust = reliability(scores).reliability
     table = sensitivity.layer_frame(section, e.records)
     decided = int((table["p_holm"] < arms.ALPHA).sum())
-    if decided and trust >= TRUSTED:
+    if decided and trust >= arms.TRUSTED:
         verdict = REPRODUCED
-    elif decided or trust >= TRUSTED:
+    elif decided or trust >= arms.TRUSTED:
         verdict = PARTLY
     else:
         verdict = UNMEASURED

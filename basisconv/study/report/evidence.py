@@ -25,8 +25,6 @@ VERDICTS: tuple[str, ...] = (REPRODUCED, PARTLY, NOT, UNMEASURED)
 
 PAPER_SPEEDUP = 1.15
 """The paper's "up to 15 %", read as training time divided by 1.15."""
-TRUSTED = 0.7
-"""Reliability from which a ranking of layers counts as identified."""
 OURS = ("basis", "first_five", "selected", "threshold", "skip")
 
 

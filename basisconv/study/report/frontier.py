@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -11,6 +12,10 @@ from basisconv.study import stats
 from basisconv.study.report import arms, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.run import Record, Section
+
+_DETAILS = ("ratio", "parameters", "macs", "executed_macs", "steps", "batch_size", "learning_rate")
+DENSE = ("dense", "narrow", "same_size")
+"""Methods whose networks are dense: what the basis arms are held against."""
 
 
 def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
@@ -27,22 +32,11 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
             {
                 "label": m.arm.label, "method": m.arm.method, "budget": m.arm.budget,
                 "time": m.time, "n": m.n, "lost": m.lost, "accuracy": mean.mean, "low": mean.low,
-                "high": mean.high, "sd": mean.sd, "difference": against.difference.estimate,
-                "difference_low": against.difference.low,
-                "difference_high": against.difference.high, "p": against.difference.p,
-                "equivalence_p": against.equivalence, "smallest_margin": against.margin,
-                **{k: m.arm.detail.get(k) for k in ("ratio", "parameters", "macs",
-                                                    "executed_macs")},
+                "high": mean.high, "sd": mean.sd, **arms.columns(against),
+                **{k: m.arm.detail.get(k) for k in _DETAILS},
             }
         )  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["p_holm"] = stats.holm(list(table["p"]))
-    table["verdict"] = [
-        "" if row.method == "dense" or math.isnan(row.difference) else arms.verdict(
-            row.difference, row.equivalence_p, row.p_holm
-        )
-        for row in table.itertuples()
-    ]  # fmt: skip
+    table = arms.decided(pd.DataFrame(rows))
     brackets = [
         bracket(m, list(dense.values()), verdict)
         for m, verdict in zip(found, table["verdict"], strict=True)
@@ -84,7 +78,7 @@ def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
     """What the frontier shows, in sentences; the first is its headline."""
     tested = table[table["verdict"].isin(["above", "below", "equal", "open"])]
     told = [_headline(table, tested), *_by_budget(table, tested)]
-    return told + _against_narrow(found) + _speedups(table)
+    return told + _against_narrow(found) + _against_same_size(found) + _speedups(table)
 
 
 def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -98,7 +92,7 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
             f"from dense by {text.fixed(several.min(), 1, True)} to "
             f"{text.fixed(several.max(), 1, True)} points."
         )
-    ours = tested[tested["method"] != "narrow"]
+    ours = tested[~tested["method"].isin(DENSE)]
     above = ours[ours["verdict"] == "above"]
     if above.empty:
         below = (ours["verdict"] == "below").sum()
@@ -122,7 +116,7 @@ def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
     sentences = []
     for budget, rows in table.groupby("budget"):
         reached = rows[rows["accuracy"].notna()]
-        if reached.empty:
+        if reached.empty or set(rows["method"]) == {"dense"}:
             continue
         best = reached.loc[reached["accuracy"].idxmax()]
         sentence = (
@@ -153,7 +147,7 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
         told += [
             (f"{_quoted(m.arm.label)} at {m.arm.budget:g}", arms.compare(m, rival).difference)
             for m in found
-            if m.arm.budget == rival.arm.budget and m.arm.method not in ("dense", "narrow")
+            if m.arm.budget == rival.arm.budget and m.arm.method not in DENSE
         ]
     adjusted = stats.holm([d.p for _, d in told])
     tested = [(name, d, p) for (name, d), p in zip(told, adjusted, strict=True) if p == p]
@@ -171,8 +165,32 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     ]
 
 
+def _against_same_size(found: Sequence[Measured]) -> list[str]:
+    """All layers in basis form against dense of as many parameters: is it worth its bytes."""
+    rival = next((m for m in found if m.arm.method == "same_size" and m.n), None)
+    if rival is None:
+        return []
+
+    def apart(m: Measured) -> float:
+        size: Any = m.arm.detail["parameters"]
+        return abs(size - rival.arm.detail["parameters"])
+
+    ours = [
+        m for m in found if m.arm.method == "basis" and m.arm.budget == rival.arm.budget and m.n
+    ]
+    if not ours:
+        return []
+    arm = min(ours, key=apart)
+    difference = arms.compare(arm, rival).difference
+    return [
+        f"At a budget of {rival.arm.budget:g}, {_quoted(arm.arm.label)} minus "
+        f"{_quoted(rival.arm.label)}, the narrower dense network of nearly as many parameters: "
+        f"{text.points(difference)}."
+    ]
+
+
 def _speedups(table: pd.DataFrame) -> list[str]:
-    ours = table[~table["method"].isin(["dense", "narrow"]) & (table["speedup_at_least"] > 1.02)]
+    ours = table[~table["method"].isin(DENSE) & (table["speedup_at_least"] > 1.02)]
     if ours.empty:
         return []
     best = ours.loc[ours["speedup_at_least"].idxmax()]

@@ -18,10 +18,13 @@ SOURCE = Path(__file__).resolve().parents[3] / "paper" / "paper.typ"
 _TITLES = {
     "00_method": "the cost of the method",
     "01_baseline": "the dense baseline",
+    "01b_pilot": "the pilot",
     "02_all_layers": "accuracy against training time",
+    "02b_widths": "the best width",
     "03_sensitivity": "the sensitivity of single layers",
     "04_selection": "the selected subset",
     "05_skip_training": "skip training",
+    "05b_defaults": "our defaults",
     "06_timing": "timing",
     "10_claims": "the claims",
 }

@@ -33,6 +33,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     unit = str(section.facts.get("unit", "the cost source"))
     told = _trust_sentence(trust, len(matrix))
     found = arms.measure(section, records)
+    where = (
+        f"(width {section.facts['width']}, {section.facts['train_images']:,} training images, "
+        f"{text.epochs(float(section.facts['epochs']))})"  # type: ignore[arg-type]
+    )
     return Report(
         section.name,
         section.profile,
@@ -40,17 +44,17 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "sensitivity": Table(
                 table, _shown(table),
                 f"Each layer alone in basis form at f = {share}, against dense of the same seeds "
-                "and steps: rise of the last-step validation cross-entropy and fall of the "
-                "validation accuracy (paired by seed, 95 % intervals, p by Holm over the layers), "
-                f"and what the form saves (time by {unit}).",
+                f"and steps {where}: rise of the last-step validation cross-entropy and fall of "
+                "the validation accuracy (paired by seed, 95 % intervals, p by Holm over the "
+                f"layers), and what the form saves (time by {unit}).",
             )
         },
         figures={
             "sensitivity": Plot(
                 _figure(table), table,
                 f"Layers in forward order, each alone in basis form at f = {share}, against dense "
-                f"of the same seeds, {arms.shown_as(found)}: (a) rise of validation loss, (b) "
-                "fall of validation accuracy; (c) parameters and (d) time of a training "
+                f"of the same seeds {where}, {arms.shown_as(found)}: (a) rise of validation loss, "
+                "(b) fall of validation accuracy; (c) parameters and (d) time of a training "
                 f"step saved (by {unit}). {told}",
             )
         },
@@ -193,8 +197,16 @@ def _trust_sentence(trust: rankings.Reliability, seeds: int) -> str:
     return (
         f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of "
         f"{trust.reliability:.2f} (split halves, stepped up), so that no predictor of it can be "
-        f"expected to correlate with it above {trust.ceiling:.2f}."
+        f"expected to correlate with it above {trust.ceiling:.2f}; {needed(trust, seeds)}."
     )
+
+
+def needed(trust: rankings.Reliability, seeds: int) -> str:
+    """How many seeds a sweep would need to be trusted, in words."""
+    count = rankings.seeds_for(trust.reliability, seeds, arms.TRUSTED)
+    if np.isinf(count):
+        return f"no number of seeds would bring it to {arms.TRUSTED:g}"
+    return f"it takes {text.plural(int(count), 'seed')} to reach {arms.TRUSTED:g}"
 
 
 def _numbers(

@@ -54,6 +54,8 @@ LOOKS: dict[str, Look] = {
     "inverted": Look("#CC79A7", "<", "-.", "inverted selection"),
     "skip": Look("#009E73", "h", (0, (5, 1, 1, 1)), "skip training"),  # type: ignore[arg-type]
     "layer": Look("#3B4A6B", ">", ":", "basis in one layer"),
+    "same_size": Look("#BDBDBD", "p", ":", "narrower dense, equal size"),
+    "variant": Look("#783000", "d", "-", "one default changed"),
 }
 
 _RC: dict[str, Any] = {

@@ -36,18 +36,10 @@ def skip_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
                 "direction": m.arm.detail.get("direction"), "switch": m.arm.detail.get("switch"),
                 **{name: m.arm.detail.get(name) for name in SWITCHES},
                 "n": m.n, "lost": m.lost, "accuracy": mean.mean, "low": mean.low,
-                "high": mean.high, "sd": mean.sd, "difference": c.difference.estimate,
-                "difference_low": c.difference.low, "difference_high": c.difference.high,
-                "p": c.difference.p, "equivalence_p": c.equivalence, "smallest_margin": c.margin,
+                "high": mean.high, "sd": mean.sd, **arms.columns(c),
             }
         )  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["p_holm"] = stats.holm(list(table["p"]))
-    table["verdict"] = [
-        "" if np.isnan(r.difference) else arms.verdict(r.difference, r.equivalence_p, r.p_holm)
-        for r in table.itertuples()
-    ]
-    return table
+    return arms.decided(pd.DataFrame(rows))
 
 
 def pair_frame(found: Sequence[Measured]) -> pd.DataFrame:

@@ -1,0 +1,234 @@
+"""What each notebook's parameters may be.
+
+Their values stand in the profiles; a notebook's own `parameters` cell repeats those of the smoke
+profile, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Direction = Literal["basis→dense", "dense→basis"]
+Carry = Literal["exact", "reinit"]
+MomentumCarry = Literal["fresh", "carried"]
+Schedule = Literal["one", "restart"]
+
+
+class Strict(BaseModel):
+    """Base of all settings: frozen, unknown ones refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(Strict):
+    """00_method: the cost of each layer at one ratio."""
+
+    ratio: Share
+
+
+class Baseline(Strict):
+    """01_baseline: dense, trained for the longest budget."""
+
+    epochs: Positive
+
+
+class Skip(Strict):
+    """A way to train in two forms: `switch` is the share of the training time in the first."""
+
+    direction: Direction
+    switch: Annotated[float, Field(gt=0, lt=1)]
+    carry: Carry
+    momentum_carry: MomentumCarry
+    schedule: Schedule
+
+
+class AllLayers(Strict):
+    """02_all_layers: the frontier, accuracy over training time.
+
+    `ratios` are the shares of basis filters in all layers at every budget, `ratio` that of the
+    arms with a single one. At `extra_budget` stand the arms that have one budget alone:
+    `extra_ratios`, and the narrower dense network of equal parameters.
+    `dense_budgets` are dense's alone, to bracket a speed-up more closely. `selected` (layers) and
+    `best_skip` are what 04 and 05 have named, on exploring seeds; empty and null before.
+    """
+
+    budgets: Annotated[list[Positive], Field(min_length=1)]
+    ratios: Annotated[list[Share], Field(min_length=1)]
+    ratio: Share
+    skip_switch: Share
+    extra_budget: Positive
+    extra_ratios: list[Share]
+    dense_budgets: list[Positive]
+    selected: list[str]
+    best_skip: Skip | None
+
+
+class Widths(Strict):
+    """02b_widths: dense, all layers and one skip training at several widths.
+
+    Budgets are told in dense epochs at the profile's width, whatever an arm's own is.
+    """
+
+    widths: Annotated[list[Count], Field(min_length=1)]
+    budgets: Annotated[list[Positive], Field(min_length=1)]
+    ratio: Share
+    skip: Skip
+
+
+class Sensitivity(Strict):
+    """03_sensitivity: one layer at a time, `epochs` passes over the training images.
+
+    `train_images` and `width` are the profile's where they are null.
+    """
+
+    ratio: Share
+    epochs: Positive
+    train_images: Count | None
+    width: Count | None
+
+
+class CandidateSweep(Sensitivity):
+    """A setting that 03 might take, tried on some of the layers (null for all)."""
+
+    layers: Annotated[list[str], Field(min_length=2)] | None
+    seeds: Annotated[int, Field(ge=2)]
+
+
+class Pilot(Strict):
+    """01b_pilot: what the other notebooks' settings are chosen by; validation alone.
+
+    `train_images` are those of the grid and of the spread, and budgets are told in dense epochs
+    of that part. The grid is `learning_rates` by `batch_sizes`, for each kind of arm at each of
+    `budgets`; the spread over `spread_seeds` is that of the profile's own settings at
+    `spread_budget`; `sweeps` are settings that 03 might take.
+    """
+
+    train_images: Count | None
+    ratio: Share
+    skip_switch: Annotated[float, Field(gt=0, lt=1)]
+    budgets: Annotated[list[Positive], Field(min_length=1)]
+    learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    grid_seeds: Count
+    spread_budget: Positive
+    spread_seeds: Annotated[int, Field(ge=2)]
+    sweeps: list[CandidateSweep]
+
+
+class Selection(Strict):
+    """04_selection: the selected subset and its controls.
+
+    `loss_share` is the budget of predicted loss, as a share of what all layers together are
+    predicted to cost; `threshold` is in nats of validation cross-entropy.
+    """
+
+    ratio: Share
+    budget: Positive
+    loss_share: Annotated[float, Field(ge=0, le=1)]
+    threshold: float
+    save: Literal["time", "macs", "parameters"]
+    draws: Count
+
+
+class SkipTraining(Strict):
+    """05_skip_training: `switches` are shares of the training time spent in the first form.
+
+    `train_images` are the profile's where they are null, and budgets are told in dense epochs
+    of them; `seeds` is how many of the profile's are taken, null for all.
+    """
+
+    ratio: Share
+    budget: Positive
+    switches: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
+    carries: Annotated[list[Carry], Field(min_length=1)]
+    momentum: list[MomentumCarry]
+    schedules: list[Schedule]
+    train_images: Count | None
+    seeds: Count | None
+
+
+class Defaults(Strict):
+    """05b_defaults: one choice changed at a time; `train_images` and `seeds` as in 05.
+
+    Smaller coefficient matrices are tried in both forms: the subset form saves parameters by
+    them, the full form time as well.
+    """
+
+    ratio: Share
+    budget: Positive
+    coef_groups: list[Annotated[int, Field(ge=2)]]
+    coef_ranks: list[Count]
+    inits: list[Literal["svd", "qr"]]
+    train_images: Count | None
+    seeds: Count | None
+
+
+class Timing(Strict):
+    """06_timing: `widths` are those of the networks, `repeats` the interleaved turns.
+
+    `devices` is "this" to time the profile's network here, or "all" to show what `make bench`
+    has kept of every machine (and to run it where there is nothing yet).
+    """
+
+    devices: Literal["this", "all"]
+    ratios: Annotated[list[Share], Field(min_length=1)]
+    widths: Annotated[list[Count], Field(min_length=1)]
+    batch_size: Count
+    repeats: Count
+
+
+class Claims(Strict):
+    """10_claims has nothing to set."""
+
+
+class Notebooks(Strict):
+    """The parameters of every notebook, in the order that they run in."""
+
+    method: Method = Field(alias="00_method")
+    baseline: Baseline = Field(alias="01_baseline")
+    pilot: Pilot = Field(alias="01b_pilot")
+    all_layers: AllLayers = Field(alias="02_all_layers")
+    widths: Widths = Field(alias="02b_widths")
+    sensitivity: Sensitivity = Field(alias="03_sensitivity")
+    selection: Selection = Field(alias="04_selection")
+    skip_training: SkipTraining = Field(alias="05_skip_training")
+    defaults: Defaults = Field(alias="05b_defaults")
+    timing: Timing = Field(alias="06_timing")
+    claims: Claims = Field(alias="10_claims")
+
+
+NOTEBOOKS: tuple[str, ...] = tuple(
+    cast("str", field.alias) for field in Notebooks.model_fields.values()
+)
+PILOT = "01b_pilot"
+
+
+def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
+    """The validated parameters of one notebook.
+
+    Raises:
+        ValueError: naming each parameter that is unknown, missing or unfit.
+    """
+    check_known(notebook)
+    kinds = {f.alias: f.annotation for f in Notebooks.model_fields.values()}
+    kind = cast("type[BaseModel]", kinds[notebook])
+    try:
+        return kind.model_validate(parameters)
+    except ValidationError as error:
+        raise ValueError(f"Parameters of {notebook}: {mistakes(error, notebook)}.") from None
+
+
+def check_known(notebook: str) -> None:
+    """Raise ValueError unless there is such a notebook."""
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"There is no notebook {notebook!r}. Notebooks: {', '.join(NOTEBOOKS)}.")
+
+
+def mistakes(error: ValidationError, whole: str) -> str:
+    """Every mistake of a validation with its place; `whole` is what the settings are of."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors())

@@ -1,0 +1,170 @@
+"""05b_defaults: what each of our default choices is worth, one changed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
+          "untested": "one run", "": text.NOTHING}  # fmt: skip
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """Each variant against the defaults, at equal training time."""
+    facts: dict[str, Any] = section.facts
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    table = variant_frame(found)
+    where = (
+        f"all layers in basis form at f = {text.share(facts['ratio'])}, the time of "
+        f"{text.epochs(facts['budget'])} of dense, {facts['train_images']:,} training images"
+    )
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "defaults": Table(
+                table, _shown(table, outcome),
+                f"One default changed at a time ({where}): {outcome} accuracy with its 95 % "
+                "interval, the difference from our defaults in accuracy (Welch, p by Holm) and in "
+                "validation loss, and what the network holds and a step executes, relative to the "
+                "defaults.",
+            )
+        },
+        figures={
+            "defaults": Plot(
+                _figure(table), table,
+                f"One default changed at a time, against our defaults ({where}; 95 % Welch "
+                f"intervals, n as in the table): (a) {outcome} accuracy, where right is better, "
+                f"with the band of ±{arms.MARGIN:g} points, (b) validation loss, where left is "
+                "better.",
+            )
+        },
+        numbers=_numbers(table, found, outcome),
+    )  # fmt: skip
+
+
+def variant_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row an arm, the defaults first, with its difference from them.
+
+    Raises:
+        ValueError: if there is no arm with the defaults.
+    """
+    usual = next((m for m in found if m.arm.detail.get("choice") == "default"), None)
+    if usual is None:
+        raise ValueError("05b_defaults has no arm with the defaults to hold the others against.")
+    rows = []
+    for m in found:
+        rival = usual if m is not usual else None
+        c = arms.compare_values(m.accuracy, rival.accuracy if rival else [])
+        loss = arms.compare_values(m.val_loss, rival.val_loss if rival else []).difference
+        mean, size = m.interval, usual.arm.detail
+        rows.append(
+            {
+                "label": m.arm.label, "choice": m.arm.detail["choice"], "n": m.n, "lost": m.lost,
+                "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
+                **arms.columns(c), "loss_difference": loss.estimate, "loss_low": loss.low,
+                "loss_high": loss.high,
+                "parameters": _ratio(m.arm.detail, size, "parameters"),
+                "executed_macs": _ratio(m.arm.detail, size, "executed_macs"),
+            }
+        )  # fmt: skip
+    return arms.decided(pd.DataFrame(rows))
+
+
+def _ratio(detail: Mapping[str, Any], usual: Mapping[str, Any], what: str) -> float:
+    return float(detail[what]) / float(usual[what])
+
+
+def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = [
+        {
+            "variant": r.label,
+            "parameters": f"{100 * r.parameters:.0f} %",
+            "MACs executed": f"{100 * r.executed_macs:.0f} %",
+            "n": text.seeds(r.n, r.lost),
+            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
+            "minus defaults (points)": text.with_interval(
+                r.difference, r.difference_low, r.difference_high, 2, True
+            ),
+            "p (Holm)": text.p_value(r.p_holm),
+            "loss minus defaults": text.with_interval(
+                r.loss_difference, r.loss_low, r.loss_high, 4, True
+            ),
+            "so": _WORDS[r.verdict],
+        }
+        for r in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _figure(table: pd.DataFrame) -> Figure:
+    drawn = table[table["difference"].notna()]
+    places = range(len(drawn))
+    shape = style.look("variant")
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 0.9 + 0.2 * max(len(drawn), 3))
+        left, right = made.subplots(1, 2, sharey=True)
+        for axes, names in (
+            (left, ("difference", "difference_low", "difference_high")),
+            (right, ("loss_difference", "loss_low", "loss_high")),
+        ):
+            mean, low, high = (drawn[name] for name in names)
+            axes.errorbar(
+                mean, places, xerr=np.array([mean - low, high - mean], dtype=float),
+                color=shape.colour, marker=shape.marker, linestyle="none", elinewidth=0.9,
+                capthick=0.7,
+            )  # fmt: skip
+            axes.axvline(0, color=style.look("basis").colour, linewidth=0.9, zorder=1)
+            axes.grid(axis="y", visible=False)
+        left.axvspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)
+        left.set_yticks(places, list(drawn["label"]))
+        left.set_ylim(len(drawn) - 0.4, -0.6)
+        left.set_xlabel("points")
+        right.set_xlabel("cross-entropy (nats)")
+        style.panel(left, "a", "accuracy minus that of our defaults")
+        style.panel(right, "b", "loss minus that of our defaults")
+    return made
+
+
+def _numbers(table: pd.DataFrame, found: Sequence[Measured], outcome: str) -> dict[str, Any]:
+    variants = table[table["difference"].notna()]
+    findings = [_headline(variants)]
+    for verdict, words in (("above", "Better than our defaults"), ("below", "Worse")):
+        told = [
+            f"{r.label} ({text.gain(r)})"
+            for r in variants[variants["verdict"] == verdict].itertuples()
+        ]
+        if told:
+            findings.append(f"{words}: {text.listed(told)}.")
+    return {
+        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _headline(variants: pd.DataFrame) -> str:
+    if variants.empty:
+        return "No variant was measured beside our defaults."
+    tested = variants[variants["verdict"] != "untested"]
+    if tested.empty:
+        return (
+            "With one run an arm nothing is tested; the variants differ from our defaults by "
+            f"{text.fixed(variants['difference'].min(), 1, True)} to "
+            f"{text.fixed(variants['difference'].max(), 1, True)} points."
+        )
+    above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
+    return (
+        f"Of {text.plural(len(tested), 'variant')}, each with one default changed and trained for "
+        f"the same time: better than our defaults {text.amount(above)}, worse "
+        f"{text.amount(below)}, undecided or within ±{arms.MARGIN:g} points "
+        f"{text.amount(len(tested) - above - below)} (Holm)."
+    )

@@ -1,0 +1,236 @@
+"""02b_widths: the best network for a time over all widths, with and without basis layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from basisconv.study import stats
+from basisconv.study.report import arms, style, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.run import Record, Section
+
+_WORDS = {"above": "above", "below": "below", "equal": "equal", "open": "inconclusive",
+          "untested": "one run", "": text.NOTHING}  # fmt: skip
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """Accuracy over width at each budget, and the two envelopes over widths."""
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    table, envelope = width_frame(found), envelope_frame(found)
+    unit = str(section.facts.get("unit", "the cost source"))
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "widths": Table(
+                table, _shown(table, outcome),
+                f"Networks of several widths at equal training time (dense epochs of the width "
+                f"that the other experiments have, by {unit}): {outcome} accuracy with its 95 % "
+                "interval, and the difference from dense of the same width and time (Welch, p by "
+                "Holm over all rows).",
+            ),
+            "widths_envelope": Table(
+                envelope, _shown_envelope(envelope, outcome),
+                "The best dense network and the best with basis layers over all widths, both "
+                f"picked by their mean validation accuracy, and the difference of their {outcome} "
+                "accuracies (Welch, p by Holm over the budgets).",
+            ),
+        },
+        figures={
+            "widths": Plot(
+                _figure(table, envelope, outcome), table,
+                f"{text.capital(outcome)} accuracy over the network's width, a panel for each "
+                f"budget of training time: {arms.shown_as(found)}. Horizontal lines: the best "
+                "dense network of that time (black) and the best with basis layers (coloured), "
+                "picked by validation accuracy. Skip training ends as a dense network.",
+            )
+        },
+        numbers=_numbers(table, envelope, outcome, found),
+    )  # fmt: skip
+
+
+def width_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row an arm, with its comparison to dense of the same width and budget."""
+    dense = {(m.arm.detail["width"], m.arm.budget): m for m in found if _is_dense(m)}
+    rows = []
+    for m in found:
+        rival = None if _is_dense(m) else dense.get((m.arm.detail["width"], m.arm.budget))
+        c, mean = arms.compare_values(m.accuracy, rival.accuracy if rival else []), m.interval
+        rows.append(
+            {
+                "label": m.arm.label, "method": m.arm.method, "width": m.arm.detail["width"],
+                "budget": m.arm.budget, "time": m.time, "n": m.n, "lost": m.lost,
+                "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
+                **arms.columns(c), "parameters": m.arm.detail["parameters"],
+            }
+        )  # fmt: skip
+    return arms.decided(pd.DataFrame(rows))
+
+
+def envelope_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row a budget: the best dense network against the best with basis layers.
+
+    Each is picked by validation accuracy: picking by what is compared would flatter both, and
+    the side with more networks to pick from the more.
+    """
+    rows = []
+    for budget in sorted({m.arm.budget for m in found if m.arm.budget is not None}):
+        at = [m for m in found if m.arm.budget == budget and m.n]
+        sides = [m for m in at if _is_dense(m)], [m for m in at if not _is_dense(m)]
+        if not all(sides):
+            continue
+        dense, basis = (max(side, key=_validation) for side in sides)
+        c, a, b = arms.compare(basis, dense), basis.interval, dense.interval
+        rows.append(
+            {
+                "budget": budget, "dense": dense.arm.label, "dense_accuracy": b.mean,
+                "dense_low": b.low, "dense_high": b.high, "basis": basis.arm.label,
+                "basis_method": basis.arm.method, "basis_accuracy": a.mean, "basis_low": a.low,
+                "basis_high": a.high, **arms.columns(c), "n": basis.n, "candidates": len(at),
+            }
+        )  # fmt: skip
+    columns = ["budget", "dense", "dense_accuracy", "dense_low", "dense_high", "basis",
+               "basis_method", "basis_accuracy", "basis_low", "basis_high", "difference",
+               "difference_low", "difference_high", "p", "equivalence_p", "smallest_margin", "n",
+               "candidates"]  # fmt: skip
+    return arms.decided(pd.DataFrame(rows, columns=columns))
+
+
+def _is_dense(m: Measured) -> bool:
+    return m.arm.method == "dense"
+
+
+def _validation(m: Measured) -> float:
+    return stats.mean_interval(m.val_accuracy).mean
+
+
+def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = [
+        {
+            "network": r.label,
+            "budget": f"{r.budget:g}",
+            "parameters": f"{int(r.parameters):,}",
+            "n": text.seeds(r.n, r.lost),
+            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
+            "minus dense of its width": text.with_interval(
+                r.difference, r.difference_low, r.difference_high, 2, True
+            ),
+            "p (Holm)": text.p_value(r.p_holm),
+            "so": _WORDS[r.verdict],
+        }
+        for r in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = [
+        {
+            "budget": f"{r.budget:g}",
+            "best dense": r.dense,
+            f"{outcome} accuracy (%)": text.with_interval(
+                r.dense_accuracy, r.dense_low, r.dense_high, 1
+            ),
+            "best with basis layers": r.basis,
+            f"{outcome} accuracy (%) ": text.with_interval(
+                r.basis_accuracy, r.basis_low, r.basis_high, 1
+            ),
+            "difference (points)": text.with_interval(
+                r.difference, r.difference_low, r.difference_high, 2, True
+            ),
+            "p (Holm)": text.p_value(r.p_holm),
+            "so": _WORDS[r.verdict],
+        }
+        for r in envelope.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str) -> Figure:
+    budgets = sorted(set(table["budget"]))
+    methods = list(dict.fromkeys(table["method"]))
+    shifts = dict(zip(methods, style.spread(len(methods)), strict=True))
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 2.9)
+        panels = made.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+        for letter, axes, budget in zip("abcdef", panels, budgets, strict=False):
+            _lines(axes, envelope[envelope["budget"] == budget])
+            for method in methods:
+                at = table[(table["method"] == method) & (table["budget"] == budget)]
+                at = at[at["accuracy"].notna()].sort_values("width")
+                style.intervals(
+                    axes, at["width"] * shifts[method], at["accuracy"], at["low"], at["high"],
+                    method,
+                )  # fmt: skip
+            style.panel(axes, letter, f"in the time of {text.epochs(float(budget))} of dense")
+            style.time_axis(axes, table["width"], "width (channels of the first stage)")
+        panels[0].set_ylabel(f"{outcome} accuracy (%)")
+        style.legend_below(made, [style.handle(m, style.look(m).name) for m in methods])
+    return made
+
+
+def _lines(axes: Axes, best: pd.DataFrame) -> None:
+    for r in best.itertuples():
+        axes.axhline(r.dense_accuracy, color=style.look("dense").colour, linewidth=0.7, zorder=1)
+        colour = style.look(r.basis_method).colour
+        axes.axhline(r.basis_accuracy, color=colour, linewidth=0.7, linestyle="--", zorder=1)
+
+
+def _numbers(
+    table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, found: Sequence[Measured]
+) -> dict[str, Any]:
+    findings = [_headline(envelope), *_by_budget(envelope), *_by_width(table)]
+    return {
+        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _headline(envelope: pd.DataFrame) -> str:
+    if envelope.empty:
+        return "No network with basis layers was measured beside a dense one."
+    tested = envelope[envelope["verdict"] != "untested"]
+    if tested.empty:
+        return (
+            "With one run a network nothing is tested; the best network with basis layers differs "
+            f"from the best dense one by {text.fixed(envelope['difference'].min(), 1, True)} to "
+            f"{text.fixed(envelope['difference'].max(), 1, True)} points."
+        )
+    above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
+    rest = len(tested) - above - below
+    return (
+        "With every width to choose from, the best network with basis layers is above the best "
+        f"dense one of the same time at {text.amount(above)} of "
+        f"{text.plural(len(tested), 'budget')}, below it at {text.amount(below)} and undecided or "
+        f"within ±{arms.MARGIN:g} points at {text.amount(rest)} (Holm)."
+    )
+
+
+def _by_budget(envelope: pd.DataFrame) -> list[str]:
+    return [
+        f"At a budget of {text.epochs(float(r.budget))}: “{r.basis}” against “{r.dense}”, "
+        f"{text.gain(r)}."
+        for r in envelope.itertuples()
+    ]
+
+
+def _by_width(table: pd.DataFrame) -> list[str]:
+    """Where basis layers beat dense of the same width: the narrower question."""
+    tested = table[table["verdict"].isin(["above", "below", "equal", "open"])]
+    if tested.empty:
+        return []
+    told = [
+        f"“{r.label}” at {r.budget:g}" for r in tested[tested["verdict"] == "above"].itertuples()
+    ]
+    below = int((tested["verdict"] == "below").sum())
+    return [
+        f"Against dense of the same width and time, {text.listed(told) or 'no network'} "
+        f"{'wins' if len(told) < 2 else 'win'}; {text.amount(below)} of "
+        f"{text.plural(len(tested), 'comparison')} are losses (Holm)."
+    ]

@@ -1,0 +1,125 @@
+"""The plan as a table: each Run counted once, and hours from records, the profile, or nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_runs import make_record
+
+from basisconv.study import protocol, workload
+from basisconv.study.data import EVALUATED_IMAGES, load
+from basisconv.study.experiments import DRAFTS, draft
+from basisconv.study.protocol import Study
+from basisconv.study.run import Run
+from basisconv.study.workload import Work, table
+
+
+def rows(study: Study) -> dict[str, Work]:
+    return {row.section: row for row in workload.workload(study)}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study.open("smoke", ["dense_step_ms=500"], runs=tmp_path / "runs")
+
+
+def steps(run: Run) -> int:
+    """A run's evaluation, worked out by hand for smoke: 200 validation and 1,000 test images."""
+    images = run.data.train_images
+    assert images is not None
+    per_epoch = images // run.batch_size
+    return (run.steps + per_epoch - 1) // per_epoch * 200 + 1000 * run.test
+
+
+def test_every_section_is_there_and_no_run_is_counted_twice(study: Study) -> None:
+    found = rows(study)
+    assert list(found) == list(DRAFTS)
+    assert found["04_selection"].guessed and not found["03_sensitivity"].guessed
+    runs = {i for name in DRAFTS if name != "04_selection" for i in draft(study, name).runs}
+    assert sum(row.runs for name, row in found.items() if name != "04_selection") == len(runs)
+    # The frontier's dense runs at the longest budget are the baseline's.
+    frontier = draft(study, "02_all_layers")
+    assert found["02_all_layers"].runs == len(frontier.runs) - 2
+    assert found["02_all_layers"].arms == len(frontier.arms)
+    assert found["01b_pilot"].seeds == (1, 2)
+
+
+def test_hours_are_steps_by_their_costs_and_the_profiles_dense_step(study: Study) -> None:
+    row = rows(study)["01_baseline"]
+    # Two runs of 12 dense steps of half a second, two at a time; and each evaluates 200 images
+    # twice and 1,000 once, at a third of a training step's cost an image.
+    each = 12 * 0.5 * (1 + 1400 / (12 * 50) / 3)
+    assert row.hours == pytest.approx(2 * each / 2 / 3600)
+    assert row.step_ms == pytest.approx(each / 12 * 1000)
+    assert row.hours == pytest.approx(row.runs * row.steps * row.step_ms / 2 / 3.6e6)
+    assert (row.runs, row.steps, row.done) == (2, 12, 0.0)
+
+
+def test_records_of_this_kind_of_device_say_better_and_done_is_what_has_one(study: Study) -> None:
+    runs = list(draft(study, "01_baseline").runs.values())
+    study.store.put(make_record(runs[0], seconds=30.0))
+    other = make_record(runs[1], seconds=9999.0, kind="another machine")
+    study.store.put(other)
+    row = rows(study)["01_baseline"]
+    assert row.hours == pytest.approx(2 * 30 / 2 / 3600)
+    assert row.done == pytest.approx(row.hours)
+    # Other widths than those measured go by all of them: half the width costs as its MACs say.
+    frontier = draft(study, "02_all_layers")
+    found = rows(study)["02_all_layers"]
+    assert found.hours is not None and found.hours > 0
+    work = {
+        i: sum(p.steps * study.cost(p.plan, r.width) for p in r.phases)
+        * (1 + steps(r) / r.steps / 50 / 3)
+        for i, r in frontier.runs.items()
+    }  # fmt: skip
+    second = 30 / (12 * (1 + 1400 / 600 / 3))
+    own = set(frontier.runs) - {run.run_id for run in runs}
+    assert found.hours == pytest.approx(sum(work[i] for i in own) * second / 2 / 3600)
+
+
+def test_a_machine_that_nobody_timed_is_unknown(tmp_path: Path) -> None:
+    study = Study.open("smoke", runs=tmp_path / "runs")
+    found = rows(study)
+    assert all(row.hours is row.step_ms is row.done is None for row in found.values())
+    assert found["01_baseline"].runs == 2
+    lines = table(list(found.values())).splitlines()
+    assert lines[-1].split() == ["all", str(sum(r.runs for r in found.values())), "?", "?", "?"]
+
+
+def test_a_profile_without_its_cost_table_is_planned_by_macs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (protocol, workload):
+        monkeypatch.setattr(room, "cost_table", lambda name: tmp_path / "none.json")
+    study = Study.open("smoke", ["costs=table", "dense_step_ms=1"], runs=tmp_path / "runs")
+    assert all(row.hours for row in rows(study).values())
+
+
+def test_the_table_adds_up() -> None:
+    made = [
+        Work("01_baseline", 1, (3,), 3, 1000.0, 500.0, 0.5, 0.25),
+        Work("04_selection", 9, (1, 2, 3), 18, 400.0, 250.0, 1.5, 0.0, guessed=True),
+    ]
+    head, first, second, last = table(made).splitlines()
+    assert head.split() == [
+        "section", "arms", "seeds", "runs", "steps", "ms", "hours", "done", "left",
+    ]  # fmt: skip
+    assert first.split() == ["01_baseline", "1", "3", "3", "1000", "500", "0.5", "0.2", "0.2"]
+    assert second.split()[:9] == [
+        "04_selection",
+        "9",
+        "1–3",
+        "18",
+        "400",
+        "250",
+        "1.5",
+        "0.0",
+        "1.5",
+    ]
+    assert "guess" in second and last.split() == ["all", "21", "2.0", "0.2", "1.8"]
+
+
+def test_the_sizes_of_the_evaluated_splits_are_the_data_sets() -> None:
+    data = load("cifar10-sample")
+    assert EVALUATED_IMAGES["cifar10-sample"] == (len(data.validation), len(data.test))
