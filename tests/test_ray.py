@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from fake_runs import make_run
 from torture.nodes import small_run
 
 from basisconv.cli import main
+from basisconv.study import ray_team
 from basisconv.study.environment import environment
 from basisconv.study.ray_team import _task
 from basisconv.study.run import NUMERICS
+from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.sweep import sweep
 from basisconv.study.train import train
@@ -64,6 +67,30 @@ def test_a_node_whose_code_gives_other_results_is_refused():
     assert isinstance(refused, RuntimeError)
     assert f"numerics {NUMERICS}, the sweep's of {NUMERICS + 1}" in str(refused)
     assert isinstance(_task(make_run(), lambda: None), TypeError)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu_per_run", "threads", "room"),
+    [
+        ([{"CPU": 2.0}], 0.0, 1, 2),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.25, 1, 4),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.1, 1, 10),
+        ([{"CPU": 16.0, "GPU": 3.0}], 0.3, 1, 9),
+        ([{"CPU": 3.0, "GPU": 1.0}], 0.25, 1, 3),
+        ([{"CPU": 7.0}, {"CPU": 3.0}, None], 0.0, 2, 4),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}], 0.5, 4, 2),
+        ([{"memory": 1e9}], 0.0, 1, 1),
+    ],
+)
+def test_as_many_runs_are_at_hand_as_the_nodes_hold(
+    tmp_path, monkeypatch, nodes, gpu_per_run, threads, room
+):
+    told = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
+    ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: told)
+    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, gpu_per_run)
+    team._threads = threads
+    assert team._room() == room
 
 
 def start(code: str, folder: Path, **environ: str) -> subprocess.Popen[str]:

@@ -72,14 +72,17 @@ ALONE = Group()
 def torchrun_group() -> Iterator[Group]:
     """The group that torchrun has started this process in; without torchrun, this one alone.
 
-    Over NCCL, a GPU for each process, where there is CUDA; else over gloo.
+    Where there is CUDA each process has a GPU and gradients go over NCCL; else over gloo.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # What is no tensor of the GPU's stays with gloo: over NCCL, `of_first` would wait for it.
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:

@@ -183,10 +183,11 @@ class RayTeam:
         for node in self._ray.nodes():
             if node["Alive"]:
                 has = node["Resources"]
-                fit = has.get("CPU", 0) / self._threads
+                fit = has.get("CPU", 0) // self._threads
                 if self._gpu_per_run:
-                    fit = min(fit, has.get("GPU", 0) / self._gpu_per_run)
-                room += int(fit + 1e-6)  # ten tenths are a whole
+                    on_each = int(1 / self._gpu_per_run + 1e-6)  # ten tenths are a whole
+                    fit = min(fit, has.get("GPU", 0) * on_each)
+                room += int(fit)
         return max(1, room)  # in a cluster that has no node yet, one waits for it
 
 
