@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from tempfile import TemporaryDirectory
@@ -25,8 +27,9 @@ def load_ray() -> Any:
         ModuleNotFoundError: if it is not installed.
     """
     try:
-        import ray
-        import ray.exceptions
+        with _unheard():
+            import ray
+            import ray.exceptions
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"executor='ray' needs Ray ({error}): pip install '.[ray]', or train with "
@@ -78,6 +81,19 @@ def cluster(ray: Any) -> Iterator[None]:
                 except Exception as error:  # Ray's own class, when a busy machine takes too long
                     raise RuntimeError(f"Ray did not start on this machine: {error}") from error
         yield
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """As it is loaded in a notebook, Ray asks for widgets, which nothing here shows."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
