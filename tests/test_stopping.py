@@ -121,10 +121,10 @@ def test_a_worker_that_is_told_to_stop_costs_only_its_run(
 
 
 def command(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """The two runs of the smoke profile's baseline, in two workers, a checkpoint at each step."""
+    """The smoke profile's runs or a section's, in two workers, a checkpoint at each step."""
     return subprocess.Popen(
-        [sys.executable, "-m", "basisconv", "run", "--profile", "smoke", "--runs", str(folder),
-         "--checkpoint-seconds", "0", *more],
+        [sys.executable, "-m", "basisconv", "run", *more, "--profile", "smoke", "--runs",
+         str(folder), "--checkpoint-seconds", "0"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
     study = Study.open("smoke", runs=tmp_path)
     runs = list(draft(study, "01_baseline").runs.values())
     assert len(runs) == study.profile.workers == 2
-    with command(tmp_path) as process:
+    with command(tmp_path, "01_baseline") as process:
         end = time.monotonic() + 120
         while not all(len(paths(study.store.checkpoints(r.run_id))) == 2 for r in runs):
             assert time.monotonic() < end and process.poll() is None, process.communicate()
