@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_runs import make_record, make_run
 
 from basisconv.cli import main
 from basisconv.study import sections
@@ -158,6 +159,51 @@ def test_merge_takes_in_what_another_machine_made(
     record.write_bytes(record.read_bytes().replace(b'"val_loss": 1.', b'"val_loss": 0.', 1))
     assert main(["merge", str(tmp_path / "there"), *here]) == 1
     assert record.name in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_dry_run_names_the_runs_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    assert main(["run", *runs, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    study = Study.open("smoke", runs=tmp_path / "runs")
+    for name in ("01_baseline", "02_all_layers", "03_sensitivity", "05_skip_training"):
+        wanted = draft(study, name).runs
+        assert f"{name}: {len(wanted)} runs to train, unknown time" in out
+        assert all(f"  {run_id}  resnet18, width " in out for run_id in wanted)
+    assert "04_selection: waits for" in out
+    assert not (tmp_path / "runs").exists()
+
+    # Failed runs are named when they would be trained, and steps that are done are told.
+    main(["run", *runs])
+    capsys.readouterr()
+    assert main(["run", *runs, "--dry-run"]) == 0
+    assert "01_baseline: 0 runs to train\n" in capsys.readouterr().out
+    (failed,) = [i for i in draft(study, "01_baseline").runs if study.store.get(i).status != "done"]
+    folder = study.store.checkpoints(failed)
+    folder.mkdir(parents=True)
+    (folder / f"{7:09d}-{'0' * 64}.pt").touch()
+    assert main(["run", *runs, "--dry-run", "--retry-failed"]) == 0
+    out = capsys.readouterr().out
+    assert f"01_baseline: 1 runs to train, 0.0 h\n  {failed}" in out
+    assert "seed 101, 0 basis layers, " in out and " steps, 7 of them done\n" in out
+
+
+def test_of_two_results_of_a_gpu_run_the_first_stands_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there = (Store(tmp_path / name) for name in ("here", "there"))
+    for store, loss in ((here, 1.0), (there, 2.0)):
+        store.put(make_record(make_run(), loss=loss, kind="NVIDIA H100"))
+    command = ["merge", str(there.folder), "--profile", "smoke", "--runs", str(here.folder)]
+    for _ in range(2):
+        assert main(command) == 0
+        told = capsys.readouterr().out
+        assert told.startswith("0 added, 0 known, 1 not taken") and make_run().run_id in told
+    record = here.get(make_run().run_id)
+    assert record is not None and record.result is not None and record.result.val_loss == 1.0
 
 
 def test_publishing_trains_nothing_and_names_what_is_missing(

@@ -196,6 +196,17 @@ while True:
 """
 
 
+def test_json_that_is_there_already_is_not_written_again(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"n": 1})
+    before = path.stat()
+    write_json(path, {"n": 1})
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    write_json(path, {"n": 1})
+    assert read_json(path) == {"n": 1}
+
+
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"n": 0, "more": [0] * 20_000})

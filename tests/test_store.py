@@ -140,6 +140,19 @@ def test_merge_refuses_another_result_of_the_same_kind_of_device(tmp_path):
     assert contents(here.folder) == before
 
 
+@pytest.mark.parametrize(
+    "kind", ["NVIDIA H100 80GB HBM3", "cpu x86_64 AVX2 then cpu x86_64 AVX512"]
+)
+def test_merge_holds_gpus_and_changed_devices_to_no_equality(tmp_path, kind):
+    here = filled(tmp_path / "here", [0], kind=kind)
+    there = filled(tmp_path / "there", [0], loss=1.6, kind=kind)
+    for _ in range(2):
+        assert here.merge(there.folder).kept == ids(0)
+    assert here.get(ids(0)[0]).result.val_loss == 1.5
+    same = filled(tmp_path / "same", [0], kind=kind)
+    assert here.merge(same.folder).known == ids(0)
+
+
 def test_merge_keeps_the_first_result_where_devices_differ_in_kind(tmp_path):
     here = filled(tmp_path / "here", [0], kind="cpu")
     there = filled(tmp_path / "there", [0, 1], loss=1.6, kind="gpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from fake_runs import fake_train, make_record, make_run, no_space, pids, strays, trained
 
 from basisconv.study import files
+from basisconv.study.checkpoint import NotSaved
 from basisconv.study.files import DamagedFile
-from basisconv.study.status import Status, status
+from basisconv.study.status import Status, status, steps_done
 from basisconv.study.store import Store
 from basisconv.study.sweep import SweepReport, sweep
 
@@ -357,3 +359,83 @@ def test_status_counts_and_estimates_from_what_was_measured_here(store):
     both = [measured, make_run(7, width=32)]
     assert status([*both, large], store).hours == pytest.approx(0.02)
     assert status([*both, small], store).hours == pytest.approx(0.01)
+
+
+def test_status_tells_who_is_at_work_and_counts_the_steps_of_checkpoints(store):
+    runs = [make_run(seed) for seed in range(4)]
+    store.put(make_record(runs[0], seconds=36.0))
+    with store.lock(runs[1].run_id), store.lock(runs[2].run_id):
+        assert status(runs, store, workers=1) == Status(1, 0, 2, 1, pytest.approx(0.03))
+    assert status(runs, store, workers=1) == Status(1, 0, 0, 3, pytest.approx(0.03))
+    # Of its 30 steps, run 3 has taken 10, and then 20.
+    folder = store.checkpoints(runs[3].run_id)
+    folder.mkdir(parents=True)
+    for step in (10, 20):
+        (folder / f"{step:09d}-{'0' * 64}.pt").touch()
+        (folder / "unknown.pt").touch()
+    assert steps_done(runs[3], store) == 20
+    assert status([runs[0], runs[3]], store).hours == pytest.approx(0.01 / 3)
+
+
+def test_status_does_not_keep_anybody_from_training(store, log):
+    """It takes a lock for a moment; whoever comes then finds the run locked, and looks again."""
+    run = make_run()
+    with store.lock(run.run_id):
+        pass  # somebody who died
+    looks = []
+
+    def look(seconds):
+        looks.append(store.training(run.run_id))
+        probe.release()
+
+    probe = store.lock(run.run_id)
+    probe.acquire()
+    with pytest.MonkeyPatch.context() as patch:
+        sleep_instead(patch, look)
+        assert sweep([run], store, train=partial(fake_train, log=log)).done == 1
+    assert looks == [True] and not store.training(run.run_id)
+    assert not store.training(make_run(7).run_id)
+
+
+def test_what_a_killed_trainer_left_of_a_finished_run_is_removed(store, log):
+    runs = [make_run(seed) for seed in range(3)]
+    for run, kind in zip(runs, ("done", "failed", "diverged"), strict=True):
+        store.put(make_record(run, kind))
+        store.checkpoints(run.run_id).mkdir(parents=True)
+    with store.lock(runs[2].run_id):  # it lives, and is about to remove it itself
+        sweep(runs, store, train=partial(fake_train, log=log))
+        assert [store.checkpoints(i).exists() for i in ids(runs)] == [False, True, True]
+    sweep(runs, store, train=partial(fake_train, log=log))
+    assert [store.checkpoints(i).exists() for i in ids(runs)] == [False, True, False]
+    assert trained(log) == []
+
+
+def test_a_failed_run_keeps_its_checkpoint_and_a_result_removes_it(store):
+    run = make_run()
+
+    def train(run, checkpoints):
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        seen.append(len(list(checkpoints.folder.iterdir())))
+        (checkpoints.folder / str(len(seen))).touch()
+        if len(seen) == 1:
+            raise MemoryError
+        return make_record(run)
+
+    seen = []
+    assert sweep([run], store, train=train).failed == (run.run_id,)
+    assert sweep([run], store, train=train, retry_failed=True).done == 1
+    assert seen == [0, 1] and not store.checkpoints(run.run_id).exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run(
+    store, log, workers
+):
+    runs = [make_run(seed) for seed in range(2)]
+    with pytest.raises(OSError, match="No space"):
+        sweep(runs, store, workers=workers, train=unsaved_train)
+    assert store.all() == {}
+
+
+def unsaved_train(run, checkpoints):
+    raise NotSaved(errno.ENOSPC, "No space left on device", "somewhere")

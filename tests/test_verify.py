@@ -1,0 +1,138 @@
+"""`verify` looks at every file that results hang on, and changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_runs import make_record, make_run
+from torture.subjects import cost_table as write_costs
+
+from basisconv import cli
+from basisconv.study import protocol
+from basisconv.study.checkpoint import Checkpoints, Position, State, paths
+from basisconv.study.protocol import Study, cost_table, published_folder
+from basisconv.study.publish import publish
+from basisconv.study.rng import global_streams
+from basisconv.study.run import Arm, Section
+from basisconv.study.verify import verify
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Two records, of which one is published, a checkpoint and a cost table."""
+    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    study = Study.open("desk")
+    for seed in (0, 1):
+        study.store.put(make_record(make_run(seed)))
+    run = make_run(2)
+    losses = global_streams()["cpu"]
+    position = Position(
+        phase=0, step=3, first=0, eager=False, history=(), seconds={}, notes=(),
+        device_kinds=("abacus",),
+    )  # fmt: skip
+    state = State(position, {"a": losses}, {}, losses, {})
+    Checkpoints(study.store.checkpoints(run.run_id), run).save(state)
+    arm = Arm(label="dense", method="dense", run_ids=(make_run(0).run_id,))
+    section = Section(name="01_baseline", profile="desk", arms=(arm,), facts={})
+    publish(study.store, section, published_folder("desk"))
+    write_costs(cost_table("desk"), "desk")
+    return study
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_sound_files_are_counted_and_left_alone(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(tmp_path)
+    assert cli.main(["verify", "--profile", "desk"]) == 0
+    assert capsys.readouterr() == (
+        "2 records, 1 checkpoints, 1 published records, 1 manifests, 1 cost tables are sound\n", ""
+    )  # fmt: skip
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_store_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    findings = verify(Study.open("smoke"))
+    assert findings.problems == [] and sum(findings.sound.values()) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def record(study: Study) -> Path:
+    return study.store.path(make_run(1).run_id)
+
+
+def checkpoint(study: Study) -> Path:
+    return paths(study.store.checkpoints(make_run(2).run_id))[0]
+
+
+def published_record(study: Study) -> Path:
+    return published_folder("desk") / f"{make_run(0).run_id}.json"
+
+
+def manifest(study: Study) -> Path:
+    return published_folder("desk") / "manifest.json"
+
+
+def table(study: Study) -> Path:
+    return cost_table("desk")
+
+
+@pytest.mark.parametrize("which", [record, checkpoint, published_record, manifest, table])
+def test_each_damaged_file_is_named(
+    study: Study, capsys: pytest.CaptureFixture[str], which: Callable[[Study], Path]
+) -> None:
+    path = which(study)
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    assert cli.main(["verify", "--profile", "desk"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert str(path) in told[0] and "sha256" in told[0]
+    assert told[-1].startswith("basisconv: ") and "not what was written" in told[-1]
+
+
+def test_files_under_wrong_names_are_named(study: Study) -> None:
+    record(study).rename(study.store.folder / "notes.json")
+    other = study.store.checkpoints(make_run(3).run_id)
+    checkpoint(study).parent.rename(other)
+    first, second = verify(study).problems
+    assert "'notes' is no run id" in first
+    assert str(other) in second and make_run(2).run_id in second
+
+
+def test_a_published_record_that_is_gone_and_one_that_no_section_names(study: Study) -> None:
+    path = published_record(study)
+    data = path.read_bytes()
+    path.unlink()
+    (problem,) = verify(study).problems
+    assert make_run(0).run_id in problem
+    path.write_bytes(data)
+    manifest(study).unlink()
+    (problem,) = verify(study).problems
+    assert str(manifest(study)) in problem and make_run(0).run_id in problem
+
+
+def test_another_profiles_manifest_and_cost_table_are_refused(study: Study, tmp_path: Path) -> None:
+    arm = Arm(label="dense", method="dense", run_ids=(make_run(0).run_id,))
+    section = Section(name="01_baseline", profile="paper", arms=(arm,), facts={})
+    publish(study.store, section, tmp_path / "paper")
+    manifest(study).write_bytes((tmp_path / "paper" / "manifest.json").read_bytes())
+    table(study).write_bytes(write_costs(tmp_path / "costs.json", "smoke").read_bytes())
+    first, second = verify(study).problems
+    assert "the manifest of profile paper" in first
+    assert "was measured with" in second and str(table(study)) in second
+
+
+def test_a_checkpoint_that_a_training_has_just_removed_is_no_problem(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: Path, run_id: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("basisconv.study.checkpoint.read", gone)
+    findings = verify(study)
+    assert findings.problems == [] and findings.sound["checkpoints"] == 0
