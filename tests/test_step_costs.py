@@ -11,7 +11,7 @@ from torch import nn
 from basisconv.plan import Plan
 from basisconv.study import costs, protocol, step_costs
 from basisconv.study.costs import Step
-from basisconv.study.experiments import draft
+from basisconv.study.experiments import DRAFTS, draft, selection
 from basisconv.study.files import read_json
 from basisconv.study.protocol import Study
 from basisconv.study.step_costs import ensure_costs, measure_costs
@@ -162,3 +162,41 @@ def test_an_interrupted_table_is_finished_and_its_rows_stay(
     assert rows[: len(begun)] == begun and len(rows) > len(begun)
     named = [key for arms in seen for key in arms if key != Step(Plan(), 4, 4).key]
     assert len(named) == len(set(named)) == len(rows)
+
+
+def test_arms_with_tuned_batches_of_their_own_find_their_rows(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever width the measured costs make the narrow network, and whatever 04 selects."""
+    monkeypatch.setattr(step_costs, "compare", fake_compare([]))
+    settings = ", ".join(
+        f"{kind}: {{1: {{learning_rate: 0.1, batch_size: {batch}}}}}"
+        for kind, batch in (("dense", 4), ("narrow", 5), ("basis", 6), ("skip", 7))
+    )
+    study = Study.open("smoke", [*SETTINGS, f"tuned={{{settings}}}"], runs=tmp_path / "runs")
+    measure_costs(study)
+    for name in DRAFTS:
+        if name != "04_selection":
+            assert draft(study, name).arms
+    scores = {name: 0.01 * i for i, name in enumerate(study.layers)}
+    chosen = selection(study, study.profile.notebooks.selection, scores)
+    for arm in chosen.arms:
+        batch = 4 if arm.method == "dense" else 6
+        assert arm.detail["batch_size"] == batch
+        assert arm.time == pytest.approx(arm.budget, abs=study.cost(Plan(), None, batch) / 75)
+
+
+def test_selected_subsets_get_no_row_wherever_they_are_named(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row would price 04's own Runs of the subset anew, after they were trained."""
+    monkeypatch.setattr(step_costs, "compare", fake_compare([]))
+    named = "notebooks.02_all_layers.selected=[layer1.0.conv1, layer4.1.conv2]"
+    study = Study.open("smoke", [*SETTINGS, named], runs=tmp_path / "runs")
+    measure_costs(study)
+    subset = study.plan(0.25, ["layer1.0.conv1", "layer4.1.conv2"])
+    plans = [Plan.from_dict(row["plan"]) for row in read_json(table)["rows"]]
+    assert subset not in plans
+    assert all(subset.only([name]) in plans for name in subset.layers)
+    arm = next(a for a in draft(study, "02_all_layers").arms if a.method == "selected")
+    assert arm.time == pytest.approx(arm.budget, rel=0.1)

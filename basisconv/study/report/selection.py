@@ -18,7 +18,7 @@ from basisconv.study.run import Record, Section
 
 RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of equal time",
           "inverted": "the inverted subset of equal time",
-          "threshold": "the threshold's subset"}  # fmt: skip
+          "threshold": "the threshold's subset", "first_five": "the first five layers"}  # fmt: skip
 """What the selected subset is held against: method -> words."""
 
 
