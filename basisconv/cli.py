@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("folder", type=Path)
     publish = add("publish", _publish, "copy a section's records beside the paper", runs=True)
     publish.add_argument("section")
+    publish.add_argument("--incomplete", action="store_true",
+                         help="what there is of it; it is shown once it is complete")  # fmt: skip
     add("paper", _paper, "build the paper from what there is")
     bench = add("bench", _bench, "time layers and training steps on this device", profile=False)
     bench.add_argument("--repeats", type=int, default=20,
@@ -289,8 +291,10 @@ def _publish(options: argparse.Namespace) -> None:
     study, name = _study(options), options.section
     # Publishing trains nothing: what is missing is named.
     section = draft(study, name).section() if name in DRAFTS else make_section(study, name)
-    report = publish(study.store, section, published_folder(study.profile.name))
-    print(f"{name}: {_told(report, 'records published')}")
+    folder = published_folder(study.profile.name)
+    report = publish(study.store, section, folder, options.incomplete)
+    left = len(section.run_ids) - len(report.added) - len(report.known) - len(report.kept)
+    print(f"{name}: {_told(report, 'records published')}{f', {left} missing' if left else ''}")
 
 
 def _paper(options: argparse.Namespace) -> None:

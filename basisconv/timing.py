@@ -74,9 +74,17 @@ def compare(
     return {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
 
 
-def forward_backward(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    """A callable that runs forward and backward of a module, gradients of the input included."""
-    x = x.detach().requires_grad_()
+def forward_backward(
+    module: nn.Module, x: Tensor, input_gradient: bool = True
+) -> Callable[[], None]:
+    """A callable that runs forward and backward of a module.
+
+    Args:
+        module: the layer or network.
+        x: its input.
+        input_gradient: whether the input, too, gets a gradient, as in all layers but the first.
+    """
+    x = x.detach().requires_grad_(input_gradient)
     gradient = torch.ones_like(module(x))
 
     def step() -> None:

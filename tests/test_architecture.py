@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("study.augment", "study.models", "study.publish", "study.status"),
     ("study.phases", "study.compiling", "study.optimization", "study.parallel", "study.precision"),
     ("study.train", "study.pace"),
+    ("study.attempt",),
     ("study.workers", "study.ray_cluster"),
     ("study.ray_team", "study.together"),
     ("study.sweep", "study.profiles"),

@@ -215,6 +215,26 @@ def test_publishing_trains_nothing_and_names_what_is_missing(
     assert not list(runs.rglob("*.json"))
 
 
+@pytest.mark.usefixtures("fake")
+def test_what_there_is_of_a_section_is_published_when_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basisconv.study import protocol
+
+    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    main(["run", *runs])
+    records = sorted((tmp_path / "runs").glob("*.json"))
+    wanted = draft(Study.open("smoke", runs=tmp_path / "runs"), "03_sensitivity").runs
+    next(path for path in records if path.stem in wanted).unlink()
+    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    capsys.readouterr()
+    assert main(["publish", "03_sensitivity", *runs, "--incomplete"]) == 0
+    told = capsys.readouterr().out
+    assert told == f"03_sensitivity: {len(wanted) - 1} records published, 0 known, 1 missing\n"
+    assert main(["verify", *runs]) == 0
+    assert f"{len(wanted) - 1} published records, 1 manifests" in capsys.readouterr().out
+
+
 def test_missing_data_stop_a_run_once_and_before_any_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

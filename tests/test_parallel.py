@@ -97,12 +97,13 @@ with torchrun_group() as group:
 """
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    """Two processes that torchrun starts and that talk over gloo."""
+def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Two processes that torchrun starts and that talk over gloo; their logs go to `folder`."""
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ def trained_together(run: Run, network: str, folder: Path) -> tuple[list[dict[st
     """Each process's network in the end, and the result, on which they agree."""
     script = folder / "script.py"
     script.write_text(TOGETHER)
-    with started(script, run.model_dump_json(), network, folder) as process:
+    with started(folder, script, run.model_dump_json(), network, folder) as process:
         told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told
     results = {(folder / f"{rank}.json").read_text() for rank in range(run.processes)}
@@ -203,7 +204,7 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
     command = ["-m", "basisconv", "train", run.run_id, "--profile", "smoke"]
     command += ["--runs", str(study.store.folder)]
     command += [word for setting in settings for word in ("--set", setting)]
-    with started(*command) as process:
+    with started(tmp_path, *command) as process:
         while not study.store.training(pair.run_id):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
@@ -214,7 +215,7 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
     assert study.store.get(pair.run_id) is None
     (left,) = paths(study.store.checkpoints(pair.run_id))[:1]
     assert 0 <= step_of(left) < run.steps
-    with started(*command) as process:
+    with started(tmp_path, *command) as process:
         out, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert out == f"{study.store.path(pair.run_id)}: done\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,21 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake_compare(seen: list[set[str]]):  # type: ignore[no-untyped-def]
+    """A dense step takes 1 s and any other network's 0.4; layers take 0.1 s, and 0.09 as basis."""
+
     def compare(arms: dict[str, object], repeats: int, device: torch.device) -> object:
         seen.append(set(arms))
-        dense, *others = arms
-        ours = Timing((0.2, 0.3, 0.4, 0.5, 0.6), 0.0)
-        return {dense: Timing((1.0,) * 5, 0.0), **dict.fromkeys(others, ours)}
+        took = {"dense": 1.0, "step": 1.0 if len(arms) > 2 else 0.4}
+        shares = [0.5, 0.75, 1.0, 1.25, 1.5]
+        return {
+            arm: Timing(
+                tuple(share * 0.4 for share in shares)
+                if arm == "step" and len(arms) == 2
+                else (took.get(arm) or (0.1 if arm.startswith("dense ") else 0.09),) * 5,
+                0.0,
+            )
+            for arm in arms
+        }
 
     return compare
 
@@ -57,9 +69,9 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
         for run in draft(study, name).runs.values():
             assert all(cost(phase.plan, run.width) > 0 for phase in run.phases)
     assert cost(Plan()) == 1.0
-    assert all(cost(Plan(), width) > 0 for width in study.widths)
+    assert all(cost(Plan(), width) > 0 for width in study.narrow_widths(study.plan(0.25)))
     # Any subset that 04 may select has its layers' single savings.
-    saved = 6 * (1 - 0.4)
+    saved = 6 * (0.1 - 0.09)
     assert cost(study.plan(0.25, study.layers[3:9])) == pytest.approx(1 - saved)
     # A second call measures what is new alone, and changes nothing.
     before = table.read_bytes()
@@ -85,7 +97,11 @@ def test_steps_are_timed_as_the_profile_trains_them(
             running.append(how)
 
     monkeypatch.setattr(step_costs, "Running", Spy)
-    monkeypatch.setattr(step_costs, "random_images", images.append)
+    real = step_costs.random_images
+    monkeypatch.setattr(
+        step_costs, "random_images", lambda batch: (images.append(batch), real(batch))[1]
+    )
+    monkeypatch.setattr(step_costs, "forward_backward", lambda module, x, input_gradient: None)
     monkeypatch.setattr(step_costs, "training_step", lambda model, x: None)
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
@@ -93,22 +109,53 @@ def test_steps_are_timed_as_the_profile_trains_them(
     rows = read_json(measure_costs(study, repeats=7))["rows"]
     assert set(running) == {("bfloat16", True)} and threads == [2]
     # In every turn the reference at the budget batch, and the plans at the Runs' own.
-    reference = Step(Plan(), 4, 50).key
-    assert all(reference in arms for arms in seen)
+    single = [len(row["plan"]["layers"]) == 1 for row in rows]
+    assert single == sorted(single) and any(single)
+    assert seen[: single.count(False)] == [{"dense", "step"}] * single.count(False)
     batches = [row["batch_size"] for row in rows]
-    assert sorted(images) == sorted([50] * len(seen) + batches) and 25 in batches
+    assert images[: 2 * single.count(False)] == [
+        batch for row in rows[: single.count(False)] for batch in (50, row["batch_size"])
+    ]
+    assert set(batches) == {25, 50} and set(images) == {25, 50}
     assert rows[0]["ratio"] == pytest.approx(0.4)
     assert rows[0]["quartiles"] == pytest.approx([0.3, 0.5])
 
 
 def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
-    steps = [Step(Plan({"layer3.0.conv2": 4}), 4, 4), Step(Plan(), 2, 8)]
-    rows = step_costs._measured(profile, steps, repeats=3)
-    assert [(r["width"], r["batch_size"]) for r in rows] == [(4, 4), (2, 8)]
-    for row in rows:
-        low, high = row["quartiles"]
-        assert 0 < low <= row["ratio"] <= high
+    row = step_costs._network_row(profile, Step(Plan(), 2, 8), repeats=3)
+    assert (row["width"], row["batch_size"]) == (2, 8)
+    low, high = row["quartiles"]
+    assert 0 < low <= row["ratio"] <= high
+
+
+def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timed on what the layer is given, in the layout, and the stem without its input's gradient.
+
+    The basis of layer4.1.conv2 made slower by a known time costs so much more than its dense form.
+    """
+    profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
+    steps = [Step(Plan({name: 2}), 4, 8) for name in ("conv1", "layer4.1.conv2")]
+    timed: list[tuple[tuple[int, ...], bool, bool]] = []
+    real = step_costs.forward_backward
+
+    def spy(module: nn.Module, x: torch.Tensor, input_gradient: bool) -> Callable[[], None]:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        timed.append((tuple(x.shape), channels_last, input_gradient))
+        step, slow = real(module, x, input_gradient), len(timed) == 4
+        return lambda: (time.sleep(0.2 * slow), step())[1]
+
+    monkeypatch.setattr(step_costs, "forward_backward", spy)
+    monkeypatch.setattr(step_costs, "_training_step", lambda *_: lambda: time.sleep(0.4))
+    stem, last = step_costs._layer_rows(profile, steps, 0.75, repeats=3)
+    assert timed[:2] == [((8, 3, 32, 32), True, False)] * 2
+    assert [(shape, needed) for shape, _, needed in timed[2:]] == [((8, 32, 4, 4), True)] * 2
+    assert abs(stem["ratio"] - 0.75) < 0.1
+    assert abs(last["ratio"] - 1.25) < 0.1
+    assert last["quartiles"][0] <= last["ratio"] <= last["quartiles"][1]
+    assert [row["plan"]["layers"] for row in (stem, last)] == [s.plan.layers for s in steps]
 
 
 def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
@@ -155,13 +202,16 @@ def test_an_interrupted_table_is_finished_and_its_rows_stay(
     with pytest.raises(KeyboardInterrupt):
         measure_costs(study)
     begun = read_json(table)["rows"]
-    assert len(begun) == 2 * step_costs._AT_A_TIME
+    assert len(begun) == 2
     monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     ensure_costs(study)
     rows = read_json(table)["rows"]
     assert rows[: len(begun)] == begun and len(rows) > len(begun)
-    named = [key for arms in seen for key in arms if key != Step(Plan(), 4, 4).key]
-    assert len(named) == len(set(named)) == len(rows)
+    keys = [costs._step(row).key for row in rows]
+    assert len(keys) == len(set(keys))
+    # Each in one turn: two arms a network, and two a layer beside the dense step.
+    layers = [arms for arms in seen if len(arms) > 2]
+    assert sum(len(arms) // 2 for arms in layers) + len(seen) - len(layers) == len(rows)
 
 
 def test_arms_with_tuned_batches_of_their_own_find_their_rows(

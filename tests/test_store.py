@@ -218,6 +218,32 @@ def test_what_is_not_whole_is_not_published(tmp_path):
     assert not destination.exists()
 
 
+def test_an_incomplete_section_is_kept_and_not_shown(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "smoke"
+    store.put(make_record(make_run(2), "failed"))
+    publish(store, section(0, name="02_all_layers"), destination)
+    report = publish(store, section(0, 1, 2, 3), destination, incomplete=True)
+    assert (report.added, report.known) == (ids(1), ids(0))
+    assert set(Store(destination).all()) == set(ids(0, 1))
+    assert set(published(destination)) == {"02_all_layers"}
+    # Publishing another section does not make it complete; its last run does.
+    publish(store, section(1, name="03_sensitivity"), destination)
+    assert set(published(destination)) == {"02_all_layers", "03_sensitivity"}
+    for seed in (2, 3):
+        store.put(make_record(make_run(seed)))
+    publish(store, section(0, 1, 2, 3), destination, incomplete=True)
+    assert published(destination)["01_baseline"] == section(0, 1, 2, 3)
+
+
+def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_path):
+    store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "smoke"
+    publish(store, section(0, 1), destination)
+    publish(store, section(1, 2, name="02_all_layers"), destination)
+    publish(store, section(3), destination)
+    assert set(Store(destination).all()) == set(ids(1, 2, 3))
+    assert set(store.all()) == set(ids(0, 1, 2, 3))
+
+
 def test_a_published_result_is_not_replaced_by_another(tmp_path):
     destination = tmp_path / "smoke"
     publish(filled(tmp_path / "first", [0]), section(0), destination)

@@ -187,7 +187,18 @@ class Study:
     def narrow_width(self, plan: Plan) -> int:
         """The width at which a dense step costs what the plan's does, as near as can be."""
         target = self.cost(plan)
-        return min(self.widths, key=lambda w: abs(self.cost(Plan(), w) - target))
+        return min(self.narrow_widths(plan), key=lambda w: abs(self.cost(Plan(), w) - target))
+
+    def narrow_widths(self, plan: Plan) -> list[int]:
+        """The widths that `narrow_width` chooses from: sixteenths of the profile's.
+
+        Of these, the ones whose MACs are half to twice the plan's; with a cost table each is
+        measured.
+        """
+        width, target = self.profile.width, self.network_costs(plan).macs
+        step = max(1, width // 16)
+        macs = {w: self.network_costs(Plan(), w).macs for w in range(step, width + 1, step)}
+        return [w for w in macs if target / 2 <= macs[w] <= 2 * target]
 
     def same_size_width(self, plan: Plan) -> int:
         """The width at which a dense network has as many parameters as the plan's, nearly."""
@@ -196,12 +207,6 @@ class Study:
             range(1, self.profile.width + 1),
             key=lambda w: abs(self.network_costs(Plan(), w).parameters - target),
         )
-
-    @property
-    def widths(self) -> list[int]:
-        """The widths that narrower dense networks may have: sixteenths of the profile's."""
-        step = max(1, self.profile.width // 16)
-        return list(range(step, self.profile.width + 1, step))
 
     def network_costs(self, plan: Plan, width: int | None = None) -> Summary:
         """Parameters and MACs of one image."""

@@ -8,8 +8,9 @@ The manifest is written last, so that it never names a record that is not there 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -18,35 +19,48 @@ from basisconv.study.run import SCHEMA, Section, check_schema
 from basisconv.study.store import MergeReport, Store
 
 
-def publish(store: Store, section: Section, destination: str | Path) -> MergeReport:
+def publish(
+    store: Store, section: Section, destination: str | Path, incomplete: bool = False
+) -> MergeReport:
     """Copy a section's records to the published ones and mark the section complete.
 
     Args:
         store: where the records were made.
-        section: what is published; one of the same name is replaced.
+        section: what is published; one of the same name is replaced, with those of its records
+            that no section names any more.
         destination: the folder of the profile's published records.
+        incomplete: publish what there is of a section whose runs are not all trained, so that
+            nothing is lost with this machine. The section is shown once it is complete.
 
     Raises:
-        MissingRuns: if runs of the section have no record.
-        ValueError: if one of them failed.
+        MissingRuns: if runs of the section have no record, unless it may be incomplete.
+        ValueError: if one of them failed, unless it may be incomplete: those are left out then.
         ConflictingResults: if another result of one of them was published already.
         DamagedFile: if a record or the manifest is damaged. In all of these cases nothing is
             written.
     """
-    records = store.records(section.run_ids)
-    failed = [run_id for run_id, record in records.items() if record.status == "failed"]
+    if incomplete:
+        found = [store.get(run_id) for run_id in section.run_ids]
+        records = [record for record in found if record and record.status != "failed"]
+    else:
+        records = list(store.records(section.run_ids).values())
+    failed = [record.run_id for record in records if record.status == "failed"]
     if failed:
         raise ValueError(
             f"Section {section.name} cannot be published: of its runs {', '.join(failed)} failed. "
             "`python -m basisconv run --profile PROFILE --retry-failed` trains them again."
         )
-    sections = {**published(destination), section.name: section}
-    report = Store(destination).add(records.values())
-    entries = {
-        name: {"complete": True, "section": entry.model_dump(mode="json")}
-        for name, entry in sections.items()
+    complete = len(records) == len(section.run_ids)
+    before = manifest(destination)
+    entries = {**before, section.name: Entry(complete, section)}
+    report = Store(destination).add(records)
+    values = {
+        name: {"complete": entry.complete, "section": entry.section.model_dump(mode="json")}
+        for name, entry in entries.items()
     }
-    write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": entries})
+    write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
+    for run_id in _named(before) - _named(entries):
+        Store(destination).path(run_id).unlink(missing_ok=True)
     return report
 
 
@@ -58,6 +72,23 @@ def published(destination: str | Path) -> dict[str, Section]:
     Raises:
         DamagedFile: if the manifest is not what was written, or is another profile's.
     """
+    entries = manifest(destination)
+    return {name: entry.section for name, entry in entries.items() if entry.complete}
+
+
+class Entry(NamedTuple):
+    """A section in the manifest, and whether all of its records were published."""
+
+    complete: bool
+    section: Section
+
+
+def manifest(destination: str | Path) -> dict[str, Entry]:
+    """Every section of a folder of published records, by name.
+
+    Raises:
+        DamagedFile: if the manifest is not what was written, or is another profile's.
+    """
     path = _manifest(destination)
     try:
         values = read_json(path)
@@ -65,23 +96,27 @@ def published(destination: str | Path) -> dict[str, Section]:
         return {}
     check_schema(path, values)
     try:
-        entries: dict[str, Any] = values["sections"]
-        sections = {
-            name: Section.model_validate(entry["section"])
-            for name, entry in entries.items()
-            if entry["complete"]
+        sections: dict[str, Any] = values["sections"]
+        entries = {
+            name: Entry(bool(entry["complete"]), Section.model_validate(entry["section"]))
+            for name, entry in sections.items()
         }
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise DamagedFile(
             f"{path} is not a manifest of sections: {error}. Put back an unchanged copy, or "
             "delete it and publish its sections again."
         ) from error
-    if others := {section.profile for section in sections.values()} - {path.parent.name}:
+    profiles = {entry.section.profile for entry in entries.values()}
+    if others := profiles - {path.parent.name}:
         raise DamagedFile(
             f"{path} is the manifest of profile {', '.join(others)}: put back the one that belongs "
             "there."
         )
-    return sections
+    return entries
+
+
+def _named(entries: Mapping[str, Entry]) -> set[str]:
+    return {run_id for entry in entries.values() for run_id in entry.section.run_ids}
 
 
 def _manifest(destination: str | Path) -> Path:

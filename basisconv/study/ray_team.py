@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Self
 
+from basisconv.study.attempt import Outcome, Train, attend, claim, recorded
 from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.environment import ROOT
 from basisconv.study.files import temporary_path
@@ -24,7 +25,6 @@ from basisconv.study.ray_cluster import cluster, load_ray
 from basisconv.study.run import NUMERICS, Record, Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
-from basisconv.study.workers import Outcome, Train, attend, claim, recorded
 
 # How often a run is begun again whose worker or node died, before the sweep counts it as lost.
 RETRIES = 3

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
+from basisconv.cost import observe
 from basisconv.plan import Plan
 from basisconv.study.compiling import many_networks
-from basisconv.study.costs import Step, add_rows, check_head, reference, settings, unmeasured
+from basisconv.study.costs import (
+    MeasuredCosts,
+    Step,
+    add_rows,
+    check_head,
+    reference,
+    settings,
+    unmeasured,
+)
 from basisconv.study.environment import device, environment, prepare
 from basisconv.study.experiments import DRAFTS, draft
+from basisconv.study.files import read_json
 from basisconv.study.pace import Running, network, random_images, training_step
 from basisconv.study.precision import convolutions_in
 from basisconv.study.profiles import Profile
 from basisconv.study.protocol import Study, cost_table
-from basisconv.timing import compare
+from basisconv.timing import compare, forward_backward
 
-# Networks timed in the same turns as dense, which is then timed once for all of them; and what a
-# measurement that is interrupted loses.
+# Layers timed in the same turns as the dense step; and what a measurement that is interrupted
+# loses.
 _AT_A_TIME = 6
 
 
@@ -38,8 +50,12 @@ def ensure_costs(study: Study) -> None:
 def measure_costs(study: Study, repeats: int = 10) -> Path:
     """Add the steps of a profile's experiments that have no row yet to its cost table.
 
-    Every step is timed in this process, interleaved with dense, as the profile trains it:
+    Every step is timed in this process, beside dense and turn by turn, as the profile trains it:
     threads, precision and compilation are the Runs' own. Let nothing else run.
+
+    A plan of a single layer saves a few hundredths of a step, less than the pace of a shared
+    machine drifts between two steps. There the layer itself is timed, forward and backward on
+    what it is given in the network, and the row is the dense step's less what the layer saves.
 
     Returns:
         The table's path.
@@ -54,27 +70,83 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
     prepare(profile.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = _lacking(study)
-    for first in tqdm(range(0, len(steps), _AT_A_TIME), desc="step times"):
-        add_rows(path, head, _measured(profile, steps[first : first + _AT_A_TIME], repeats))
+    single = [step for step in steps if len(step.plan.layers) == 1]
+    with (
+        many_networks(),
+        convolutions_in(profile.precision),
+        tqdm(desc="step times", total=len(steps)) as bar,
+    ):
+        for step in steps:
+            if step not in single:
+                add_rows(path, head, [_network_row(profile, step, repeats)])
+                bar.update()
+        for network_of in dict.fromkeys((step.width, step.batch_size) for step in single):
+            dense = Step(Plan(), *network_of)
+            alike = [step for step in single if (step.width, step.batch_size) == network_of]
+            for first in range(0, len(alike), _AT_A_TIME):
+                some = alike[first : first + _AT_A_TIME]
+                measured = MeasuredCosts(read_json(path), path, profile).of(dense)
+                add_rows(path, head, _layer_rows(profile, some, measured, repeats))
+                bar.update(len(some))
     return path
 
 
-def _measured(profile: Profile, steps: Sequence[Step], repeats: int) -> list[dict[str, Any]]:
-    """Rows of some steps, each timed in the same turns as dense."""
-    arms = {}
-    for step in (reference(profile), *steps):
-        model = network(profile.network, step.width, step.plan)
-        running = Running(model, profile.precision, profile.compile)
-        arms[step.key] = training_step(running, random_images(step.batch_size))
-    with many_networks(), convolutions_in(profile.precision):
-        timings = compare(arms, repeats, device=device())
-    dense = timings[reference(profile).key]
+def _network_row(profile: Profile, step: Step, repeats: int) -> dict[str, Any]:
+    """A row of a network's step; turns of two are short, so that both meet the same pace."""
+    reference_step = _training_step(profile, reference(profile))
+    arms = {"dense": reference_step, "step": _training_step(profile, step)}
+    timings = compare(arms, repeats, device=device())
+    faster, low, high = timings["step"].speedup_over(timings["dense"])
+    return _row(step, 1 / faster, (1 / high, 1 / low))
+
+
+def _layer_rows(
+    profile: Profile, steps: Sequence[Step], dense: float, repeats: int
+) -> list[dict[str, Any]]:
+    """Rows of plans of one layer in networks of one width and batch.
+
+    Args:
+        profile: how they are trained.
+        steps: the plans.
+        dense: what the network's dense step costs.
+        repeats: turns.
+    """
+    width, batch_size = steps[0].width, steps[0].batch_size
+    images = random_images(batch_size)
+    given = observe(network(profile.network, width, Plan()), images, (nn.Conv2d,))
+    arms = {"step": _training_step(profile, reference(profile))}
+    for step in steps:
+        (name,) = step.plan.layers
+        basis = network(profile.network, width, step.plan).get_submodule(name)
+        x = given[name].input
+        # The stem's input is the images, which get no gradient.
+        inner = x.data_ptr() != images.data_ptr()
+        for arm, layer in (("dense", given[name].module), ("basis", basis)):
+            running = Running(layer, profile.precision, profile.compile)
+            arms[f"{arm} {name}"] = forward_backward(running, x, input_gradient=inner)
+    timings = compare(arms, repeats, device=device())
     rows = []
     for step in steps:
-        faster, low, high = timings[step.key].speedup_over(dense)
-        row = {"plan": step.plan.to_dict(), "width": step.width, "batch_size": step.batch_size}
-        rows.append({**row, "ratio": 1 / faster, "quartiles": [1 / high, 1 / low]})
+        (name,) = step.plan.layers
+        turns = zip(
+            *(timings[arm].samples for arm in ("step", f"dense {name}", f"basis {name}")),
+            strict=True,
+        )
+        ratios = torch.tensor([dense - (full - ours) / whole for whole, full, ours in turns])
+        low, middle, high = ratios.double().quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+        rows.append(_row(step, middle.item(), (low.item(), high.item())))
     return rows
+
+
+def _training_step(profile: Profile, step: Step) -> Callable[[], None]:
+    model = network(profile.network, step.width, step.plan)
+    running = Running(model, profile.precision, profile.compile)
+    return training_step(running, random_images(step.batch_size))
+
+
+def _row(step: Step, ratio: float, quartiles: tuple[float, float]) -> dict[str, Any]:
+    row = {"plan": step.plan.to_dict(), "width": step.width, "batch_size": step.batch_size}
+    return {**row, "ratio": ratio, "quartiles": list(quartiles)}
 
 
 def _lacking(study: Study) -> list[Step]:
@@ -101,11 +173,20 @@ def _steps(study: Study) -> list[Step]:
         for run in (made.runs[run_id] for run_id in arm.run_ids)
         for phase in run.phases
     ]
-    # The narrower dense network is found among all widths, and trained at any arm's batch.
+    # The narrower dense network is found by its cost, and trained at any arm's batch.
     batches = dict.fromkeys([profile.training.batch_size, *(step.batch_size for step in trained)])
-    wanted = [Step(Plan(), width, batch) for batch in batches for width in study.widths]
-    selection = profile.notebooks.selection
+    notebooks = profile.notebooks
+    widths = dict.fromkeys(
+        width
+        for ratio in (notebooks.pilot.ratio, notebooks.all_layers.ratio)
+        for width in study.narrow_widths(study.plan(ratio))
+    )
+    wanted = [Step(Plan(), width, batch) for batch in batches for width in widths]
+    # The rows of single layers are less than their networks' own.
+    wanted += [Step(Plan(), step.width, step.batch_size) for step in trained]
+    selection = notebooks.selection
     batch = study.tuned("selected", selection.budget).get("batch_size", profile.training.batch_size)
+    wanted.append(Step(Plan(), profile.width, batch))
     wanted += [
         Step(study.plan(selection.ratio, [name]), profile.width, batch) for name in study.layers
     ]

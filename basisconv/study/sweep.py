@@ -15,6 +15,7 @@ from typing import Self
 from filelock import Timeout
 from tqdm import tqdm
 
+from basisconv.study.attempt import Outcome, Train
 from basisconv.study.checkpoint import SECONDS
 from basisconv.study.files import sweep_stray
 from basisconv.study.ray_team import RayTeam
@@ -22,7 +23,7 @@ from basisconv.study.run import Record, Run
 from basisconv.study.status import weight
 from basisconv.study.stopping import Stop, signals_noted
 from basisconv.study.store import Store, to_train
-from basisconv.study.workers import Executor, Here, Outcome, Processes, Team, Train
+from basisconv.study.workers import Executor, Here, Processes, Team
 
 # Workers that a sweep may lose before it stops: a machine without memory would kill every one.
 MOST_KILLED = 5

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from basisconv.study.attempt import Outcome, attend
 from basisconv.study.checkpoint import Checkpoints, Paused, State
 from basisconv.study.parallel import Group
 from basisconv.study.run import Record, Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.train import train
-from basisconv.study.workers import Outcome, attend
 
 
 def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome | None:

@@ -11,7 +11,7 @@ from basisconv.study import checkpoint
 from basisconv.study.costs import MeasuredCosts
 from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.protocol import Study, cost_table, published_folder
-from basisconv.study.publish import published
+from basisconv.study.publish import manifest
 from basisconv.study.store import Store
 
 
@@ -73,8 +73,9 @@ def _records(store: Store) -> list[Path]:
 
 def _check_manifest(folder: Path) -> None:
     records, named = Store(folder), set[str]()
-    for section in published(folder).values():
-        records.records(section.run_ids)
+    for complete, section in manifest(folder).values():
+        if complete:
+            records.records(section.run_ids)
         named |= set(section.run_ids)
     if unnamed := sorted({path.stem for path in _records(records)} - named):
         raise DamagedFile(
