@@ -289,3 +289,15 @@ def test_tables_escape_what_markdown_and_latex_would_read() -> None:
 def test_latex_tables_hold_plain_ascii(name: str) -> None:
     for table in built(name).tables.values():
         assert table.latex().isascii(), sorted({c for c in table.latex() if not c.isascii()})
+
+
+def test_rows_of_one_device_name_it_once() -> None:
+    section = synthetic.timing_section()
+    both = report.build(section, {}).tables
+    one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
+    alone = report.build(one, {}).tables
+    for name in ("timing_layers", "timing_networks", "timing_memory"):
+        assert len(set(both[name].shown["measured on"])) > 1
+        assert "measured on" not in alone[name].shown.columns
+        assert alone[name].caption.endswith(", float32, batch 64.")
+        assert "All rows" not in both[name].caption

@@ -15,6 +15,7 @@ from basisconv.study.run import Record, Section
 FORMS = ("subset", "full")
 """The arms that are the method as it is meant: its two forms, run factored."""
 _STEP = "training step"
+_PLACE = "measured on"
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
@@ -29,7 +30,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "timing_layers": Table(
+            "timing_layers": _table(
                 layers, _shown_layers(layers, ratio),
                 f"Speed-up of single layers over dense, forward and backward, at f = {f}: medians "
                 "over interleaved turns, of the subset form with quartiles. MACs: the ratio of "
@@ -37,13 +38,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "of it; bound: by the roofline, forward. Peers are run at the same rank, CP with "
                 f"the subset form's parameters. {where}",
             ),
-            "timing_networks": Table(
+            "timing_networks": _table(
                 networks, _shown_networks(networks),
                 "Speed-up of whole networks over dense, subset form, median with quartiles over "
                 "interleaved turns. Bound: Amdahl's, in which each convolution shrinks by its "
                 f"executed MACs and all else stays; share: what is realised of it. {where}",
             ),
-            "timing_memory": Table(
+            "timing_memory": _table(
                 memory, _shown_memory(memory),
                 f"Peak memory of a training step, subset form beside dense. {where}",
             ),
@@ -130,6 +131,14 @@ def _where(row: Any) -> str:
     return f"{row.device}, {row.precision}, batch {row.batch}"
 
 
+def _table(frame: pd.DataFrame, shown: pd.DataFrame, caption: str) -> Table:
+    """A table that names where its rows were measured in a column, or once for all of them."""
+    places = set(shown[_PLACE])
+    if len(places) == 1:
+        return Table(frame, shown.drop(columns=_PLACE), f"{caption} All rows: {places.pop()}.")
+    return Table(frame, shown, caption)
+
+
 def _shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
     here = layers[layers["ratio"] == ratio]
     others = [arm for arm in dict.fromkeys(here["arm"]) if arm != "subset"]
@@ -141,7 +150,7 @@ def _shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
         subset = arms["subset"]
         rows.append(
             {
-                "measured on": _where(subset),
+                _PLACE: _where(subset),
                 "layer": layer,
                 "MACs": f"{subset.macs_ratio:.2f}×",
                 "subset": _speedup(subset),
@@ -162,7 +171,7 @@ def _shown_networks(networks: pd.DataFrame) -> pd.DataFrame:
         )
         rows.append(
             {
-                "measured on": _where(step),
+                _PLACE: _where(step),
                 "network": f"{text.network(step.network)}, width {step.width}",
                 "f": text.share(step.ratio),
                 "MACs": f"{step.macs_ratio:.2f}×",
@@ -179,7 +188,7 @@ def _shown_networks(networks: pd.DataFrame) -> pd.DataFrame:
 def _shown_memory(memory: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
-            "measured on": _where(r),
+            _PLACE: _where(r),
             "network": f"{text.network(r.network)}, width {r.width}",
             "f": text.share(r.ratio),
             "dense, MB": f"{r.dense_peak_mb:.0f}",
