@@ -9,44 +9,33 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 from fake_runs import no_space, strays
+from small_runs import BASIS
 
 import basisconv as bc
 from basisconv.study import checkpoint, files, phases
 from basisconv.study import train as training
 from basisconv.study.checkpoint import Checkpoints, NotSaved, Paused, State
-from basisconv.study.data import DIGESTS, Dataset, Split, load
+from basisconv.study.data import Dataset, Split, load
 from basisconv.study.environment import device_kind
 from basisconv.study.files import DamagedFile
-from basisconv.study.run import Data, Phase, Record, Run
+from basisconv.study.run import Phase, Record, Run
 from basisconv.study.train import train
 
-BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 OTHER = bc.Plan({"layer1.0.conv1": 4, "layer4.1.conv2": 8}, form="full")
 
 
-def make_run(*steps: tuple[int, bc.Plan], **changes: Any) -> Run:
+def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
     """Epochs of three steps; phases end inside of them."""
-    settings: dict[str, Any] = {
-        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20,
-        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
-        "phases": tuple(Phase(steps=n, plan=p) for n, p in steps or [(2, BASIS), (2, bc.Plan())]),
-        "test": True, "momentum_carry": "carried",
-    }  # fmt: skip
-    return Run(**settings | changes)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    own = {"test": True, "momentum_carry": "carried"}
+    return small_runs.make_run(*phases or [(2, BASIS), (2, bc.Plan())], **own | changes)
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 import torch.nn.functional as F
 from fake_runs import make_record
+from small_runs import BASIS
 from torch import Tensor, nn
 
 import basisconv as bc
@@ -22,38 +24,24 @@ from basisconv.study import together
 from basisconv.study import train as training
 from basisconv.study.augment import TrainingStream
 from basisconv.study.checkpoint import paths, step_of
-from basisconv.study.data import DIGESTS, load
+from basisconv.study.data import load
 from basisconv.study.experiments import draft
 from basisconv.study.optimization import learning_rate, momentum_of
 from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import first_network, switch
 from basisconv.study.protocol import Study
-from basisconv.study.run import Data, Phase, Run
+from basisconv.study.run import Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.together import train_together
 from basisconv.study.train import _sgd, train
 
 ROOT = Path(__file__).parents[1]
-BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 
 
 def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
-    settings: dict[str, Any] = {
-        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20, "processes": 2,
-        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
-        "phases": tuple(Phase(steps=n, plan=p) for n, p in phases),
-        "momentum_carry": "carried",
-    }  # fmt: skip
-    return Run(**settings | changes)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """train() sets the Run's threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    own = {"processes": 2, "momentum_carry": "carried"}
+    return small_runs.make_run(*phases, **own | changes)
 
 
 def resnet(run: Run, classes: int) -> nn.Module:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from fake_runs import make_run
 from torture.nodes import small_run
 
@@ -36,14 +34,6 @@ ROOT = Path(__file__).parents[1]
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
 )
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """train() sets the Run's threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_without_ray_one_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):

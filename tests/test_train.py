@@ -7,13 +7,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import BASIS, make_run
 
 import basisconv as bc
 from basisconv.study import precision
@@ -22,29 +22,11 @@ from basisconv.study.augment import TrainingStream
 from basisconv.study.data import DIGESTS, load
 from basisconv.study.models import build, initialise
 from basisconv.study.phases import first_network
-from basisconv.study.run import NUMERICS, Data, Phase, Run
+from basisconv.study.run import NUMERICS, Run
 from basisconv.study.train import train
 
 # Train, validation and test loss by version of the numerics.
 GOLDEN = {1: (2.4714797, 2.4487671, 2.4450538)}
-BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
-
-
-def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
-    settings: dict[str, Any] = {
-        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20,
-        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
-        "phases": tuple(Phase(steps=n, plan=p) for n, p in phases or [(3, bc.Plan())]),
-    }  # fmt: skip
-    return Run(**settings | changes)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """train() sets the Run's threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_same_run_gives_the_same_result_in_another_process() -> None:

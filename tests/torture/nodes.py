@@ -20,24 +20,21 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
+from small_runs import BASIS, make_run
+
 import basisconv
 from basisconv.plan import Plan
 from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.data import DIGESTS
-from basisconv.study.run import Data, Phase, Record, Run
+from basisconv.study.run import Record, Run
 from basisconv.study.store import Store
 from basisconv.study.sweep import sweep
 from basisconv.study.train import train
 from torture import Line, Scale
 
-BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
-
 
 def small_run(seed: int, steps: int = 12) -> Run:
     """A second or two of real training, in two phases."""
-    data = Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60)
-    phases = (Phase(steps=steps, plan=BASIS), Phase(steps=steps, plan=Plan()))
-    return Run(width=8, learning_rate=0.05, seed=seed, batch_size=20, data=data, phases=phases)
+    return make_run((steps, BASIS), (steps, Plan()), seed=seed)
 
 
 def logged_train(run: Run, checkpoints: Checkpoints, log: Path) -> Record:

@@ -1,0 +1,21 @@
+"""Runs of a second or two of real training, on a few images of the embedded sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from basisconv.plan import Plan
+from basisconv.study.data import DIGESTS
+from basisconv.study.run import Data, Phase, Run
+
+BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
+
+
+def make_run(*phases: tuple[int, Plan], **changes: Any) -> Run:
+    """Three steps of dense by default; an epoch has three steps."""
+    settings: dict[str, Any] = {
+        "width": 8, "learning_rate": 0.05, "seed": 0, "batch_size": 20,
+        "data": Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"], train_images=60),
+        "phases": tuple(Phase(steps=n, plan=p) for n, p in phases or [(3, Plan())]),
+    }  # fmt: skip
+    return Run(**settings | changes)
