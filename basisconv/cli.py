@@ -285,7 +285,7 @@ def _told(report: MergeReport, verb: str) -> str:
 def _publish(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS, draft
     from basisconv.study.protocol import published_folder
-    from basisconv.study.publish import publish
+    from basisconv.study.publish import lacking, publish
     from basisconv.study.sections import make_section
 
     study, name = _study(options), options.section
@@ -293,7 +293,7 @@ def _publish(options: argparse.Namespace) -> None:
     section = draft(study, name).section() if name in DRAFTS else make_section(study, name)
     folder = published_folder(study.profile.name)
     report = publish(study.store, section, folder, options.incomplete)
-    left = len(section.run_ids) - len(report.added) - len(report.known) - len(report.kept)
+    left = len(lacking(section, folder))
     print(f"{name}: {_told(report, 'records published')}{f', {left} missing' if left else ''}")
 
 

@@ -11,7 +11,7 @@ import pytest
 from fake_runs import make_record, make_run
 
 from basisconv.cli import main
-from basisconv.study import sections
+from basisconv.study import protocol, sections
 from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.experiments import draft
 from basisconv.study.files import DamagedFile
@@ -163,7 +163,7 @@ def test_merge_takes_in_what_another_machine_made(
 
 @pytest.mark.usefixtures("fake")
 def test_a_dry_run_names_the_runs_and_does_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     assert main(["run", *runs, "--dry-run"]) == 0
@@ -219,8 +219,6 @@ def test_publishing_trains_nothing_and_names_what_is_missing(
 def test_what_there_is_of_a_section_is_published_when_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from basisconv.study import protocol
-
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     main(["run", *runs])
     records = sorted((tmp_path / "runs").glob("*.json"))

@@ -37,17 +37,12 @@ def fake_compare(seen: list[set[str]]):  # type: ignore[no-untyped-def]
 
     def compare(arms: dict[str, object], repeats: int, device: torch.device) -> object:
         seen.append(set(arms))
-        took = {"dense": 1.0, "step": 1.0 if len(arms) > 2 else 0.4}
-        shares = [0.5, 0.75, 1.0, 1.25, 1.5]
-        return {
-            arm: Timing(
-                tuple(share * 0.4 for share in shares)
-                if arm == "step" and len(arms) == 2
-                else (took.get(arm) or (0.1 if arm.startswith("dense ") else 0.09),) * 5,
-                0.0,
-            )
-            for arm in arms
-        }
+        if set(arms) == {"dense", "step"}:
+            return {
+                "dense": Timing((1.0,) * 5, 0.0), "step": Timing((0.2, 0.3, 0.4, 0.5, 0.6), 0.0)
+            }  # fmt: skip
+        seconds = {"step": 1.0, "dense": 0.1, "basis": 0.09}
+        return {arm: Timing((seconds[arm.split()[0]],) * 5, 0.0) for arm in arms}
 
     return compare
 
@@ -113,9 +108,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
     assert single == sorted(single) and any(single)
     assert seen[: single.count(False)] == [{"dense", "step"}] * single.count(False)
     batches = [row["batch_size"] for row in rows]
-    assert images[: 2 * single.count(False)] == [
-        batch for row in rows[: single.count(False)] for batch in (50, row["batch_size"])
-    ]
+    assert images[: 1 + single.count(False)] == [50, *batches[: single.count(False)]]
     assert set(batches) == {25, 50} and set(images) == {25, 50}
     assert rows[0]["ratio"] == pytest.approx(0.4)
     assert rows[0]["quartiles"] == pytest.approx([0.3, 0.5])
@@ -123,7 +116,8 @@ def test_steps_are_timed_as_the_profile_trains_them(
 
 def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
-    row = step_costs._network_row(profile, Step(Plan(), 2, 8), repeats=3)
+    unit = step_costs._training_step(profile, costs.reference(profile))
+    row = step_costs._network_row(profile, Step(Plan(), 2, 8), unit, repeats=3)
     assert (row["width"], row["batch_size"]) == (2, 8)
     low, high = row["quartiles"]
     assert 0 < low <= row["ratio"] <= high
@@ -148,8 +142,7 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
         return lambda: (time.sleep(0.2 * slow), step())[1]
 
     monkeypatch.setattr(step_costs, "forward_backward", spy)
-    monkeypatch.setattr(step_costs, "_training_step", lambda *_: lambda: time.sleep(0.4))
-    stem, last = step_costs._layer_rows(profile, steps, 0.75, repeats=3)
+    stem, last = step_costs._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=3)
     assert timed[:2] == [((8, 3, 32, 32), True, False)] * 2
     assert [(shape, needed) for shape, _, needed in timed[2:]] == [((8, 32, 4, 4), True)] * 2
     assert abs(stem["ratio"] - 0.75) < 0.1

@@ -98,7 +98,7 @@ def test_a_time_limit_puts_runs_aside(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
-    minutes = (0.2 if workers == 1 else 12) / 60  # workers take some seconds to begin
+    minutes = (0.2 if workers == 1 else 20) / 60  # workers take some seconds to begin
     start = time.monotonic()
     report = sweep(
         runs, store, workers=workers, minutes=minutes, train=partial(patient_train, log=log)
@@ -148,8 +148,6 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
     assert "the same command goes on" in told and "Traceback" not in told
     assert told.count("was put aside: after step ") == 2
     assert study.store.all() == {}
-    if number == signal.SIGINT:
-        return  # what they leave behind is the same
     assert sweep(runs, study.store).done == 2
     for run in runs:
         record = study.store.get(run.run_id)

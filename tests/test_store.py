@@ -235,6 +235,16 @@ def test_an_incomplete_section_is_kept_and_not_shown(tmp_path):
     assert published(destination)["01_baseline"] == section(0, 1, 2, 3)
 
 
+def test_what_was_published_elsewhere_counts_as_there(tmp_path):
+    """A machine that trained one run of three, or none, takes nothing from the others'."""
+    destination = tmp_path / "smoke"
+    publish(filled(tmp_path / "one", [0, 1]), section(0, 1, 2), destination, incomplete=True)
+    publish(filled(tmp_path / "other", [2]), section(0, 1, 2), destination, incomplete=True)
+    assert published(destination) == {"01_baseline": section(0, 1, 2)}
+    publish(Store(tmp_path / "empty"), section(0, 1, 2), destination, incomplete=True)
+    assert published(destination) == {"01_baseline": section(0, 1, 2)}
+
+
 def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_path):
     store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "smoke"
     publish(store, section(0, 1), destination)

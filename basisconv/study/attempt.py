@@ -106,7 +106,7 @@ def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
         return (train or _default())(run, checkpoints)
     except (Paused, NotSaved):
         raise
-    except Exception:
+    except Exception:  # whatever it was: its record tells, and the sweep's other runs go on
         return Record(
             run=run,
             status="failed",

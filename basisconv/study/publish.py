@@ -44,15 +44,16 @@ def publish(
         records = [record for record in found if record and record.status != "failed"]
     else:
         records = list(store.records(section.run_ids).values())
-    failed = [record.run_id for record in records if record.status == "failed"]
-    if failed:
-        raise ValueError(
-            f"Section {section.name} cannot be published: of its runs {', '.join(failed)} failed. "
-            "`python -m basisconv run --profile PROFILE --retry-failed` trains them again."
-        )
-    complete = len(records) == len(section.run_ids)
+        if failed := [record.run_id for record in records if record.status == "failed"]:
+            raise ValueError(
+                f"Section {section.name} cannot be published: of its runs {', '.join(failed)} "
+                "failed. `python -m basisconv run --profile PROFILE --retry-failed` trains them "
+                "again."
+            )
     before = manifest(destination)
-    entries = {**before, section.name: Entry(complete, section)}
+    # What was published before counts: this store may be new, on another machine.
+    missing = set(lacking(section, destination)) - {record.run_id for record in records}
+    entries = {**before, section.name: Entry(not missing, section)}
     report = Store(destination).add(records)
     values = {
         name: {"complete": entry.complete, "section": entry.section.model_dump(mode="json")}
@@ -62,6 +63,12 @@ def publish(
     for run_id in _named(before) - _named(entries):
         Store(destination).path(run_id).unlink(missing_ok=True)
     return report
+
+
+def lacking(section: Section, destination: str | Path) -> list[str]:
+    """The runs of a section that have no published record."""
+    there = Store(destination)
+    return [run_id for run_id in section.run_ids if there.get(run_id) is None]
 
 
 def published(destination: str | Path) -> dict[str, Section]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
@@ -70,38 +70,39 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
     prepare(profile.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = _lacking(study)
-    single = [step for step in steps if len(step.plan.layers) == 1]
+    single = [step for step in steps if _is_single(step)]
     with (
         many_networks(),
         convolutions_in(profile.precision),
         tqdm(desc="step times", total=len(steps)) as bar,
     ):
+        unit = _training_step(profile, reference(profile))
         for step in steps:
-            if step not in single:
-                add_rows(path, head, [_network_row(profile, step, repeats)])
+            if not _is_single(step):
+                add_rows(path, head, [_network_row(profile, step, unit, repeats)])
                 bar.update()
-        for network_of in dict.fromkeys((step.width, step.batch_size) for step in single):
-            dense = Step(Plan(), *network_of)
-            alike = [step for step in single if (step.width, step.batch_size) == network_of]
+        for dense in dict.fromkeys(step._replace(plan=Plan()) for step in single):
+            alike = [step for step in single if step._replace(plan=Plan()) == dense]
+            cost = MeasuredCosts(read_json(path), path, profile).of(dense)
             for first in range(0, len(alike), _AT_A_TIME):
                 some = alike[first : first + _AT_A_TIME]
-                measured = MeasuredCosts(read_json(path), path, profile).of(dense)
-                add_rows(path, head, _layer_rows(profile, some, measured, repeats))
+                add_rows(path, head, _layer_rows(profile, some, cost, unit, repeats))
                 bar.update(len(some))
     return path
 
 
-def _network_row(profile: Profile, step: Step, repeats: int) -> dict[str, Any]:
+def _network_row(
+    profile: Profile, step: Step, unit: Callable[[], None], repeats: int
+) -> dict[str, Any]:
     """A row of a network's step; turns of two are short, so that both meet the same pace."""
-    reference_step = _training_step(profile, reference(profile))
-    arms = {"dense": reference_step, "step": _training_step(profile, step)}
+    arms = {"dense": unit, "step": _training_step(profile, step)}
     timings = compare(arms, repeats, device=device())
     faster, low, high = timings["step"].speedup_over(timings["dense"])
     return _row(step, 1 / faster, (1 / high, 1 / low))
 
 
 def _layer_rows(
-    profile: Profile, steps: Sequence[Step], dense: float, repeats: int
+    profile: Profile, steps: Sequence[Step], dense: float, unit: Callable[[], None], repeats: int
 ) -> list[dict[str, Any]]:
     """Rows of plans of one layer in networks of one width and batch.
 
@@ -109,18 +110,19 @@ def _layer_rows(
         profile: how they are trained.
         steps: the plans.
         dense: what the network's dense step costs.
+        unit: the step that costs 1.
         repeats: turns.
     """
     width, batch_size = steps[0].width, steps[0].batch_size
     images = random_images(batch_size)
     given = observe(network(profile.network, width, Plan()), images, (nn.Conv2d,))
-    arms = {"step": _training_step(profile, reference(profile))}
+    arms = {"step": unit}
     for step in steps:
         (name,) = step.plan.layers
         basis = network(profile.network, width, step.plan).get_submodule(name)
         x = given[name].input
         # The stem's input is the images, which get no gradient.
-        inner = x.data_ptr() != images.data_ptr()
+        inner = x is not images
         for arm, layer in (("dense", given[name].module), ("basis", basis)):
             running = Running(layer, profile.precision, profile.compile)
             arms[f"{arm} {name}"] = forward_backward(running, x, input_gradient=inner)
@@ -132,10 +134,14 @@ def _layer_rows(
             *(timings[arm].samples for arm in ("step", f"dense {name}", f"basis {name}")),
             strict=True,
         )
-        ratios = torch.tensor([dense - (full - ours) / whole for whole, full, ours in turns])
-        low, middle, high = ratios.double().quantile(torch.tensor([0.25, 0.5, 0.75]).double())
-        rows.append(_row(step, middle.item(), (low.item(), high.item())))
+        ratios = [dense - (full - ours) / whole for whole, full, ours in turns]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        rows.append(_row(step, middle, (low, high)))
     return rows
+
+
+def _is_single(step: Step) -> bool:
+    return len(step.plan.layers) == 1
 
 
 def _training_step(profile: Profile, step: Step) -> Callable[[], None]:
@@ -182,12 +188,11 @@ def _steps(study: Study) -> list[Step]:
         for width in study.narrow_widths(study.plan(ratio))
     )
     wanted = [Step(Plan(), width, batch) for batch in batches for width in widths]
-    # The rows of single layers are less than their networks' own.
-    wanted += [Step(Plan(), step.width, step.batch_size) for step in trained]
     selection = notebooks.selection
     batch = study.tuned("selected", selection.budget).get("batch_size", profile.training.batch_size)
-    wanted.append(Step(Plan(), profile.width, batch))
     wanted += [
         Step(study.plan(selection.ratio, [name]), profile.width, batch) for name in study.layers
     ]
-    return wanted + trained
+    wanted += trained
+    # The row of a single layer is its dense network's, less what the layer saves.
+    return wanted + [step._replace(plan=Plan()) for step in wanted if _is_single(step)]
