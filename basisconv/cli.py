@@ -15,7 +15,6 @@ from basisconv.study.stopping import Terminated, sigterm_raises
 if TYPE_CHECKING:
     from basisconv.study.protocol import Study
     from basisconv.study.run import Run
-    from basisconv.study.status import Status
     from basisconv.study.store import MergeReport
 
 Command = Callable[[argparse.Namespace], None]
@@ -206,7 +205,8 @@ def _find(study: Study, run_id: str) -> Run:
 
 def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
     from basisconv.study.experiments import Waiting, draft
-    from basisconv.study.status import status, steps_done
+    from basisconv.study.status import steps_done
+    from basisconv.study.workload import hours_left
 
     for name in sections:
         try:
@@ -214,8 +214,9 @@ def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
         except Waiting as waiting:
             print(f"{name}: {waiting}")
             continue
-        left = _hours(status(runs, study.store, study.profile.workers).hours)
-        print(f"{name}: {len(runs)} runs to train{f', {left}' if runs else ''}")
+        hours = hours_left(study, runs)
+        told = "unknown time" if hours is None else f"{hours:.1f} h"
+        print(f"{name}: {len(runs)} runs to train{f', {told}' if runs else ''}")
         for run in runs:
             plans = " → ".join(f"{len(p.plan.layers)} basis layers" for p in run.phases)
             done = steps_done(run, study.store)
@@ -226,35 +227,16 @@ def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from basisconv.study.experiments import DRAFTS, Waiting, draft
-    from basisconv.study.status import status
-    from basisconv.study.workload import table, workload
+    from basisconv.study.workload import by_macs, table, workload
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
-    # First, for the plan can be told before the step times are measured that size the runs.
-    print(f"{table(workload(study))}\n")
-    every: dict[str, Run] = {}
-    for name in DRAFTS:
-        try:
-            runs = draft(study, name).runs
-        except Waiting as waiting:
-            print(f"{name:<18} {waiting}")
-            continue
-        every |= runs
-        _print_status(name, status(runs.values(), study.store, study.profile.workers))
-    _print_status("all of these", status(every.values(), study.store, study.profile.workers))
-
-
-def _print_status(name: str, now: Status) -> None:
-    print(
-        f"{name:<18} {now.done:>5} done {now.failed:>5} failed {now.running:>5} running "
-        f"{now.missing:>5} missing  {_hours(now.hours)} left"
-    )
-
-
-def _hours(hours: float | None) -> str:
-    return "unknown time" if hours is None else f"{hours:.1f} h"
+    print(table(workload(study)))
+    if by_macs(study):
+        print(
+            "The runs are sized by multiplications, for nobody has measured the step times yet: "
+            f"python -m basisconv bench --costs {study.profile.name}"
+        )
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -294,7 +276,12 @@ def _publish(options: argparse.Namespace) -> None:
     folder = published_folder(study.profile.name)
     report = publish(study.store, section, folder, options.incomplete)
     left = len(lacking(section, folder))
-    print(f"{name}: {_told(report, 'records published')}{f', {left} missing' if left else ''}")
+    parts = [_told(report, "records published")]
+    if left:
+        parts.append(f"{left} missing")
+    if report.removed:
+        parts.append(f"{len(report.removed)} removed: {' '.join(report.removed)}")
+    print(f"{name}: {', '.join(parts)}")
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -307,7 +294,7 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from basisconv.study import bench
+    from basisconv.study import bench, benchmarks
     from basisconv.study.environment import ROOT
     from basisconv.study.protocol import Study
     from basisconv.study.step_costs import measure_costs
@@ -316,8 +303,8 @@ def _bench(options: argparse.Namespace) -> None:
         path = measure_costs(Study.open(options.costs), options.repeats)
     else:
         facts = bench.measure_device(options.repeats)
-        print(bench.markdown(facts))
-        path = bench.save(facts)
+        print(benchmarks.markdown(facts))
+        path = benchmarks.save(facts)
     print(path.relative_to(ROOT))
 
 

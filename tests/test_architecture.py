@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.stats",
         "study.peers",
     ),
-    ("study.parameters",),
+    ("study.parameters", "study.benchmarks"),
     ("study.run", "study.packs", "study.rankings"),
     ("study.sources",),
     ("study.data", "study.store", "study.checkpoint"),

@@ -12,7 +12,7 @@ from torch import nn
 
 import basisconv as bc
 from basisconv.cost import summary
-from basisconv.study import bench
+from basisconv.study import bench, benchmarks
 from basisconv.study.bench import Setting
 from basisconv.study.files import read_json
 from basisconv.study.models import build
@@ -169,15 +169,16 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
 def test_results_of_several_devices_stand_side_by_side(
     facts: dict[str, Any], tmp_path: Path
 ) -> None:
-    here = bench.save(facts, tmp_path)
-    other = bench.save({**facts, "device": {**facts["device"], "device": "Another CPU"}}, tmp_path)
-    assert bench.save(facts, tmp_path) == here != other
+    here = benchmarks.save(facts, tmp_path)
+    another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
+    other = benchmarks.save(another, tmp_path)
+    assert benchmarks.save(facts, tmp_path) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
-    assert {d["device"]["device"] for d in bench.kept(tmp_path)} == {
+    assert {d["device"]["device"] for d in benchmarks.kept(tmp_path)} == {
         "Another CPU", facts["device"]["device"]
     }  # fmt: skip
-    table = bench.markdown(facts)
+    table = benchmarks.markdown(facts)
     assert table.count("\n|") == 2 + len(facts["layers"]) + 16 + 2 + 4
     assert "resnet18, width 8, training step" in table and "bfloat16 is left out" in table
 

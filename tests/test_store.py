@@ -249,7 +249,8 @@ def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_pa
     store, destination = filled(tmp_path / "runs", range(4)), tmp_path / "smoke"
     publish(store, section(0, 1), destination)
     publish(store, section(1, 2, name="02_all_layers"), destination)
-    publish(store, section(3), destination)
+    report = publish(store, section(3), destination)
+    assert (report.added, report.removed) == (tuple(ids(3)), tuple(ids(0)))
     assert set(Store(destination).all()) == set(ids(1, 2, 3))
     assert set(store.all()) == set(ids(0, 1, 2, 3))
 

@@ -12,7 +12,8 @@ from basisconv.study.data import EVALUATED_IMAGES, load
 from basisconv.study.experiments import DRAFTS, draft
 from basisconv.study.protocol import Study
 from basisconv.study.run import Run
-from basisconv.study.workload import Work, table
+from basisconv.study.status import Status
+from basisconv.study.workload import Work, hours_left, table
 
 
 def rows(study: Study) -> dict[str, Work]:
@@ -35,7 +36,8 @@ def steps(run: Run) -> int:
 def test_every_section_is_there_and_no_run_is_counted_twice(study: Study) -> None:
     found = rows(study)
     assert list(found) == list(DRAFTS)
-    assert found["04_selection"].guessed and not found["03_sensitivity"].guessed
+    assert found["04_selection"].waits == "waits for the records of 03_sensitivity"
+    assert not found["03_sensitivity"].waits
     runs = {i for name in DRAFTS if name != "04_selection" for i in draft(study, name).runs}
     assert sum(row.runs for name, row in found.items() if name != "04_selection") == len(runs)
     # The frontier's dense runs at the longest budget are the baseline's.
@@ -53,17 +55,18 @@ def test_hours_are_steps_by_their_costs_and_the_profiles_dense_step(study: Study
     assert row.hours == pytest.approx(2 * each / 2 / 3600)
     assert row.step_ms == pytest.approx(each / 12 * 1000)
     assert row.hours == pytest.approx(row.runs * row.steps * row.step_ms / 2 / 3.6e6)
-    assert (row.runs, row.steps, row.done) == (2, 12, 0.0)
+    assert (row.runs, row.steps, row.status) == (2, 12, Status(0, 0, 0, 2))
+    assert row.left == row.hours
 
 
-def test_records_of_this_kind_of_device_say_better_and_done_is_what_has_one(study: Study) -> None:
+def test_records_of_this_kind_of_device_say_better(study: Study) -> None:
     runs = list(draft(study, "01_baseline").runs.values())
     study.store.put(make_record(runs[0], seconds=30.0))
     other = make_record(runs[1], seconds=9999.0, kind="another machine")
     study.store.put(other)
     row = rows(study)["01_baseline"]
     assert row.hours == pytest.approx(2 * 30 / 2 / 3600)
-    assert row.done == pytest.approx(row.hours)
+    assert (row.status, row.left) == (Status(2, 0, 0, 0), 0.0)
     # Other widths than those measured go by all of them: half the width costs as its MACs say.
     frontier = draft(study, "02_all_layers")
     found = rows(study)["02_all_layers"]
@@ -81,10 +84,32 @@ def test_records_of_this_kind_of_device_say_better_and_done_is_what_has_one(stud
 def test_a_machine_that_nobody_timed_is_unknown(tmp_path: Path) -> None:
     study = Study.open("smoke", runs=tmp_path / "runs")
     found = rows(study)
-    assert all(row.hours is row.step_ms is row.done is None for row in found.values())
+    assert all(row.hours is row.step_ms is row.left is None for row in found.values())
     assert found["01_baseline"].runs == 2
     lines = table(list(found.values())).splitlines()
-    assert lines[-1].split() == ["all", str(sum(r.runs for r in found.values())), "?", "?", "?"]
+    runs = str(sum(row.runs for row in found.values()))
+    assert lines[-1].split() == ["all", runs, "?", "0", "0", "0", runs, "?"]
+    assert hours_left(study, draft(study, "01_baseline").runs.values()) is None
+
+
+def test_the_pace_of_a_run_beside_other_work_is_not_the_machines(study: Study) -> None:
+    for run, seconds in zip(draft(study, "01_baseline").runs.values(), (3000, 30), strict=True):
+        study.store.put(make_record(run, seconds=seconds))
+    assert rows(study)["01_baseline"].hours == pytest.approx(2 * 30 / 2 / 3600)
+
+
+def test_what_is_left_is_what_has_no_result_less_the_steps_of_checkpoints(study: Study) -> None:
+    runs = list(draft(study, "01_baseline").runs.values())
+    hours = rows(study)["01_baseline"].hours
+    assert hours is not None
+    folder = study.store.checkpoints(runs[0].run_id)
+    folder.mkdir(parents=True)
+    (folder / f"{9:09d}-{'0' * 64}.pt").touch()
+    study.store.put(make_record(runs[1], "failed"))
+    row = rows(study)["01_baseline"]
+    assert (row.hours, row.status) == (hours, Status(0, 1, 0, 1))
+    assert row.left == pytest.approx(hours / 2 * (1 - 9 / 12) + hours / 2)
+    assert hours_left(study, runs) == pytest.approx(row.left)
 
 
 def test_a_profile_without_its_cost_table_is_planned_by_macs(
@@ -98,26 +123,20 @@ def test_a_profile_without_its_cost_table_is_planned_by_macs(
 
 def test_the_table_adds_up() -> None:
     made = [
-        Work("01_baseline", 1, (3,), 3, 1000.0, 500.0, 0.5, 0.25),
-        Work("04_selection", 9, (1, 2, 3), 18, 400.0, 250.0, 1.5, 0.0, guessed=True),
+        Work("01_baseline", 1, (3,), 3, 1000.0, 500.0, 0.5, 0.25, Status(1, 0, 1, 1)),
+        Work(
+            "04_selection", 9, (1, 2, 3), 18, 400.0, 250.0, 1.5, 1.5, Status(0, 2, 0, 16), "waits"
+        ),
     ]
     head, first, second, last = table(made).splitlines()
     assert head.split() == [
-        "section", "arms", "seeds", "runs", "steps", "ms", "hours", "done", "left",
+        "section", "arms", "seeds", "runs", "steps", "ms", "hours", "done", "failed", "running",
+        "missing", "hours", "left",
     ]  # fmt: skip
-    assert first.split() == ["01_baseline", "1", "3", "3", "1000", "500", "0.5", "0.2", "0.2"]
-    assert second.split()[:9] == [
-        "04_selection",
-        "9",
-        "1–3",
-        "18",
-        "400",
-        "250",
-        "1.5",
-        "0.0",
-        "1.5",
-    ]
-    assert "guess" in second and last.split() == ["all", "21", "2.0", "0.2", "1.8"]
+    assert first.split() == "01_baseline 1 3 3 1000 500 0.5 1 0 1 1 0.2".split()
+    assert second.split()[:12] == "04_selection 9 1–3 18 400 250 1.5 0 2 0 16 1.5".split()
+    assert second.endswith("(its runs are a guess: it waits)")
+    assert last.split() == "all 21 2.0 1 2 1 17 1.8".split()
 
 
 def test_the_sizes_of_the_evaluated_splits_are_the_data_sets() -> None:

@@ -9,9 +9,7 @@ a network Amdahl's, in which each convolution shrinks by its MACs and all else s
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +22,7 @@ from basisconv.decompose import FORMS
 from basisconv.layer import BasisConv2d
 from basisconv.plan import Plan, basis_filters, make_plan
 from basisconv.study.compiling import many_networks
-from basisconv.study.environment import ROOT, device, environment, prepare
-from basisconv.study.files import read_json, write_json
+from basisconv.study.environment import device, environment, prepare
 from basisconv.study.models import build
 from basisconv.study.pace import (
     CLASSES,
@@ -43,7 +40,6 @@ from basisconv.study.precision import convolutions_in, native
 from basisconv.study.run import Precision
 from basisconv.timing import Timing, compare, forward_backward
 
-FOLDER = ROOT / "paper" / "runs" / "bench"
 # What a basis layer may be, by name; None of a smaller coefficient matrix is a plain one.
 WAYS: dict[str, dict[str, Any]] = {
     "subset": {"form": "subset"},
@@ -144,52 +140,6 @@ def measure_device(repeats: int) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         compiled=on_cuda,
     )  # fmt: skip
-
-
-def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write a benchmark beside those of other devices; a device's own is replaced."""
-    device_name = f"{facts['device']['device']} {facts['device']['device_kind']}"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device_name).strip('-').lower()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, facts)
-    return path
-
-
-def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """The benchmarks of all devices, by the names of their files.
-
-    Raises:
-        DamagedFile: if one of them is not what was written.
-    """
-    return [read_json(path) for path in sorted(folder.glob("*.json"))]
-
-
-def markdown(facts: dict[str, Any]) -> str:
-    """The benchmark as a Markdown table, one row a layer or network and way to run it."""
-    head = [f"{facts['device']['device']}, {facts['device']['device_kind']}"]
-    head += [f"{key} {value}" for key, value in facts["settings"].items()]
-    lines = [
-        ", ".join(head), *facts["left_out"], "",
-        "| what | precision, batch | f | arm | speed-up | quartiles | bound | share |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]  # fmt: skip
-    rows = [(r, r["layer"], r["both"], r["macs_ratio"]) for r in facts["layers"]]
-    rows += [(r, f"{r['network']}, width {r['width']}, {r['what']}", r, r["bound_speedup"])
-             for r in facts["networks"]]  # fmt: skip
-    for row, what, timed, bound in rows:
-        lines.append(
-            f"| {what} | {row['precision']}, {row['batch']} | {row['ratio']:g} | {row['arm']} | "
-            f"{timed['speedup']:.2f}× | {timed['speedup_low']:.2f}–{timed['speedup_high']:.2f} | "
-            f"{bound:.2f}× | {row['share']:.2f} |"
-        )
-    lines += ["", "| network | precision, batch | f | peak memory, MB | of dense |",
-              "| --- | --- | ---: | ---: | ---: |"]  # fmt: skip
-    lines += [
-        f"| {r['network']}, width {r['width']} | {r['precision']}, {r['batch']} | {r['ratio']:g} | "
-        f"{r['peak_mb']:.0f} | {r['peak_mb'] / r['dense_peak_mb']:.2f} |"
-        for r in facts["memory"]
-    ]
-    return "\n".join(lines)
 
 
 def _layers(

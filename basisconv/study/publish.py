@@ -9,6 +9,7 @@ The manifest is written last, so that it never names a record that is not there 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,20 @@ from basisconv.study.run import SCHEMA, Section, check_schema
 from basisconv.study.store import MergeReport, Store
 
 
+@dataclass(frozen=True)
+class PublishReport(MergeReport):
+    """What became of a section's records, as run ids.
+
+    Attributes:
+        removed: of the section that was replaced, and named by no other.
+    """
+
+    removed: tuple[str, ...]
+
+
 def publish(
     store: Store, section: Section, destination: str | Path, incomplete: bool = False
-) -> MergeReport:
+) -> PublishReport:
     """Copy a section's records to the published ones and mark the section complete.
 
     Args:
@@ -60,9 +72,10 @@ def publish(
         for name, entry in entries.items()
     }
     write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
-    for run_id in _named(before) - _named(entries):
+    removed = tuple(sorted(_named(before) - _named(entries)))
+    for run_id in removed:
         Store(destination).path(run_id).unlink(missing_ok=True)
-    return report
+    return PublishReport(report.added, report.known, report.kept, removed)
 
 
 def lacking(section: Section, destination: str | Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from basisconv.study import bench, method
+from basisconv.study import bench, benchmarks, method
 from basisconv.study.checkpoint import SECONDS
 from basisconv.study.data import load
 from basisconv.study.experiments import DRAFTS, Waiting, draft
@@ -144,9 +144,9 @@ def _benchmarks(study: Study, parameters: Timing) -> list[dict[str, Any]]:
     """This machine's timings at the profile's size, or `make bench`'s of every machine."""
     profile = study.profile
     if parameters.devices == "all":
-        if not bench.kept():
-            bench.save(bench.measure_device(parameters.repeats))
-        return bench.kept()
+        if not benchmarks.kept():
+            benchmarks.save(bench.measure_device(parameters.repeats))
+        return benchmarks.kept()
     measured = bench.measure(
         [(profile.network, width) for width in parameters.widths],
         parameters.ratios,

@@ -20,7 +20,6 @@ from basisconv.study.checkpoint import SECONDS
 from basisconv.study.files import sweep_stray
 from basisconv.study.ray_team import RayTeam
 from basisconv.study.run import Record, Run
-from basisconv.study.status import weight
 from basisconv.study.stopping import Stop, signals_noted
 from basisconv.study.store import Store, to_train
 from basisconv.study.workers import Executor, Here, Processes, Team
@@ -184,13 +183,13 @@ class _Progress:
 
     def __init__(self, wanted: Iterable[Run], todo: Iterable[Run]) -> None:
         runs, ahead = list(wanted), list(todo)
-        total = sum(map(weight, runs))
+        total = sum(map(_weight, runs))
         self._runs, self._ended = len(runs), len(runs) - len(ahead)
         self._bar = tqdm(
             desc=self._count(),
             total=total,
             # What was there before counts as progress, but not into the pace.
-            initial=total - sum(map(weight, ahead)),
+            initial=total - sum(map(_weight, ahead)),
             smoothing=0,
             file=sys.stderr,
             bar_format="{desc} |{bar}| {percentage:3.0f} % [{elapsed} gone, {remaining} left]",
@@ -219,7 +218,7 @@ class _Progress:
         if status not in ("killed", "paused"):
             self._ended += 1
             self._bar.set_description_str(self._count(), refresh=False)
-            self._bar.update(weight(run))
+            self._bar.update(_weight(run))
 
     def refresh(self) -> None:
         """Keep the clock going, where it can be drawn over."""
@@ -240,3 +239,8 @@ _WORDS = {
     "killed": "was lost and stays to be trained",
     "paused": "was put aside",
 }
+
+
+def _weight(run: Run) -> float:
+    """Roughly what a run costs beside another: images times the square of the width."""
+    return float(run.steps * run.batch_size * run.width**2)

@@ -1,4 +1,4 @@
-"""A profile's plan as a table: arms × seeds × steps × milliseconds a step = hours.
+"""A profile's plan as a table, arms × seeds × steps × milliseconds a step = hours, and its state.
 
 Hours are this machine's, with the profile's workers side by side, and a step has its share of the
 evaluation in it. The time of a step comes from records of this kind of device where there are some,
@@ -11,17 +11,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from basisconv.study.data import EVALUATED_IMAGES, TRAINING_IMAGES
 from basisconv.study.drafts import Draft
 from basisconv.study.environment import device_kind
 from basisconv.study.experiments import DRAFTS, Waiting, draft, selection
 from basisconv.study.protocol import Study, cost_table
 from basisconv.study.run import Record, Run
+from basisconv.study.status import Status, status, steps_done
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a section of the study takes.
+    """What a section of the study takes, and how far it is.
 
     Attributes:
         section: the notebook's name.
@@ -32,8 +35,10 @@ class Work:
         step_ms: of such a step and its evaluation in one worker, on average; None where nobody
             knows.
         hours: all of these runs together.
-        done: hours of those that have a record.
-        guessed: its arms hang on records that are not there yet; others stand in for them.
+        left: hours of what has no result yet, less the steps that a checkpoint holds.
+        status: how many of these runs stand where.
+        waits: for what, where its arms hang on records that are not there yet; others stand in
+            for them.
     """
 
     section: str
@@ -43,34 +48,28 @@ class Work:
     steps: float
     step_ms: float | None
     hours: float | None
-    done: float | None
-    guessed: bool = False
+    left: float | None
+    status: Status
+    waits: str = ""
 
 
 def workload(study: Study) -> list[Work]:
     """What each section takes, in the order in which they are trained.
 
-    Where the profile wants measured step times and has none, executed MACs stand in for them.
-
     Raises:
         DamagedFile: if a record is not what was written.
     """
-    profile = study.profile
-    if profile.costs == "table" and not cost_table(profile.name).exists():
-        study = replace(study, profile=profile.model_copy(update={"costs": "macs"}))
+    study = _sized(study)
     drafts = [_drafted(study, name) for name in DRAFTS]
-    runs = {run_id: run for found, _ in drafts for run_id, run in found.runs.items()}
-    records = {run_id: study.store.get(run_id) for run_id in runs}
-    seconds = _dense_seconds(study, [record for record in records.values() if record])
+    clock = _Clock.of(study, [found for found, _ in drafts])
+    workers, store = study.profile.workers, study.store
     rows: list[Work] = []
     counted: set[str] = set()
-    for found, guessed in drafts:
-        own = {run_id: run for run_id, run in found.runs.items() if run_id not in counted}
-        counted |= own.keys()
-        hours = {i: _hours(study, run, seconds) for i, run in own.items()}
-        known = [value for value in hours.values() if value is not None]
-        steps = sum(run.steps for run in own.values())
-        complete = len(known) == len(own)
+    for found, waits in drafts:
+        own = [run for run_id, run in found.runs.items() if run_id not in counted]
+        counted |= found.runs.keys()
+        hours = _sum(clock.hours(run) for run in own)
+        steps = sum(run.steps for run in own)
         rows.append(
             Work(
                 section=found.name,
@@ -78,48 +77,132 @@ def workload(study: Study) -> list[Work]:
                 seeds=tuple(sorted({len(arm.run_ids) for arm in found.arms})),
                 runs=len(own),
                 steps=steps / max(1, len(own)),
-                step_ms=sum(known) * profile.workers * 3.6e6 / max(1, steps) if complete else None,
-                hours=sum(known) if complete else None,
-                done=sum(hours[i] or 0.0 for i in own if records[i]) if complete else None,
-                guessed=guessed,
+                step_ms=None if hours is None else hours * workers * 3.6e6 / max(1, steps),
+                hours=hours,
+                left=_sum(clock.left(run) for run in own),
+                status=status(own, store),
+                waits=waits,
             )
         )
     return rows
 
 
+def hours_left(study: Study, runs: Iterable[Run]) -> float | None:
+    """What is left of some runs of a profile, in hours; None where nobody knows."""
+    clock = _Clock.of(study, [_drafted(study, name)[0] for name in DRAFTS])
+    return _sum(clock.left(run) for run in runs)
+
+
+def by_macs(study: Study) -> bool:
+    """Whether executed MACs stand in for the step times that the profile wants measured."""
+    return study.profile.costs == "table" and not cost_table(study.profile.name).exists()
+
+
 def table(rows: Sequence[Work]) -> str:
     """The rows as text, with their sums."""
-    head = f"{'section':<18}{'arms':>5}{'seeds':>7}{'runs':>6}{'steps':>7}{'ms':>7}"
-    lines = [f"{head}{'hours':>8}{'done':>7}{'left':>7}"]
+    head = f"{'section':<18}{'arms':>5}{'seeds':>6}{'runs':>6}{'steps':>7}{'ms':>6}{'hours':>7}"
+    lines = [f"{head}{'done':>7}{'failed':>8}{'running':>9}{'missing':>9}{'hours left':>12}"]
     for row in rows:
         seeds = "–".join(str(n) for n in sorted({row.seeds[0], row.seeds[-1]}))
         lines.append(
-            f"{row.section:<18}{row.arms:>5}{seeds:>7}{row.runs:>6}{row.steps:>7.0f}"
-            f"{_told(row.step_ms, 0):>7}{_times(row.hours, row.done)}"
-            + (" (a guess: its layers are not selected yet)" if row.guessed else "")
+            f"{row.section:<18}{row.arms:>5}{seeds:>6}{row.runs:>6}{row.steps:>7.0f}"
+            f"{_told(row.step_ms, 0):>6}{_state([row])}"
+            + (f"  (its runs are a guess: it {row.waits})" if row.waits else "")
         )
-    whole = None if any(r.hours is None for r in rows) else sum(r.hours or 0.0 for r in rows)
-    done = None if whole is None else sum(r.done or 0.0 for r in rows)
-    lines.append(f"{'all':<25}{sum(r.runs for r in rows):>11}{'':>14}{_times(whole, done)}")
+    lines.append(f"{'all':<29}{sum(r.runs for r in rows):>6}{'':>13}{_state(rows)}")
     return "\n".join(lines)
 
 
-def _times(hours: float | None, done: float | None) -> str:
-    left = None if hours is None or done is None else hours - done
-    return f"{_told(hours, 1):>8}{_told(done, 1):>7}{_told(left, 1):>7}"
+def _state(rows: Sequence[Work]) -> str:
+    counts = [row.status for row in rows]
+    done, failed = sum(c.done for c in counts), sum(c.failed for c in counts)
+    running, missing = sum(c.running for c in counts), sum(c.missing for c in counts)
+    hours, left = _sum(row.hours for row in rows), _sum(row.left for row in rows)
+    return f"{_told(hours, 1):>7}{done:>7}{failed:>8}{running:>9}{missing:>9}{_told(left, 1):>12}"
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Their sum; None where one is unknown."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def _told(value: float | None, digits: int) -> str:
     return "?" if value is None else f"{value:.{digits}f}"
 
 
-def _drafted(study: Study, name: str) -> tuple[Draft, bool]:
+def _sized(study: Study) -> Study:
+    if by_macs(study):
+        study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
+    return study
+
+
+def _drafted(study: Study, name: str) -> tuple[Draft, str]:
     """A notebook's draft; where it waits for scores, with all layers equally sensitive."""
     try:
-        return draft(study, name), False
-    except Waiting:
+        return draft(study, name), ""
+    except Waiting as waiting:
         equal = dict.fromkeys(study.layers, 1.0)
-        return selection(study, study.profile.notebooks.selection, equal), True
+        return selection(study, study.profile.notebooks.selection, equal), str(waiting)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """How long runs take here.
+
+    Attributes:
+        study: whose runs.
+        dense_seconds: what the cost of a dense step takes in one worker, by the width trained;
+            under None for all other widths.
+    """
+
+    study: Study
+    dense_seconds: dict[int | None, float]
+
+    @classmethod
+    def of(cls, study: Study, drafts: Iterable[Draft]) -> _Clock:
+        """By the records of this kind of device, or, where there are none, as the profile says."""
+        runs = {run_id for found in drafts for run_id in found.runs}
+        found = [study.store.get(run_id) for run_id in runs]
+        seconds = _dense_seconds(study, [record for record in found if record])
+        return cls(study, seconds)
+
+    def hours(self, run: Run) -> float | None:
+        each = self.dense_seconds.get(run.width, self.dense_seconds.get(None))
+        if each is None:
+            return None
+        return _cost(self.study, run) * each / self.study.profile.workers / 3600
+
+    def left(self, run: Run) -> float | None:
+        store, hours = self.study.store, self.hours(run)
+        record = store.get(run.run_id)
+        if hours is None or record is None or record.status == "failed":
+            return hours and hours * (1 - steps_done(run, store) / run.steps)
+        return 0.0
+
+
+def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, float]:
+    """The lower quartile of what runs took.
+
+    Other work on the machine, or a pause, makes a run take several times as long, and nothing
+    makes one much shorter.
+    """
+    here, stated = device_kind(), study.profile.dense_step_ms
+    paces: dict[int | None, list[float]] = defaultdict(list)
+    for record in records:
+        if record.status == "done" and record.measurement.environment.get("device_kind") == here:
+            pace = record.measurement.seconds["total"] / _cost(study, record.run)
+            for width in (record.run.width, None):
+                paces[width].append(pace)
+    if paces:
+        return {
+            width: float(np.quantile(found, 0.25, method="lower")) for width, found in paces.items()
+        }
+    return {} if stated is None else {None: stated / 1000}
 
 
 def _cost(study: Study, run: Run) -> float:
@@ -133,29 +216,3 @@ def _cost(study: Study, run: Run) -> float:
     evaluated = epochs * validation + (test if run.test else 0)
     # Forward alone is a third of forward and backward; the average step stands for all phases.
     return training * (1 + evaluated / run.batch_size / 3 / run.steps)
-
-
-def _hours(study: Study, run: Run, seconds: dict[int | None, float]) -> float | None:
-    each = seconds.get(run.width, seconds.get(None))
-    if each is None:
-        return None
-    return _cost(study, run) * each / study.profile.workers / 3600
-
-
-def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, float]:
-    """Seconds that the cost of a dense step takes in one worker, by the width trained.
-
-    From records of this kind of device; under None for other widths, from all of them or, where
-    there are none, as the profile states it.
-    """
-    here, stated = device_kind(), study.profile.dense_step_ms
-    spent: dict[int | None, float] = defaultdict(float)
-    costs: dict[int | None, float] = defaultdict(float)
-    for record in records:
-        if record.status == "done" and record.measurement.environment.get("device_kind") == here:
-            for width in (record.run.width, None):
-                spent[width] += record.measurement.seconds["total"]
-                costs[width] += _cost(study, record.run)
-    if costs:
-        return {width: spent[width] / costs[width] for width in costs}
-    return {} if stated is None else {None: stated / 1000}

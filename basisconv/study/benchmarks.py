@@ -1,0 +1,58 @@
+"""The benchmarks of all devices, kept side by side: `paper/runs/bench/<device>.json`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from basisconv.study.environment import ROOT
+from basisconv.study.files import read_json, write_json
+
+FOLDER = ROOT / "paper" / "runs" / "bench"
+
+
+def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write a benchmark beside those of other devices; a device's own is replaced."""
+    device_name = f"{facts['device']['device']} {facts['device']['device_kind']}"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device_name).strip('-').lower()}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, facts)
+    return path
+
+
+def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The benchmarks of all devices, by the names of their files.
+
+    Raises:
+        DamagedFile: if one of them is not what was written.
+    """
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
+def markdown(facts: dict[str, Any]) -> str:
+    """The benchmark as a Markdown table, one row a layer or network and way to run it."""
+    head = [f"{facts['device']['device']}, {facts['device']['device_kind']}"]
+    head += [f"{key} {value}" for key, value in facts["settings"].items()]
+    lines = [
+        ", ".join(head), *facts["left_out"], "",
+        "| what | precision, batch | f | arm | speed-up | quartiles | bound | share |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    rows = [(r, r["layer"], r["both"], r["macs_ratio"]) for r in facts["layers"]]
+    rows += [(r, f"{r['network']}, width {r['width']}, {r['what']}", r, r["bound_speedup"])
+             for r in facts["networks"]]  # fmt: skip
+    for row, what, timed, bound in rows:
+        lines.append(
+            f"| {what} | {row['precision']}, {row['batch']} | {row['ratio']:g} | {row['arm']} | "
+            f"{timed['speedup']:.2f}× | {timed['speedup_low']:.2f}–{timed['speedup_high']:.2f} | "
+            f"{bound:.2f}× | {row['share']:.2f} |"
+        )
+    lines += ["", "| network | precision, batch | f | peak memory, MB | of dense |",
+              "| --- | --- | ---: | ---: | ---: |"]  # fmt: skip
+    lines += [
+        f"| {r['network']}, width {r['width']} | {r['precision']}, {r['batch']} | {r['ratio']:g} | "
+        f"{r['peak_mb']:.0f} | {r['peak_mb'] / r['dense_peak_mb']:.2f} |"
+        for r in facts["memory"]
+    ]
+    return "\n".join(lines)
