@@ -15,9 +15,6 @@ from basisconv.study.report.frontier import bracket_text, findings, frontier
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
 
-_WORDS = {"above": "beats dense", "below": "loses to dense", "equal": "equals dense",
-          "open": "inconclusive", "untested": "one run"}  # fmt: skip
-
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The frontier: every arm at every time budget against dense trained for the same time."""
@@ -85,7 +82,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 if math.isnan(row.smallest_margin)
                 else f"±{row.smallest_margin:.2f}",
                 "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
-                "so": _WORDS.get(row.verdict, text.NOTHING),
+                "so": text.VERDICTS_ON_DENSE[row.verdict],
             }
         )
     return pd.DataFrame(rows)

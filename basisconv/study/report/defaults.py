@@ -14,9 +14,6 @@ from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
 
-_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
-          "untested": "one run", "": text.NOTHING}  # fmt: skip
-
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each variant against the defaults, at equal training time."""
@@ -99,7 +96,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             "loss minus defaults": text.with_interval(
                 r.loss_difference, r.loss_low, r.loss_high, 4, True
             ),
-            "so": _WORDS[r.verdict],
+            "so": text.VERDICTS[r.verdict],
         }
         for r in table.itertuples()
     ]

@@ -135,10 +135,6 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
-          "untested": "one run"}  # fmt: skip
-
-
 def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
@@ -146,7 +142,7 @@ def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
             "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
             "n": f"{r.n_selected} and {r.n_rival}",
             "p (Holm)": text.p_value(r.p_holm),
-            "so": _WORDS[r.verdict],
+            "so": text.VERDICTS[r.verdict],
         }
         for r in tests.itertuples()
     ]

@@ -51,10 +51,6 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     )  # fmt: skip
 
 
-_WORDS = {"above": "beats dense", "below": "loses to dense", "equal": "equals dense",
-          "open": "inconclusive", "untested": "one run", "": text.NOTHING}  # fmt: skip
-
-
 def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
     def told(value: Any, form: Callable[[Any], str] = str) -> str:
         return text.NOTHING if value is None or value != value else form(value)
@@ -72,7 +68,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": _WORDS[r.verdict],
+            "so": text.VERDICTS_ON_DENSE[r.verdict],
         }
         for r in table.itertuples()
     ]

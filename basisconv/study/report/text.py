@@ -11,6 +11,14 @@ from basisconv.study.stats import NAN, Difference, Interval
 NOTHING = "–"
 """What a table shows where there is no number."""
 
+VERDICTS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
+            "untested": "one run", "": NOTHING}  # fmt: skip
+"""What a table says of the verdicts of `arms.verdict`."""
+
+VERDICTS_ON_DENSE = VERDICTS | {
+    "above": "beats dense", "below": "loses to dense", "equal": "equals dense",
+}  # fmt: skip
+
 
 def fixed(value: float, digits: int, signed: bool = False) -> str:
     """A number with so many decimals and a true minus sign; `NOTHING` for NaN."""

@@ -15,9 +15,6 @@ from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
 
-_WORDS = {"above": "above", "below": "below", "equal": "equal", "open": "inconclusive",
-          "untested": "one run", "": text.NOTHING}  # fmt: skip
-
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over width at each budget, and the two envelopes over widths."""
@@ -122,7 +119,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": _WORDS[r.verdict],
+            "so": text.VERDICTS[r.verdict],
         }
         for r in table.itertuples()
     ]
@@ -145,7 +142,7 @@ def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": _WORDS[r.verdict],
+            "so": text.VERDICTS[r.verdict],
         }
         for r in envelope.itertuples()
     ]
