@@ -255,6 +255,12 @@ def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_pa
     assert set(store.all()) == set(ids(0, 1, 2, 3))
 
 
+def test_what_was_never_published_is_not_said_to_be_removed(tmp_path):
+    destination = tmp_path / "smoke"
+    publish(filled(tmp_path / "runs", [0]), section(0, 1), destination, incomplete=True)
+    assert publish(filled(tmp_path / "runs", [2]), section(2), destination).removed == ids(0)
+
+
 def test_a_published_result_is_not_replaced_by_another(tmp_path):
     destination = tmp_path / "smoke"
     publish(filled(tmp_path / "first", [0]), section(0), destination)

@@ -72,9 +72,10 @@ def publish(
         for name, entry in entries.items()
     }
     write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
-    removed = tuple(sorted(_named(before) - _named(entries)))
-    for run_id in removed:
-        Store(destination).path(run_id).unlink(missing_ok=True)
+    unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
+    removed = tuple(path.stem for path in unnamed if path.exists())
+    for path in unnamed:
+        path.unlink(missing_ok=True)
     return PublishReport(report.added, report.known, report.kept, removed)
 
 
