@@ -206,15 +206,16 @@ def _find(study: Study, run_id: str) -> Run:
 def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
     from basisconv.study.experiments import Waiting, draft
     from basisconv.study.status import steps_done
-    from basisconv.study.workload import hours_left
+    from basisconv.study.workload import Clock
 
+    clock = Clock.of(study)
     for name in sections:
         try:
             runs = study.store.missing(draft(study, name).runs.values(), retry_failed)
         except Waiting as waiting:
             print(f"{name}: {waiting}")
             continue
-        hours = hours_left(study, runs)
+        hours = clock.left(runs)
         told = "unknown time" if hours is None else f"{hours:.1f} h"
         print(f"{name}: {len(runs)} runs to train{f', {told}' if runs else ''}")
         for run in runs:

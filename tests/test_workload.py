@@ -13,7 +13,7 @@ from basisconv.study.experiments import DRAFTS, draft
 from basisconv.study.protocol import Study
 from basisconv.study.run import Run
 from basisconv.study.status import Status
-from basisconv.study.workload import Work, hours_left, table
+from basisconv.study.workload import Clock, Work, table
 
 
 def rows(study: Study) -> dict[str, Work]:
@@ -89,7 +89,7 @@ def test_a_machine_that_nobody_timed_is_unknown(tmp_path: Path) -> None:
     lines = table(list(found.values())).splitlines()
     runs = str(sum(row.runs for row in found.values()))
     assert lines[-1].split() == ["all", runs, "?", "0", "0", "0", runs, "?"]
-    assert hours_left(study, draft(study, "01_baseline").runs.values()) is None
+    assert Clock.of(study).left(draft(study, "01_baseline").runs.values()) is None
 
 
 def test_the_pace_of_a_run_beside_other_work_is_not_the_machines(study: Study) -> None:
@@ -109,7 +109,7 @@ def test_what_is_left_is_what_has_no_result_less_the_steps_of_checkpoints(study:
     row = rows(study)["01_baseline"]
     assert (row.hours, row.status) == (hours, Status(0, 1, 0, 1))
     assert row.left == pytest.approx(hours / 2 * (1 - 9 / 12) + hours / 2)
-    assert hours_left(study, runs) == pytest.approx(row.left)
+    assert Clock.of(study).left(runs) == pytest.approx(row.left)
 
 
 def test_a_profile_without_its_cost_table_is_planned_by_macs(

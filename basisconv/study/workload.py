@@ -59,16 +59,17 @@ def workload(study: Study) -> list[Work]:
     Raises:
         DamagedFile: if a record is not what was written.
     """
-    study = _sized(study)
+    if by_macs(study):
+        study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
     drafts = [_drafted(study, name) for name in DRAFTS]
-    clock = _Clock.of(study, [found for found, _ in drafts])
+    clock = Clock.of(study, [found for found, _ in drafts])
     workers, store = study.profile.workers, study.store
     rows: list[Work] = []
     counted: set[str] = set()
     for found, waits in drafts:
         own = [run for run_id, run in found.runs.items() if run_id not in counted]
         counted |= found.runs.keys()
-        hours = _sum(clock.hours(run) for run in own)
+        hours = clock.hours(own)
         steps = sum(run.steps for run in own)
         rows.append(
             Work(
@@ -79,18 +80,12 @@ def workload(study: Study) -> list[Work]:
                 steps=steps / max(1, len(own)),
                 step_ms=None if hours is None else hours * workers * 3.6e6 / max(1, steps),
                 hours=hours,
-                left=_sum(clock.left(run) for run in own),
+                left=clock.left(own),
                 status=status(own, store),
                 waits=waits,
             )
         )
     return rows
-
-
-def hours_left(study: Study, runs: Iterable[Run]) -> float | None:
-    """What is left of some runs of a profile, in hours; None where nobody knows."""
-    clock = _Clock.of(study, [_drafted(study, name)[0] for name in DRAFTS])
-    return _sum(clock.left(run) for run in runs)
 
 
 def by_macs(study: Study) -> bool:
@@ -135,12 +130,6 @@ def _told(value: float | None, digits: int) -> str:
     return "?" if value is None else f"{value:.{digits}f}"
 
 
-def _sized(study: Study) -> Study:
-    if by_macs(study):
-        study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
-    return study
-
-
 def _drafted(study: Study, name: str) -> tuple[Draft, str]:
     """A notebook's draft; where it waits for scores, with all layers equally sensitive."""
     try:
@@ -151,8 +140,8 @@ def _drafted(study: Study, name: str) -> tuple[Draft, str]:
 
 
 @dataclass(frozen=True)
-class _Clock:
-    """How long runs take here.
+class Clock:
+    """How long runs take on this machine; None where nobody knows.
 
     Attributes:
         study: whose runs.
@@ -164,25 +153,40 @@ class _Clock:
     dense_seconds: dict[int | None, float]
 
     @classmethod
-    def of(cls, study: Study, drafts: Iterable[Draft]) -> _Clock:
-        """By the records of this kind of device, or, where there are none, as the profile says."""
-        runs = {run_id for found in drafts for run_id in found.runs}
-        found = [study.store.get(run_id) for run_id in runs]
-        seconds = _dense_seconds(study, [record for record in found if record])
-        return cls(study, seconds)
+    def of(cls, study: Study, drafts: Iterable[Draft] | None = None) -> Clock:
+        """By the records of this kind of device, or, where there are none, as the profile says.
 
-    def hours(self, run: Run) -> float | None:
+        Args:
+            study: the profile's study.
+            drafts: whose records tell; by default those of all sections.
+        """
+        if drafts is None:
+            drafts = [_drafted(study, name)[0] for name in DRAFTS]
+        runs = {run_id for found in drafts for run_id in found.runs}
+        records = [study.store.get(run_id) for run_id in runs]
+        return cls(study, _dense_seconds(study, [record for record in records if record]))
+
+    def hours(self, runs: Iterable[Run]) -> float | None:
+        """All of the runs together, from their first step to their last."""
+        return _sum(self._hours(run) for run in runs)
+
+    def left(self, runs: Iterable[Run]) -> float | None:
+        """Of those without a result, less the steps that a checkpoint holds."""
+        store = self.study.store
+        total = 0.0
+        for run in runs:
+            hours, record = self._hours(run), store.get(run.run_id)
+            if hours is None:
+                return None
+            if record is None or record.status == "failed":
+                total += hours * (1 - steps_done(run, store) / run.steps)
+        return total
+
+    def _hours(self, run: Run) -> float | None:
         each = self.dense_seconds.get(run.width, self.dense_seconds.get(None))
         if each is None:
             return None
         return _cost(self.study, run) * each / self.study.profile.workers / 3600
-
-    def left(self, run: Run) -> float | None:
-        store, hours = self.study.store, self.hours(run)
-        record = store.get(run.run_id)
-        if hours is None or record is None or record.status == "failed":
-            return hours and hours * (1 - steps_done(run, store) / run.steps)
-        return 0.0
 
 
 def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, float]:
