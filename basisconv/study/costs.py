@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from basisconv.cost import Summary, summary
 from basisconv.plan import Plan
 from basisconv.study.files import DamagedFile, read_json, write_json
-from basisconv.study.models import build
+from basisconv.study.models import outline
 from basisconv.study.profiles import Profile
 
 
@@ -159,7 +159,7 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
 @lru_cache(maxsize=4096)
 def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
     """Parameters and MACs of one 32×32 image through a network that follows a plan."""
-    return summary(build(network, width, classes), (1, 3, 32, 32), plan)
+    return summary(outline(network, width, classes), (1, 3, 32, 32), plan)
 
 
 def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:

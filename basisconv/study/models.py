@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -37,6 +38,16 @@ def build(network: str, width: int, classes: int) -> nn.Module:
     model = NETWORKS[network](width, classes)
     # torch's own stubs do not know this keyword.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@lru_cache(maxsize=8)
+def outline(network: str, width: int, classes: int) -> nn.Module:
+    """As `build`, for who reads names and shapes alone: shared, so not to be changed.
+
+    Raises:
+        ValueError: as `build`.
+    """
+    return build(network, width, classes)
 
 
 def _resnet18(width: int, classes: int) -> nn.Module:

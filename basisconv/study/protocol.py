@@ -22,7 +22,7 @@ from basisconv.study.costs import Costs, MacCosts, MeasuredCosts, Step, network_
 from basisconv.study.data import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.environment import ROOT
 from basisconv.study.files import read_json
-from basisconv.study.models import build
+from basisconv.study.models import build, outline
 from basisconv.study.parameters import PILOT
 from basisconv.study.profiles import Kind, Profile, load_profile
 from basisconv.study.run import Data, Method, Phase, Run
@@ -68,7 +68,7 @@ class Study:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The dense network, its weights not drawn: names and shapes alone are read."""
+        """The dense network, its weights as torch draws them."""
         return build(self.profile.network, self.profile.width, CLASSES[self.profile.data])
 
     @cached_property
@@ -118,9 +118,7 @@ class Study:
             **kind: the form and coefficients, as in `basisconv.make_plan`.
         """
         profile = self.profile
-        model = self.model
-        if width not in (None, profile.width):
-            model = build(profile.network, width, CLASSES[profile.data])
+        model = outline(profile.network, width or profile.width, CLASSES[profile.data])
         return basisconv.make_plan(model, ratio=ratio, layers=layers, **kind)
 
     def seeds(self, notebook: str, count: int | None = None) -> list[int]:

@@ -82,7 +82,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 if math.isnan(row.smallest_margin)
                 else f"±{row.smallest_margin:.2f}",
                 "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
-                "so": text.VERDICTS_ON_DENSE[row.verdict],
+                "so": text.VERDICT_WORDS_ON_DENSE[row.verdict],
             }
         )
     return pd.DataFrame(rows)

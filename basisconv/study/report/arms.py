@@ -131,6 +131,10 @@ def compare_values(a: Sequence[float], b: Sequence[float]) -> Comparison:
     )
 
 
+TESTED = ("above", "below", "equal", "open")
+"""The verdicts of what could be tested."""
+
+
 def verdict(difference: float, equivalence: float, p: float) -> str:
     """One of "above", "below", "equal" (within MARGIN), "open" (neither test decides), "untested".
 

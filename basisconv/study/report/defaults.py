@@ -96,7 +96,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             "loss minus defaults": text.with_interval(
                 r.loss_difference, r.loss_low, r.loss_high, 4, True
             ),
-            "so": text.VERDICTS[r.verdict],
+            "so": text.VERDICT_WORDS[r.verdict],
         }
         for r in table.itertuples()
     ]

@@ -56,8 +56,8 @@ class Evidence:
     def tested(self) -> pd.DataFrame:
         """Rows of the frontier that hold one of our arms against dense, with intervals."""
         table = self.frontier
-        decided = table["verdict"].isin(["above", "below", "equal", "open"])
-        return table[table["method"].isin(OURS) & decided]
+        tested = table["verdict"].isin(arms.TESTED)
+        return table[table["method"].isin(OURS) & tested]
 
     @cached_property
     def rivals(self) -> pd.DataFrame:

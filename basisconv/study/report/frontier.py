@@ -76,7 +76,7 @@ def bracket_text(low: float, high: float) -> str:
 
 def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
     """What the frontier shows, in sentences; the first is its headline."""
-    tested = table[table["verdict"].isin(["above", "below", "equal", "open"])]
+    tested = table[table["verdict"].isin(arms.TESTED)]
     told = [_headline(table, tested), *_by_budget(table, tested)]
     return told + _against_narrow(found) + _against_same_size(found) + _speedups(table)
 

@@ -142,7 +142,7 @@ def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
             "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
             "n": f"{r.n_selected} and {r.n_rival}",
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICTS[r.verdict],
+            "so": text.VERDICT_WORDS[r.verdict],
         }
         for r in tests.itertuples()
     ]

@@ -11,11 +11,11 @@ from basisconv.study.stats import NAN, Difference, Interval
 NOTHING = "–"
 """What a table shows where there is no number."""
 
-VERDICTS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
+VERDICT_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
             "untested": "one run", "": NOTHING}  # fmt: skip
 """What a table says of the verdicts of `arms.verdict`."""
 
-VERDICTS_ON_DENSE = VERDICTS | {
+VERDICT_WORDS_ON_DENSE = VERDICT_WORDS | {
     "above": "beats dense", "below": "loses to dense", "equal": "equals dense",
 }  # fmt: skip
 

@@ -119,7 +119,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICTS[r.verdict],
+            "so": text.VERDICT_WORDS[r.verdict],
         }
         for r in table.itertuples()
     ]
@@ -142,7 +142,7 @@ def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICTS[r.verdict],
+            "so": text.VERDICT_WORDS[r.verdict],
         }
         for r in envelope.itertuples()
     ]
@@ -219,7 +219,7 @@ def _by_budget(envelope: pd.DataFrame) -> list[str]:
 
 def _by_width(table: pd.DataFrame) -> list[str]:
     """Where basis layers beat dense of the same width: the narrower question."""
-    tested = table[table["verdict"].isin(["above", "below", "equal", "open"])]
+    tested = table[table["verdict"].isin(arms.TESTED)]
     if tested.empty:
         return []
     told = [
