@@ -152,9 +152,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(study, options.sections or DRAFTS, options.retry_failed)
         return
+    started = time.monotonic()  # measuring the step times is time, too
     ensure_costs(study)
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
-    started = time.monotonic()
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in options.sections or DRAFTS:
         minutes = None
@@ -184,6 +184,8 @@ def _train(options: argparse.Namespace) -> None:
             outcome = train_together(run, study.store, group, stop)
     if outcome is None:
         return
+    if outcome.status == "locked":
+        raise RuntimeError(f"run {run.run_id} is being trained by another process")
     if outcome.status not in ("done", "diverged"):
         raise RuntimeError(f"run {run.run_id} is {outcome.status}: {outcome.error}")
     print(f"{study.store.path(run.run_id)}: {outcome.status}")

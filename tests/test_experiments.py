@@ -325,6 +325,16 @@ def test_the_frontiers_arms_are_what_they_are_called(study: Study) -> None:
     assert all(run.width == 8 for run in others.values())
 
 
+def test_the_narrow_networks_width_may_be_given(study: Study) -> None:
+    given = study.profile.parameters("02_all_layers") | {"narrow_width": 3}
+    found = draft(study, "02_all_layers", given)
+    assert study.narrow_width(study.plan(0.25)) != 3
+    narrow = [arm for arm in found.arms if arm.method == "narrow"]
+    assert {found.runs[run_id].width for arm in narrow for run_id in arm.run_ids} == {3}
+    assert {arm.label for arm in narrow} == {"dense, width 3"}
+    assert found.facts["narrow_width"] == 3
+
+
 def test_skip_trainings_runs_do_what_their_arms_say(study: Study) -> None:
     found = draft(study, "05_skip_training")
     for arm in (a for a in found.arms if a.method == "skip"):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -174,6 +175,17 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write_atomic(path, b"new")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_new_name_is_on_the_disk_before_the_write_is_over(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file.bin", []
+
+    def fsync(descriptor):
+        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_atomic(path, b"new")
+    assert seen == [(False, False), (True, True)]
 
 
 def test_the_file_has_the_mode_that_any_new_file_has(tmp_path):

@@ -78,6 +78,7 @@ from basisconv.study.run import Run
 run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 training.first_network = NETWORKS[network]
 with torchrun_group() as group:
+    assert [group.any(group.rank == 1), group.any(False)] == [True, False]
     trained = training._Training(run, None, group)
     result = trained.result()
     torch.save(trained.model.state_dict(), folder / f"{group.rank}.pt")

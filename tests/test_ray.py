@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from torture.nodes import small_run
 from basisconv.cli import main
 from basisconv.study import ray_team
 from basisconv.study.environment import environment
-from basisconv.study.ray_team import _task
+from basisconv.study.packs import MissingData
+from basisconv.study.ray_team import _apart, _task
 from basisconv.study.run import NUMERICS
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
@@ -57,6 +59,15 @@ def test_a_node_whose_code_gives_other_results_is_refused():
     assert isinstance(refused, RuntimeError)
     assert f"numerics {NUMERICS}, the sweep's of {NUMERICS + 1}" in str(refused)
     assert isinstance(_task(make_run(), lambda: None), TypeError)
+
+
+def test_a_node_that_lacks_what_a_run_needs_is_named_and_no_failed_run():
+    def train(run, checkpoints):
+        raise MissingData("CIFAR-10 is not here")
+
+    answer = _task(make_run(), _apart, train)
+    assert isinstance(answer, RuntimeError)
+    assert str(answer).startswith(f"{platform.node()} cannot train run {make_run().run_id}: CIFAR")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +130,7 @@ def contents(folder: Path) -> list[str]:
 
 
 LOCAL = """
+import os
 import sys
 from pathlib import Path
 from torture.nodes import small_run
@@ -127,7 +139,10 @@ from basisconv.study.sweep import sweep
 
 if __name__ == "__main__":
     runs = [small_run(0), small_run(1), small_run(2, steps=50), small_run(3, steps=50)]
-    sweep(runs, Store(Path(sys.argv[1]) / "runs"), executor="ray", checkpoint_seconds=0.2)
+    try:
+        sweep(runs, Store(Path(sys.argv[1]) / "runs"), executor="ray", checkpoint_seconds=0.2)
+    finally:
+        assert "RAY_AUTH_TOKEN" not in os.environ  # it is of the cluster that has ended
 """
 
 

@@ -102,7 +102,12 @@ def test_frontier_stores_the_intervals_that_scipy_computes() -> None:
     assert row.p == pytest.approx(welch.pvalue)
     tested = table["p"].notna()
     assert tested.sum() == 13  # four arms that are not dense at three budgets, one at one
-    assert row.p_holm >= row.p
+    for dense_network in (True, False):
+        family = table[table["method"].isin(frontier.DENSE) == dense_network]
+        p, adjusted = (family[name].dropna() for name in ("p", "p_holm"))
+        assert len(p) == len(adjusted) > 3
+        # Holm's first step: the smallest by the number of comparisons in its family.
+        assert adjusted[p.idxmin()] == pytest.approx(min(1, len(p) * p.min()))
     assert list(table.loc[~tested, "method"].unique()) == ["dense"]
 
 
@@ -130,6 +135,23 @@ def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() ->
     low, high = frontier.bracket(arm, dense, "open")
     assert math.isnan(low) and high == 4.0
     assert all(map(math.isnan, frontier.bracket(dense[0], dense, "")))
+
+
+def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    detail = {"parameters": 10, "macs": 10, "executed_macs": 10}
+    jitter = [-0.01, 0.01, 0.0, 0.005]
+    for label, method, level in (
+        ("dense", "dense", 70), ("all layers", "basis", 75), ("dense, width 9", "narrow", 80),
+    ):  # fmt: skip
+        values = [level + j for j in jitter]
+        maker.arm(label, method, 0, budget=1, values=values, detail=detail)
+    section = maker.section()
+    table = frontier.frontier(section, maker.records)
+    headline = frontier.findings(table, arms.measure(section, maker.records))[0]
+    assert "Dense trained for the same time is beaten by “all layers” at 1" in headline
+    assert "narrower dense network “dense, width 9”" in headline
+    assert "win none of 1 comparison, lose 1 and" in headline
 
 
 def test_one_seed_has_no_interval_and_is_called_untested() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_runs import make_record, make_run
 from torch import nn
 
 from basisconv.plan import Plan
 from basisconv.study import costs, protocol, step_costs
 from basisconv.study.costs import Step
 from basisconv.study.experiments import DRAFTS, draft, selection
-from basisconv.study.files import read_json
+from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.protocol import Study
 from basisconv.study.step_costs import ensure_costs, measure_costs
 from basisconv.timing import Timing
@@ -163,6 +164,22 @@ def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
     seen.clear()
     ensure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
     assert not seen
+
+
+def test_records_without_the_table_that_sized_them_are_not_trained_anew(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
+    study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
+    ensure_costs(study)
+    study.store.put(make_record(make_run()))
+    table.unlink()
+    seen.clear()
+    with pytest.raises(DamagedFile, match=f"{table} is gone.*Put it back"):
+        ensure_costs(study)
+    assert not seen and not table.exists()
+    ensure_costs(Study.open("smoke", runs=tmp_path / "runs"))  # sized by MACs: wants none
 
 
 def test_a_table_of_other_settings_is_refused_before_anything_is_timed(

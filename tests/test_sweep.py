@@ -17,8 +17,9 @@ from fake_runs import fake_train, make_record, make_run, no_space, pids, strays,
 from basisconv.study import files
 from basisconv.study.checkpoint import NotSaved
 from basisconv.study.files import DamagedFile
+from basisconv.study.packs import MissingData
 from basisconv.study.status import Status, status, steps_done
-from basisconv.study.store import Store
+from basisconv.study.store import ConflictingResults, Store
 from basisconv.study.sweep import SweepReport, sweep
 
 ROOT = Path(__file__).parents[1]
@@ -417,6 +418,45 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run
     with pytest.raises(OSError, match="No space"):
         sweep(runs, store, workers=workers, train=unsaved_train)
     assert store.all() == {}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_this_machine_lacks_ends_the_sweep_and_is_no_failed_run(store, workers):
+    runs = [make_run(seed) for seed in range(4)]
+    with pytest.raises(MissingData, match="CIFAR-10 is not here"):
+        sweep(runs, store, workers=workers, train=unfit_train)
+    assert store.all() == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "loss", "kind", "stands"),
+    [
+        ("done", 1.5, None, 1.5),  # the same
+        ("done", 2.5, "cpu of another kind", 2.5),  # the first stands
+        ("done", 2.5, None, "other results"),
+        ("failed", 1.5, None, 1.5),
+    ],
+)
+def test_a_record_merged_in_during_the_training_is_held_against_its_own(
+    store, status, loss, kind, stands
+):
+    run = make_run()
+
+    def train(run, checkpoints):
+        store.add([make_record(run, status, loss, kind)])
+        return make_record(run)
+
+    if isinstance(stands, str):
+        with pytest.raises(ConflictingResults, match=stands):
+            sweep([run], store, train=train)
+        stands = loss
+    else:
+        assert sweep([run], store, train=train).done == 1
+    assert store.get(run.run_id).result.val_loss == stands
+
+
+def unfit_train(run, checkpoints):
+    raise MissingData("CIFAR-10 is not here")
 
 
 def unsaved_train(run, checkpoints):

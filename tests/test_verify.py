@@ -63,6 +63,12 @@ def test_an_empty_store_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cost_table_that_is_gone_is_named(study: Study) -> None:
+    cost_table("desk").unlink()
+    (problem,) = verify(study).problems
+    assert problem.startswith(f"{cost_table('desk')} is gone, by which the Runs")
+
+
 def record(study: Study) -> Path:
     return study.store.path(make_run(1).run_id)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from filelock import Timeout
 
 from basisconv.study.checkpoint import SECONDS, Checkpoints, NotSaved, Paused
-from basisconv.study.environment import environment, peak_memory_bytes
+from basisconv.study.environment import Unfit, environment, peak_memory_bytes
 from basisconv.study.run import Measurement, Record, Run
 from basisconv.study.store import Store
 
@@ -53,6 +53,8 @@ def attend(
 
     Raises:
         OSError: when the record or a checkpoint cannot be written.
+        Unfit: if this machine lacks what the run needs.
+        ConflictingResults: if another result was merged in meanwhile; see `Store.add`.
     """
     claimed = claim(run, seen, store)
     if isinstance(claimed, Outcome):
@@ -64,7 +66,7 @@ def attend(
             record = recorded(run, checkpoints, train)
         except Paused as paused:
             return Outcome(run, "paused", str(paused))
-        store.put(record)
+        store.settle(record, seen)
         if record.status != "failed":
             checkpoints.remove()
     return Outcome(run, record.status, record.error)
@@ -100,11 +102,12 @@ def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
     Raises:
         Paused: when the checkpoints' `stop` asks for it.
         NotSaved: if a checkpoint cannot be written.
+        Unfit: if this machine lacks what the run needs: another may have it.
     """
     start = time.perf_counter()
     try:
         return (train or _default())(run, checkpoints)
-    except (Paused, NotSaved):
+    except (Paused, NotSaved, Unfit):
         raise
     except Exception:  # whatever it was: its record tells, and the sweep's other runs go on
         return Record(

@@ -23,6 +23,10 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
+class Unfit(Exception):
+    """This machine lacks what a Run needs: no fault of the Run, so there is no record of it."""
+
+
 def device() -> torch.device:
     """Where training runs: CUDA when there is any, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

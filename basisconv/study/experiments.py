@@ -74,7 +74,8 @@ def all_layers(study: Study, parameters: AllLayers) -> Draft:
     """02: the frontier of accuracy over training time."""
     ratio, share = parameters.ratio, parameters.skip_switch
     every = study.plan(ratio)
-    narrow, same_size = study.narrow_width(every), study.same_size_width(every)
+    narrow = parameters.narrow_width or study.narrow_width(every)
+    same_size = study.same_size_width(every)
     facts = {**parameters.model_dump(), "narrow_width": narrow, "same_size_width": same_size}
     result = Draft("02_all_layers", study, facts)
     one = {"ratio": ratio}

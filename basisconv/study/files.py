@@ -62,6 +62,17 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             reason = f"{error.strerror or error}. Nothing was written; an older file stands"
             raise OSError(error.errno, reason, str(path)) from error
         raise
+    _settle(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Have a folder's new names survive a power cut, on systems that can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def temporary_path(path: Path) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from basisconv.study.environment import Unfit
 from basisconv.study.files import read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
@@ -35,11 +36,11 @@ SAMPLE = Path(__file__).with_name("sample")
 """The folder of the embedded sample, a pack."""
 
 
-class MissingData(FileNotFoundError):
+class MissingData(Unfit, FileNotFoundError):
     """A data set is not at hand."""
 
 
-class DamagedData(ValueError):
+class DamagedData(Unfit, ValueError):
     """A file of a data set is not what its publisher wrote."""
 
 

@@ -56,6 +56,14 @@ class Group:
             value /= self.size
         return value
 
+    def any(self, value: bool) -> bool:
+        """Whether it is so in one of the processes."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.uint8)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def of_first(self, value: T) -> T:
         """What the first process has for a value, which is picklable."""
         if self.size == 1:

@@ -52,7 +52,8 @@ class AllLayers(Strict):
 
     `ratios` are the shares of basis filters in all layers at every budget, `ratio` that of the
     arms with a single one. At `extra_budget` stand the arms that have one budget alone:
-    `extra_ratios`, and the narrower dense network of equal parameters.
+    `extra_ratios`, and the narrower dense network of equal parameters. `narrow_width` is the
+    narrower dense network's at every budget, null for that whose step costs what a basis step does.
     `dense_budgets` are dense's alone, to bracket a speed-up more closely. `selected` (layers) and
     `best_skip` are what 04 and 05 have named, on exploring seeds; empty and null before.
     """
@@ -64,6 +65,7 @@ class AllLayers(Strict):
     extra_budget: Positive
     extra_ratios: list[Share]
     dense_budgets: list[Positive]
+    narrow_width: Count | None
     selected: list[str]
     best_skip: Skip | None
 

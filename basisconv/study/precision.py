@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from basisconv.study.environment import computes_bfloat16, device
+from basisconv.study.environment import Unfit, computes_bfloat16, device
 from basisconv.study.run import Precision
 
 
@@ -22,14 +22,18 @@ def native(precision: Precision) -> bool:
     return precision == "float32" or computes_bfloat16()
 
 
+class Emulated(Unfit, ValueError):
+    """This device computes a precision, but only by way of another."""
+
+
 def check_native(precision: Precision) -> None:
     """Refuse an emulated precision.
 
     Raises:
-        ValueError: if this device lacks it.
+        Emulated: if this device lacks it.
     """
     if not native(precision):
-        raise ValueError(
+        raise Emulated(
             f"precision={precision!r} asked for, but this device only emulates it, many times "
             "slower than float32. Use precision='float32' here."
         )

@@ -21,7 +21,7 @@ from basisconv.plan import Plan
 from basisconv.study.costs import Costs, MacCosts, MeasuredCosts, Step, network_costs
 from basisconv.study.data import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.environment import ROOT
-from basisconv.study.files import read_json
+from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.models import build, outline
 from basisconv.study.parameters import PILOT
 from basisconv.study.profiles import Kind, Profile, load_profile
@@ -90,6 +90,20 @@ class Study:
                 f"times. Measure them: python -m basisconv bench --costs {profile.name}"
             )
         return MeasuredCosts(read_json(path), path, profile)
+
+    def check_table(self) -> None:
+        """Refuse to go on where records stand without the cost table that sized their Runs.
+
+        Raises:
+            DamagedFile: if it is gone. One measured anew would make other Runs of all of them.
+        """
+        path = cost_table(self.profile.name)
+        if self.profile.costs == "table" and not path.exists() and self.store.ids():
+            raise DamagedFile(
+                f"{path} is gone, by which the Runs of the records in {self.store.folder} were "
+                "sized. Put it back, from the repository or the machine that trained them, or "
+                "move the records away to begin anew."
+            )
 
     @cached_property
     def train_images(self) -> int:

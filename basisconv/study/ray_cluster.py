@@ -66,7 +66,9 @@ def cluster(ray: Any) -> Iterator[None]:
                 ray.init(address, runtime_env=package, **quiet)
             else:
                 # Without this, Ray keeps a token of its own making in the user's home.
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                if "RAY_AUTH_TOKEN" not in os.environ:
+                    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+                    stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
                 folder = TemporaryDirectory(
                     prefix="ray-", dir=os.environ.get("RAY_TMPDIR"), ignore_cleanup_errors=True
                 )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from basisconv.study.attempt import Outcome, Train, attend, claim, recorded
 from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.environment import ROOT
+from basisconv.study.environment import ROOT, Unfit
 from basisconv.study.files import temporary_path
 from basisconv.study.ray_cluster import cluster, load_ray
 from basisconv.study.run import NUMERICS, Record, Run
@@ -133,7 +133,7 @@ class RayTeam:
         with claimed or nullcontext():
             answer = self._answer(task, run)
             if isinstance(answer, Record):
-                self._store.put(answer)
+                self._store.settle(answer, seen)
                 if answer.status != "failed":
                     Checkpoints(self._store.checkpoints(run.run_id), run).remove()
                 answer = Outcome(run, answer.status, answer.error)
@@ -201,6 +201,8 @@ def _task(run: Run, work: Callable[..., object], *arguments: object) -> object:
                 "where there is none."
             )
         return work(run, *arguments)
+    except Unfit as unfit:
+        return RuntimeError(f"{platform.node()} cannot train run {run.run_id}: {unfit}")
     except Exception as error:
         return error
 

@@ -42,7 +42,9 @@ def ensure_costs(study: Study) -> None:
 
     Raises:
         ValueError: if rows are lacking in a table of another device.
+        DamagedFile: if the table is gone by which the Runs of the store's records were sized.
     """
+    study.check_table()
     if study.profile.costs == "table" and _lacking(study):
         measure_costs(study)
 

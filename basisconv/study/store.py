@@ -123,6 +123,23 @@ class Store:
         """
         record.save(self.path(record.run_id))
 
+    def settle(self, record: Record, seen: Record | None) -> None:
+        """Put the record of a training, whose lock is held.
+
+        Args:
+            record: what came of it.
+            seen: the record that was there when it began. Where another has been merged in
+                meanwhile, the two are held against each other as in `add`.
+
+        Raises:
+            OSError: as `put`.
+            ConflictingResults: as `add`.
+        """
+        if self.get(record.run_id) == seen:
+            self.put(record)
+        else:
+            self.add([record])
+
     def records(self, run_ids: Iterable[str]) -> dict[str, Record]:
         """The records of runs, by id, in the order asked for.
 
@@ -147,8 +164,12 @@ class Store:
         Raises:
             DamagedFile: as `get`.
         """
-        stems = sorted(path.stem for path in self.folder.glob("*.json"))
-        return self.records(stem for stem in stems if _RUN_ID.fullmatch(stem))
+        return self.records(self.ids())
+
+    def ids(self) -> list[str]:
+        """The ids of the runs that have a record in the folder, sound or not."""
+        stems = (path.stem for path in self.folder.glob("*.json"))
+        return sorted(stem for stem in stems if _RUN_ID.fullmatch(stem))
 
     def add(self, records: Iterable[Record]) -> MergeReport:
         """Take in records made elsewhere; doing it again changes nothing.

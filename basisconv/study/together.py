@@ -25,7 +25,7 @@ def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome 
         run: of as many processes as the group.
         store: takes the record; all processes read its checkpoints.
         group: all of its processes make this call.
-        stop: whether to put the run aside; what the first process's says counts for all.
+        stop: whether to put the run aside; what one process's says counts for all.
 
     Returns:
         What became of it; None for all processes but the first.
@@ -36,7 +36,7 @@ def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome 
     """
 
     def stopping() -> bool:
-        return group.of_first(stop())
+        return group.any(stop())
 
     return (_lead if group.rank == 0 else _follow)(run, store, group, stopping)
 

@@ -47,9 +47,9 @@ def train(run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE
         group: the processes that train it, each with this call.
 
     Raises:
+        Unfit: if the data are not at hand, or this device only emulates the precision.
         ValueError: if the data are not those of the Run, the batch is larger than the training
-            set, the precision is one that this device only emulates, or the group is not of as
-            many processes as the Run.
+            set, or the group is not of as many processes as the Run.
         Paused: when the checkpoints' `stop` asks for it.
         NotSaved: if a checkpoint cannot be written.
     """

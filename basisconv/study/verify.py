@@ -58,6 +58,11 @@ def verify(study: Study) -> Findings:
     table = cost_table(study.profile.name)
     if table.exists():
         findings.check("cost tables", lambda: MeasuredCosts(read_json(table), table, study.profile))
+    else:
+        try:
+            study.check_table()
+        except DamagedFile as gone:
+            findings.problems.append(str(gone))
     return findings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ def at_writes(act: Act) -> Iterator[None]:
         return _File(open(path, mode), names[0], act)
 
     def synced(descriptor: int) -> None:
-        act(names[0], "written")
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):  # the file's own, not its folder's
+            act(names[0], "written")
         fsync(descriptor)
 
     def renamed(source: Path, target: Path) -> None:

@@ -29,8 +29,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 table, _shown(table, outcome),
                 f"Every arm at every budget of training time (in dense epochs, by {unit}): "
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
-                "the same time (Welch, p by Holm over all rows); and the bracket of its speed-up "
-                "to equal accuracy, between two measured dense budgets. Equal within: the smallest "
+                "the same time (Welch, p by Holm over the basis arms, and over the narrower "
+                "networks); and the bracket of its speed-up to equal accuracy, between two "
+                "measured dense budgets (95 % intervals, beyond equal time not corrected for their "
+                "number). Equal within: the smallest "
                 "margin within which the equivalence test would find both equal.",
             ),
             "frontier_size": Table(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from basisconv.study import stats
@@ -159,12 +160,18 @@ def columns(c: Comparison) -> dict[str, float]:
     }  # fmt: skip
 
 
-def decided(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of comparisons with p by Holm over its rows, and each row's verdict.
+def decided(table: pd.DataFrame, families: Iterable[object] | None = None) -> pd.DataFrame:
+    """A table of comparisons with p by Holm and each row's verdict, "" where nothing was compared.
 
-    The verdict is "" where nothing was compared.
+    Args:
+        table: with the columns of `columns`.
+        families: one value a row; Holm's correction is over the rows of one value. None: over all.
     """
-    adjusted = stats.holm(list(table["p"]))
+    of_row = [None] * len(table) if families is None else list(families)
+    adjusted = np.full(len(table), NAN)
+    for family in dict.fromkeys(of_row):
+        rows = [i for i, own in enumerate(of_row) if own == family]
+        adjusted[rows] = stats.holm(list(table["p"].iloc[rows]))
     verdicts = [
         "" if math.isnan(r.difference) else verdict(r.difference, r.equivalence_p, p)
         for r, p in zip(table.itertuples(), adjusted, strict=True)

@@ -36,7 +36,8 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
                 **{k: m.arm.detail.get(k) for k in _DETAILS},
             }
         )  # fmt: skip
-    table = arms.decided(pd.DataFrame(rows))
+    frame = pd.DataFrame(rows)
+    table = arms.decided(frame, families=frame["method"].isin(DENSE))
     brackets = [
         bracket(m, list(dense.values()), verdict)
         for m, verdict in zip(found, table["verdict"], strict=True)
@@ -77,8 +78,10 @@ def bracket_text(low: float, high: float) -> str:
 def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
     """What the frontier shows, in sentences; the first is its headline."""
     tested = table[table["verdict"].isin(arms.TESTED)]
-    told = [_headline(table, tested), *_by_budget(table, tested)]
-    return told + _against_narrow(found) + _against_same_size(found) + _speedups(table)
+    # In one breath: what beats dense may still lose to a narrower network.
+    headline = " ".join([_headline(table, tested), *_against_narrow(found)])
+    told = [headline, *_by_budget(table, tested)]
+    return told + _against_same_size(found) + _speedups(table)
 
 
 def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -141,9 +144,10 @@ def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
 
 
 def _against_narrow(found: Sequence[Measured]) -> list[str]:
-    """Each basis arm against the narrower dense network of equal step time: the cheap rival."""
+    """Each basis arm against the narrower dense network: the cheap rival."""
     told: list[tuple[str, stats.Difference]] = []
-    for rival in (m for m in found if m.arm.method == "narrow"):
+    rivals = [m for m in found if m.arm.method == "narrow"]
+    for rival in rivals:
         told += [
             (f"{_quoted(m.arm.label)} at {m.arm.budget:g}", arms.compare(m, rival).difference)
             for m in found
@@ -157,8 +161,8 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     lost = sum(p < arms.ALPHA and d.estimate < 0 for _, d, p in tested)
     best, difference, _ = max(tested, key=lambda row: row[1].estimate)
     return [
-        "Against the narrower dense network whose step costs what a step costs with all layers in "
-        f"basis form, trained for the same time, the basis arms win {text.amount(won)} of "
+        f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
+        f"time, the basis arms win {text.amount(won)} of "
         f"{text.plural(len(tested), 'comparison')}, lose {text.amount(lost)} and leave "
         f"{len(tested) - won - lost} undecided (Holm); the most favourable is {best}, "
         f"{text.points(difference)}."
