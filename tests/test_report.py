@@ -17,7 +17,15 @@ import synthetic
 from scipy import stats as oracle
 
 from basisconv.study import report
-from basisconv.study.report import arms, frontier, selection, sensitivity, skip_training, switches
+from basisconv.study.report import (
+    arms,
+    equal_steps,
+    frontier,
+    selection,
+    sensitivity,
+    skip_training,
+    switches,
+)  # fmt: skip
 from basisconv.study.report.output import Report, Table
 from basisconv.study.run import Section
 
@@ -111,6 +119,40 @@ def test_frontier_stores_the_intervals_that_scipy_computes() -> None:
     assert list(table.loc[~tested, "method"].unique()) == ["dense"]
 
 
+def test_arms_of_equal_steps_are_held_against_dense_of_these_and_kept_from_the_frontier() -> None:
+    section = SECTIONS["02_all_layers"]
+    table = equal_steps.equal_steps(section, RECORDS)
+    assert list(table["ratio"]) == [0.125, 0.25]
+    assert list(table["time"]) == pytest.approx([0.3, 0.4])
+    (few, quarter) = table.itertuples()
+    ours = [
+        100 * (RECORDS[i].result.test_accuracy or 0)  # type: ignore[union-attr]
+        for arm in section.arms
+        if arm.label == "all layers, f = 0.25, dense's steps"
+        for i in arm.run_ids
+    ]
+    dense = values(section, "dense", 2)
+    welch = oracle.ttest_ind(ours, dense, equal_var=False)
+    assert quarter.p == pytest.approx(welch.pvalue)
+    assert quarter.difference == pytest.approx(np.mean(ours) - np.mean(dense))
+    assert few.p_holm >= few.p and min(few.p, quarter.p) * 2 == pytest.approx(
+        min(few.p_holm, quarter.p_holm)
+    )
+    shown = frontier.frontier(section, RECORDS)
+    assert not any("dense's steps" in label for label in shown["label"])
+    made = built("02_all_layers")
+    assert list(made.tables["equal_steps"].shown["time"]) == ["30 %", "40 %"]
+    assert "with dense's settings" in made.numbers["findings"][-1]
+    unequal = [
+        arm.model_copy(update={"detail": arm.detail | {"steps": [11]}})
+        if arm.method == "dense"
+        else arm
+        for arm in section.arms
+    ]
+    with pytest.raises(ValueError, match="other numbers of steps"):
+        equal_steps.equal_steps(section.model_copy(update={"arms": tuple(unequal)}), RECORDS)
+
+
 def test_frontier_figure_draws_what_its_csv_holds() -> None:
     plot = built("02_all_layers").figures["frontier"]
     drawn = {
@@ -176,6 +218,8 @@ def test_runs_that_diverged_are_told_and_left_out() -> None:
     maker.arm("dense", "dense", 80, detail=detail)
     maker.arm("basis", "basis", 79, diverged=1, detail=detail)
     maker.arm("skip", "skip", 79, diverged=4, detail=detail)
+    equal = detail | {"ratio": 0.25, "equal_steps": True}
+    maker.arm("equal", "basis", 79, diverged=4, detail=equal)
     made = report.build(maker.section(), maker.records)
     assert "Runs that failed or diverged" in made.numbers["notes"][0]
     assert "1 of 4 of basis" in made.numbers["notes"][0]

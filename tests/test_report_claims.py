@@ -52,14 +52,22 @@ def test_one_seed_measures_nothing_but_counts_and_timings() -> None:
     assert {found[claim] for claim in trained} == {"not yet measured"}
 
 
-def frontier(basis: Sequence[Sequence[float]]) -> tuple[dict[str, Section], dict[str, Record]]:
-    """Dense at 70, 80 and 90 for budgets 1, 2 and 4, and basis arms with the given values."""
+def frontier(
+    basis: Sequence[Sequence[float]], few: float = 76, many: float = 78
+) -> tuple[dict[str, Section], dict[str, Record]]:
+    """Dense at 70, 80 and 90 for budgets 1, 2 and 4, and basis arms with the given values.
+
+    With dense's steps of budget 2, few and many basis filters reach what is given.
+    """
     maker = synthetic.Maker("02_all_layers")
     detail = {"parameters": 1, "macs": 1, "executed_macs": 1, "ratio": 0.25}
     for budget, level, ours in zip((1, 2, 4), (70, 80, 90), basis, strict=True):
         dense = [level + j for j in JITTER]
         maker.arm("dense", "dense", 0, budget=budget, values=dense, detail=detail)
         maker.arm("basis", "basis", 0, budget=budget, values=ours, detail=detail)
+    for ratio, level in ((0.125, few), (0.5, many)):
+        equal = detail | {"ratio": ratio, "equal_steps": True}
+        maker.arm(f"f = {ratio}", "basis", 0, budget=2, values=near(level), detail=equal)
     return {"02_all_layers": maker.section(ratio=0.25)}, maker.records
 
 
@@ -89,6 +97,17 @@ def test_verdicts_of_the_frontier(
     assert (found["speedup"], found["effectiveness"], found["performance"]) == (
         speedup, effectiveness, performance,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "verdict"),
+    [(76, 78, "reproduced"), (78, 76, "not reproduced"), (76, 76.001, "not reproduced")],
+)
+def test_too_few_basis_filters_are_judged_at_equal_steps(
+    few: float, many: float, verdict: str
+) -> None:
+    # At equal time nothing is told of it: the fewer train for longer.
+    assert verdicts(*frontier([near(85), near(86), near(92)], few, many))["too few"] == verdict
 
 
 def test_selection_without_a_gain_over_random_is_partly() -> None:

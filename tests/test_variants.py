@@ -24,7 +24,7 @@ def frontier(study: Study, **changes: Any) -> Any:
 def test_the_frontiers_extra_arms_stand_at_their_own_budgets(study: Study) -> None:
     found = frontier(
         study, budgets=[1, 2, 4], ratios=[0.25], extra_budget=2, extra_ratios=[0.125, 0.5],
-        dense_budgets=[2.5],
+        dense_budgets=[2.5], equal_steps=[0.25],
     )  # fmt: skip
     budgets: dict[str, list[float | None]] = {}
     for arm in found.arms:
@@ -38,7 +38,24 @@ def test_the_frontiers_extra_arms_stand_at_their_own_budgets(study: Study) -> No
         "all layers, f = 0.125": [2],
         "all layers, f = 0.5": [2],
         f"dense, width {size}, equal size": [2],
+        "all layers, f = 0.25, dense's steps": [2],
     }
+
+
+def test_arms_of_equal_steps_train_as_dense_does(study: Study) -> None:
+    found = frontier(study, budgets=[1], extra_budget=3, equal_steps=[0.125, 0.5])
+    dense = next(arm for arm in found.arms if arm.method == "dense" and arm.budget == 3)
+    equal = [arm for arm in found.arms if arm.detail.get("equal_steps")]
+    assert [arm.detail["ratio"] for arm in equal] == [0.125, 0.5]
+    for arm in equal:
+        plan = study.plan(arm.detail["ratio"])
+        assert arm.time < dense.time
+        for ours, theirs in zip(arm.run_ids, dense.run_ids, strict=True):
+            run = found.runs[ours].model_dump()
+            (phase,) = run["phases"]
+            assert phase["plan"] == plan.to_dict()
+            phase["plan"] = Plan().to_dict()
+            assert run == found.runs[theirs].model_dump()
 
 
 def test_the_network_of_equal_size_is_as_near_in_parameters_as_can_be(study: Study) -> None:
@@ -50,7 +67,8 @@ def test_the_network_of_equal_size_is_as_near_in_parameters_as_can_be(study: Stu
 
 def test_an_extra_budget_that_no_arm_has_gets_its_dense(study: Study) -> None:
     found = frontier(study, budgets=[1], extra_budget=3, extra_ratios=[0.25], dense_budgets=[1, 3])
-    at = [(arm.label, arm.budget) for arm in found.arms if arm.budget == 3]
+    met = [arm for arm in found.arms if not arm.detail.get("equal_steps")]
+    at = [(arm.label, arm.budget) for arm in met if arm.budget == 3]
     assert ("dense", 3) in at and ("all layers, f = 0.25", 3) in at
     assert len(at) == len(set(at)) == 3
     dense = [arm.budget for arm in found.arms if arm.method == "dense"]

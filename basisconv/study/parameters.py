@@ -54,7 +54,9 @@ class AllLayers(Strict):
     arms with a single one. At `extra_budget` stand the arms that have one budget alone:
     `extra_ratios`, and the narrower dense network of equal parameters. `narrow_width` is the
     narrower dense network's at every budget, null for that whose step costs what a basis step does.
-    `dense_budgets` are dense's alone, to bracket a speed-up more closely. `selected` (layers) and
+    `equal_steps` are shares of basis filters in all layers that train for dense's steps of that
+    budget instead, whatever time that is. `dense_budgets` are dense's alone, to bracket a speed-up
+    more closely. `selected` (layers) and
     `best_skip` are what 04 and 05 have named, on exploring seeds; empty and null before.
     """
 
@@ -64,6 +66,7 @@ class AllLayers(Strict):
     skip_switch: Share
     extra_budget: Positive
     extra_ratios: list[Share]
+    equal_steps: Annotated[list[Share], Field(min_length=1)]
     dense_budgets: list[Positive]
     narrow_width: Count | None
     selected: list[str]

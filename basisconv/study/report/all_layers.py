@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
+from basisconv.study.report.equal_steps import equal_steps, on_budget, shown, told
 from basisconv.study.report.frontier import bracket_text, findings, frontier
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
@@ -18,7 +19,8 @@ from basisconv.study.run import Record, Section
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The frontier: every arm at every time budget against dense trained for the same time."""
-    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    outcome, every = arms.outcome(section, records), arms.measure(section, records)
+    found, equal = on_budget(every), equal_steps(section, records)
     table = frontier(section, records)
     unit = str(section.facts.get("unit", "the cost source"))
     return Report(
@@ -34,6 +36,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "measured dense budgets (95 % intervals, beyond equal time not corrected for their "
                 "number). Equal within: the smallest "
                 "margin within which the equivalence test would find both equal.",
+            ),
+            "equal_steps": Table(
+                equal, shown(equal, outcome),
+                "All layers in basis form, trained for as many steps as dense in "
+                f"{text.epochs(equal['dense_budget'].iloc[0])} and with its settings: the time "
+                f"that they take of dense's, by {unit}; {outcome} accuracy with its 95 % "
+                "interval; and its difference from dense's (Welch, p by Holm over the rows).",
             ),
             "frontier_size": Table(
                 table, _shown_size(table),
@@ -63,7 +72,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "sideways by up to a tenth.",
             ),
         },
-        numbers=_numbers(table, outcome, found) | {"tuned": bool(section.facts.get("tuned"))},
+        numbers=_numbers(table, outcome, found, equal)
+        | {"notes": arms.lost_note(every), "tuned": bool(section.facts.get("tuned"))},
     )  # fmt: skip
 
 
@@ -193,8 +203,10 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
     return made
 
 
-def _numbers(table: pd.DataFrame, outcome: str, found: Sequence[Measured]) -> dict[str, Any]:
-    told = findings(table, found)
+def _numbers(
+    table: pd.DataFrame, outcome: str, found: Sequence[Measured], equal: pd.DataFrame
+) -> dict[str, Any]:
+    sentences = [*findings(table, found), told(equal)]
     return {
         "values": {
             f"{row.label} at {row.budget:g}": text.number(
@@ -202,6 +214,5 @@ def _numbers(table: pd.DataFrame, outcome: str, found: Sequence[Measured]) -> di
             )
             for row in table.itertuples()
         },
-        "outcome": outcome, "headline": told[0], "findings": told,
-        "notes": arms.lost_note(found),
+        "outcome": outcome, "headline": sentences[0], "findings": sentences,
     }  # fmt: skip

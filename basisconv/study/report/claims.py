@@ -101,8 +101,8 @@ CLAIMS: tuple[Claim, ...] = (
         "too few", "break condition",
         "Too few basis convolutions causes accuracy degradation",
         ("02_all_layers",),
-        "Reproduced if the smallest share of basis filters is below the largest at the longest "
-        "budget, not if above or within 0.2 points.",
+        "Reproduced if, trained for as many steps, the smallest share of basis filters is below "
+        "the largest, not if above or within 0.2 points.",
         estimates.too_few,
     ),
     Claim(

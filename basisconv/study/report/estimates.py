@@ -8,6 +8,7 @@ import pandas as pd
 
 from basisconv.study.rankings import reliability
 from basisconv.study.report import arms, method, selection, sensitivity, text
+from basisconv.study.report.equal_steps import ratio
 from basisconv.study.report.evidence import (
     NOT,
     PAPER_SPEEDUP,
@@ -105,14 +106,18 @@ def effectiveness(e: Evidence) -> Estimate:
 
 def performance(e: Evidence) -> Estimate:
     """All layers in basis form against dense trained for the same time, at every budget."""
-    ratio = e.sections["02_all_layers"].facts["ratio"]
-    rows = e.tested[(e.tested["method"] == "basis") & (e.tested["ratio"] == ratio)]
+    share = e.sections["02_all_layers"].facts["ratio"]
+    rows = e.tested[(e.tested["method"] == "basis") & (e.tested["ratio"] == share)]
     if rows.empty:
         return one_seed()
     last = rows.loc[rows["budget"].idxmax()]
+    steps = [
+        f"; for as many steps {text.gain(row)}"
+        for row in e.equal_steps[e.equal_steps["ratio"] == share].itertuples()
+    ]
     return Estimate(
         f"{_at(last)}: {text.gain(last)} against dense of the same time; "
-        f"{tally(rows['verdict'])}",
+        f"{tally(rows['verdict'])}{''.join(steps)}",
         kept(rows["verdict"]),
         last.difference, last.difference_low, last.difference_high, int(last.n), "points",
     )  # fmt: skip
@@ -149,26 +154,21 @@ def computation(e: Evidence) -> Estimate:
 
 
 def too_few(e: Evidence) -> Estimate:
-    """The smallest share of basis filters against the largest, at the longest budget of both."""
-    section = e.sections["02_all_layers"]
-    found = [m for m in arms.measure(section, e.records) if m.arm.method == "basis" and m.n]
-    pairs = [
-        (a, b)
-        for a in found
-        for b in found
-        if a.arm.budget == b.arm.budget and _ratio(a) < _ratio(b)
+    """The smallest share of basis filters against the largest, trained for as many steps."""
+    found = [
+        m
+        for m in arms.measure(e.sections["02_all_layers"], e.records)
+        if m.arm.detail.get("equal_steps") and m.n
     ]
-    if not pairs:
-        return absent("two shares of basis filters at one budget")
-    few, many = max(
-        pairs, key=lambda p: (p[0].arm.budget or 0.0, _ratio(p[1]) - _ratio(p[0]))
-    )  # fmt: skip
+    if len({ratio(m) for m in found}) < 2:
+        return absent("two shares of basis filters that trained for as many steps")
+    few, many = min(found, key=ratio), max(found, key=ratio)
     c = arms.compare(few, many)
     if c.difference.p != c.difference.p:
         return one_seed()
     said = (
-        f"f = {text.share(_ratio(few))} minus f = {text.share(_ratio(many))} at a budget of "
-        f"{few.arm.budget:g}: {text.points(c.difference)}"
+        f"f = {text.share(ratio(few))} minus f = {text.share(ratio(many))}, both for dense's steps "
+        f"in {text.epochs(few.arm.budget or 0.0)}: {text.points(c.difference)}"
     )
     d = c.difference
     return Estimate(said, lost(arms.verdict(d.estimate, c.equivalence, d.p)), d.estimate, d.low,
@@ -296,7 +296,3 @@ def _at(row: Any) -> str:
 
 def _rival(row: Any) -> str:
     return text.with_interval(row.difference, row.low, row.high, 2, True, " points")
-
-
-def _ratio(m: arms.Measured) -> float:
-    return float(m.arm.detail["ratio"])  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.report import arms, selection, text, timing
+from basisconv.study.report import arms, equal_steps, selection, text, timing
 from basisconv.study.report.frontier import frontier
 from basisconv.study.report.switches import skip_frame
 from basisconv.study.run import Record, Section
@@ -58,6 +58,11 @@ class Evidence:
         table = self.frontier
         tested = table["verdict"].isin(arms.TESTED)
         return table[table["method"].isin(OURS) & tested]
+
+    @cached_property
+    def equal_steps(self) -> pd.DataFrame:
+        """02, one row for each share of basis filters that trained for dense's steps."""
+        return equal_steps.equal_steps(self.sections["02_all_layers"], self.records)
 
     @cached_property
     def rivals(self) -> pd.DataFrame:

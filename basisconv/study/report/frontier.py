@@ -11,6 +11,7 @@ import pandas as pd
 from basisconv.study import stats
 from basisconv.study.report import arms, text
 from basisconv.study.report.arms import Measured
+from basisconv.study.report.equal_steps import on_budget
 from basisconv.study.run import Record, Section
 
 _DETAILS = ("ratio", "parameters", "macs", "executed_macs", "steps", "batch_size", "learning_rate")
@@ -20,7 +21,7 @@ DENSE = ("dense", "narrow", "same_size")
 
 def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     """One row for each arm at each budget, with its comparison to dense at that budget."""
-    found = arms.measure(section, records)
+    found = on_budget(arms.measure(section, records))
     dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
     rows = []
     for m in found:
