@@ -81,7 +81,7 @@ def shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
 def told(table: pd.DataFrame) -> str:
     """What dense's steps cost in accuracy and save in time, in one sentence."""
     each = [
-        f"f = {text.share(r.ratio)} {text.gain(r)} in {100 * r.time:.0f} % of the time"
+        f"f = {text.share(r.ratio)} by {text.gain(r)}, in {100 * r.time:.0f} % of the time"
         for r in table[table["difference"].notna()].itertuples()
     ]
     if not each:
@@ -89,5 +89,5 @@ def told(table: pd.DataFrame) -> str:
     budget = text.epochs(table["dense_budget"].iloc[0])
     return (
         f"Trained for as many steps as dense takes in {budget}, with dense's settings, all layers "
-        f"in basis form differ from it so: {text.listed(each)}."
+        f"in basis form differ from it: {text.listed(each)}."
     )
