@@ -73,7 +73,7 @@ def test_a_node_that_lacks_what_a_run_needs_is_named_and_no_failed_run():
 @pytest.mark.parametrize(
     ("nodes", "gpu_per_run", "threads", "room"),
     [
-        ([{"CPU": 2.0}], 0.0, 1, 2),
+        ([{"CPU": 2.0}], 0.25, 1, 2),
         ([{"CPU": 16.0, "GPU": 1.0}], 0.25, 1, 4),
         ([{"CPU": 16.0, "GPU": 1.0}], 0.1, 1, 10),
         ([{"CPU": 16.0, "GPU": 3.0}], 0.3, 1, 9),
@@ -92,6 +92,28 @@ def test_as_many_runs_are_at_hand_as_the_nodes_hold(
     team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, gpu_per_run)
     team._threads = threads
     assert team._room() == room
+
+
+def test_a_gpu_that_joins_the_cluster_later_is_given_away_too(tmp_path, monkeypatch):
+    nodes, given = [{"Alive": True, "Resources": {"CPU": 2.0}}], []
+
+    class Remote:
+        def options(self, num_cpus, num_gpus):
+            given.append((num_cpus, num_gpus))
+            return self
+
+        def remote(self, run, *arguments):
+            return run.run_id
+
+    ray = SimpleNamespace(remote=lambda **_: lambda work: Remote(), nodes=lambda: nodes)
+    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, 0.25)
+    team.start(make_run(0), None)
+    nodes.append({"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}})
+    team.start(make_run(1, threads=2), None)
+    nodes[1]["Alive"] = False
+    team.start(make_run(2), None)
+    assert given == [(1, 0.0), (2, 0.25), (1, 0.0)]
 
 
 def start(code: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
@@ -241,6 +263,23 @@ def put_aside(folder):
     except KeyboardInterrupt:
         return trained(log), [run.run_id for run in runs if store.training(run.run_id)]
 
+def on_gpu(run, checkpoints, log):
+    import ray
+
+    began = time.time()
+    time.sleep(2)
+    with log.open("a") as file:
+        file.write(json.dumps([ray.get_gpu_ids(), began, time.time()]) + "\\n")
+    return make_record(run)
+
+def packed(folder, cluster):
+    cluster.add_node(num_cpus=6, num_gpus=1)  # as it says of itself
+    cluster.wait_for_nodes()
+    runs, log = [make_run(seed) for seed in range(30, 36)], folder / "packed.log"
+    train = partial(on_gpu, log=log)
+    sweep(runs, Store(folder / "packed"), executor="ray", train=train, gpu_per_run=0.5)
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
 def full_disk(folder):
     runs, store = [make_run(seed) for seed in range(10, 16)], Store(folder / "full")
     train = partial(fake_train, log=folder / "full.log", full_disk=[10])
@@ -255,7 +294,8 @@ if __name__ == "__main__":
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
         with ray_cluster.cluster(ray_cluster.load_ray()):  # one that there is
             facts = {
-                "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder)
+                "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder),
+                "packed": packed(folder, cluster),
             }
     facts["trial"] = {
         "begun": dict(got.begun), "ended": dict(got.ended), "killed": got.killed,
@@ -311,6 +351,15 @@ def test_where_the_store_is_not_shared_records_come_back_through_ray(cluster_fac
     assert apart["loss"] == 7.0 and apart["elsewhere"] == []
     assert (apart["done"], apart["failed"]) == (3, [apart["wanted"][2]])
     assert (apart["second"], apart["again"]) == (3, 3)
+
+
+@needs_ray
+def test_a_gpu_is_shared_by_as_many_runs_as_the_profile_says(cluster_facts):
+    """The node only says that it has one: what Ray gives away is what is tested."""
+    tasks = cluster_facts["packed"]
+    assert len(tasks) == 6 and all(gpus == [0] for gpus, _, _ in tasks)
+    at_once = [sum(began <= start < ended for _, began, ended in tasks) for _, start, _ in tasks]
+    assert max(at_once) == 2
 
 
 @needs_ray

@@ -75,8 +75,6 @@ class RayTeam:
         self._cluster.enter_context(cluster(self._ray))
         self._cluster.callback(self._token.unlink, missing_ok=True)
         self._token.parent.mkdir(parents=True, exist_ok=True)
-        if not self._ray.cluster_resources().get("GPU"):
-            self._gpu_per_run = 0.0
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -174,20 +172,28 @@ class RayTeam:
             self._busy[task] = _Task(run, seen, claimed.pop_all())
 
     def _submit(self, run: Run, work: Callable[..., object], *arguments: object) -> Any:
-        task = self._remote.options(num_cpus=run.threads, num_gpus=self._gpu_per_run)
+        gpu = self._gpu_share(self._nodes())
+        task = self._remote.options(num_cpus=run.threads, num_gpus=gpu)
         return task.remote(run, work, *arguments)
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each living node has of each resource."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _gpu_share(self, nodes: list[dict[str, float]]) -> float:
+        """What a run is given of a GPU; asked for each run, for a cluster may grow."""
+        return self._gpu_per_run if any(has.get("GPU") for has in nodes) else 0.0
 
     def _room(self) -> int:
         """How many runs the cluster's nodes hold side by side, whoever else uses them."""
-        room = 0
-        for node in self._ray.nodes():
-            if node["Alive"]:
-                has = node["Resources"]
-                fit = has.get("CPU", 0) // self._threads
-                if self._gpu_per_run:
-                    on_each = int(1 / self._gpu_per_run + 1e-6)  # ten tenths are a whole
-                    fit = min(fit, has.get("GPU", 0) * on_each)
-                room += int(fit)
+        room, nodes = 0, self._nodes()
+        share = self._gpu_share(nodes)
+        for has in nodes:
+            fit = has.get("CPU", 0) // self._threads
+            if share:
+                on_each = int(1 / share + 1e-6)  # ten tenths are a whole
+                fit = min(fit, has.get("GPU", 0) * on_each)
+            room += int(fit)
         return max(1, room)  # in a cluster that has no node yet, one waits for it
 
 
