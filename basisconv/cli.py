@@ -184,8 +184,6 @@ def _train(options: argparse.Namespace) -> None:
             outcome = train_together(run, study.store, group, stop)
     if outcome is None:
         return
-    if outcome.status == "locked":
-        raise RuntimeError(f"run {run.run_id} is being trained by another process")
     if outcome.status not in ("done", "diverged"):
         raise RuntimeError(f"run {run.run_id} is {outcome.status}: {outcome.error}")
     print(f"{study.store.path(run.run_id)}: {outcome.status}")

@@ -239,8 +239,8 @@ def frontier_section(
     maker.arm("dense", "dense", 82.4, budget=1.16 * extra, detail=detail("dense"))
     for f, size, gain, time in ((0.25, "quarter", -1.5, 0.4), (0.125, "eighth", -4, 0.3)):
         maker.arm(
-            f"all layers, f = {f:g}, dense's steps", "basis", 82 + gain, budget=extra,
-            time=time * extra, detail=detail(size, ratio=f, equal_steps=True),
+            f"all layers, f = {f:g}, dense's steps", "equal_steps", 82 + gain,
+            budget=extra, time=time * extra, detail=detail(size, ratio=f),
         )  # fmt: skip
     return (
         maker.section(ratio=0.25, skip_switch=0.5, narrow_width=9, same_size_width=17, tuned=True),

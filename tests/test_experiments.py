@@ -73,7 +73,7 @@ def test_layers_come_in_forward_order_stem_first(study: Study) -> None:
 def test_arms_of_a_budget_spend_the_same_time_to_within_a_step(study: Study) -> None:
     for name in ("02_all_layers", "02b_widths", "05_skip_training", "05b_defaults"):
         for arm in draft(study, name).arms:
-            if arm.detail.get("equal_steps"):
+            if arm.method == "equal_steps":
                 continue
             steps = arm.detail["steps"]
             assert isinstance(steps, list)

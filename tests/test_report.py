@@ -125,12 +125,7 @@ def test_arms_of_equal_steps_are_held_against_dense_of_these_and_kept_from_the_f
     assert list(table["ratio"]) == [0.125, 0.25]
     assert list(table["time"]) == pytest.approx([0.3, 0.4])
     (few, quarter) = table.itertuples()
-    ours = [
-        100 * (RECORDS[i].result.test_accuracy or 0)  # type: ignore[union-attr]
-        for arm in section.arms
-        if arm.label == "all layers, f = 0.25, dense's steps"
-        for i in arm.run_ids
-    ]
+    ours = values(section, "all layers, f = 0.25, dense's steps")
     dense = values(section, "dense", 2)
     welch = oracle.ttest_ind(ours, dense, equal_var=False)
     assert quarter.p == pytest.approx(welch.pvalue)
@@ -149,7 +144,7 @@ def test_arms_of_equal_steps_are_held_against_dense_of_these_and_kept_from_the_f
         else arm
         for arm in section.arms
     ]
-    with pytest.raises(ValueError, match="other numbers of steps"):
+    with pytest.raises(ValueError, match="No arm of dense trained for as many steps as all"):
         equal_steps.equal_steps(section.model_copy(update={"arms": tuple(unequal)}), RECORDS)
 
 
@@ -218,8 +213,8 @@ def test_runs_that_diverged_are_told_and_left_out() -> None:
     maker.arm("dense", "dense", 80, detail=detail)
     maker.arm("basis", "basis", 79, diverged=1, detail=detail)
     maker.arm("skip", "skip", 79, diverged=4, detail=detail)
-    equal = detail | {"ratio": 0.25, "equal_steps": True}
-    maker.arm("equal", "basis", 79, diverged=4, detail=equal)
+    equal = detail | {"ratio": 0.25}
+    maker.arm("equal", "equal_steps", 79, diverged=4, detail=equal)
     made = report.build(maker.section(), maker.records)
     assert "Runs that failed or diverged" in made.numbers["notes"][0]
     assert "1 of 4 of basis" in made.numbers["notes"][0]

@@ -66,8 +66,8 @@ def frontier(
         maker.arm("dense", "dense", 0, budget=budget, values=dense, detail=detail)
         maker.arm("basis", "basis", 0, budget=budget, values=ours, detail=detail)
     for ratio, level in ((0.125, few), (0.5, many)):
-        equal = detail | {"ratio": ratio, "equal_steps": True}
-        maker.arm(f"f = {ratio}", "basis", 0, budget=2, values=near(level), detail=equal)
+        equal = detail | {"ratio": ratio}
+        maker.arm(f"f = {ratio}", "equal_steps", 0, budget=2, values=near(level), detail=equal)
     return {"02_all_layers": maker.section(ratio=0.25)}, maker.records
 
 

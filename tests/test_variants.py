@@ -45,7 +45,7 @@ def test_the_frontiers_extra_arms_stand_at_their_own_budgets(study: Study) -> No
 def test_arms_of_equal_steps_train_as_dense_does(study: Study) -> None:
     found = frontier(study, budgets=[1], extra_budget=3, equal_steps=[0.125, 0.5])
     dense = next(arm for arm in found.arms if arm.method == "dense" and arm.budget == 3)
-    equal = [arm for arm in found.arms if arm.detail.get("equal_steps")]
+    equal = [arm for arm in found.arms if arm.method == "equal_steps"]
     assert [arm.detail["ratio"] for arm in equal] == [0.125, 0.5]
     for arm in equal:
         plan = study.plan(arm.detail["ratio"])
@@ -67,7 +67,7 @@ def test_the_network_of_equal_size_is_as_near_in_parameters_as_can_be(study: Stu
 
 def test_an_extra_budget_that_no_arm_has_gets_its_dense(study: Study) -> None:
     found = frontier(study, budgets=[1], extra_budget=3, extra_ratios=[0.25], dense_budgets=[1, 3])
-    met = [arm for arm in found.arms if not arm.detail.get("equal_steps")]
+    met = [arm for arm in found.arms if arm.method != "equal_steps"]
     at = [(arm.label, arm.budget) for arm in met if arm.budget == 3]
     assert ("dense", 3) in at and ("all layers, f = 0.25", 3) in at
     assert len(at) == len(set(at)) == 3

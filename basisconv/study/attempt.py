@@ -84,7 +84,7 @@ def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack |
         try:
             held.enter_context(store.lock(run.run_id).acquire(blocking=False))
         except Timeout:
-            return Outcome(run, "locked")
+            return Outcome(run, "locked", "another process trains it")
         record = store.get(run.run_id)
         if record is None or record == seen:
             return held.pop_all()

@@ -105,13 +105,11 @@ def all_layers(study: Study, parameters: AllLayers) -> Draft:
     for budget in dict.fromkeys([extra, *parameters.dense_budgets]):
         if budget not in parameters.budgets:
             result.add("dense", "dense", Plan(), budget)
-    dense = study.tuned("dense", extra)
-    steps = study.steps(extra, Plan(), batch_size=dense.get("batch_size"))
+    batch = study.tuned("dense", extra).get("batch_size")
+    steps = study.steps(extra, Plan(), batch_size=batch)
     for f in parameters.equal_steps:
-        result.add(
-            f"all layers, f = {f:g}, dense's steps", "basis", study.plan(f), extra, steps=steps,
-            changes=dense, detail={"ratio": f, "equal_steps": True},
-        )  # fmt: skip
+        label = f"all layers, f = {f:g}, dense's steps"
+        result.add(label, "equal_steps", study.plan(f), extra, steps=steps, detail={"ratio": f})
     return result
 
 

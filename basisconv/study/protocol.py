@@ -33,6 +33,7 @@ _KINDS: dict[Method, Kind] = {
     "dense": "dense",
     "narrow": "narrow",
     "same_size": "narrow",
+    "equal_steps": "dense",
     "skip": "skip",
 }
 

@@ -45,6 +45,7 @@ Method = Literal[
     "skip",
     "layer",
     "same_size",
+    "equal_steps",
     "variant",
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,15 +83,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             {
                 "arm": row.label,
                 "budget": f"{row.budget:g}",
-                "n": text.seeds(row.n, row.lost),
-                f"{outcome} accuracy (%)": text.with_interval(row.accuracy, row.low, row.high, 1),
-                "minus dense": text.with_interval(
-                    row.difference, row.difference_low, row.difference_high, 2, True
-                ),
-                "p (Holm)": text.p_value(row.p_holm),
-                "equal within": text.NOTHING
-                if math.isnan(row.smallest_margin)
-                else f"±{row.smallest_margin:.2f}",
+                **text.against_dense(row, outcome),
                 "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
                 "so": text.VERDICT_WORDS_ON_DENSE[row.verdict],
             }

@@ -6,8 +6,8 @@ settings, as the paper and most others compare, and has the time that it saves l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -17,27 +17,31 @@ from basisconv.study.run import Record, Section
 
 
 def on_budget(found: Sequence[Measured]) -> list[Measured]:
-    """The other arms: those that meet at time budgets."""
-    return [m for m in found if not m.arm.detail.get("equal_steps")]
+    """The arms that meet at time budgets."""
+    return [m for m in found if m.arm.method != "equal_steps"]
+
+
+def at_equal_steps(found: Sequence[Measured]) -> list[Measured]:
+    """The arms of dense's steps, by rising share of basis filters."""
+    return sorted((m for m in found if m.arm.method == "equal_steps"), key=ratio)
 
 
 def equal_steps(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     """One row for each share of basis filters, by rising share, and its comparison to dense.
 
     Raises:
-        ValueError: if the section has no such arm, or none of dense's with the same steps.
+        ValueError: if the section has no such arm, or one for which dense has none of its steps.
     """
     found = arms.measure(section, records)
-    equal = sorted((m for m in found if m.arm.detail.get("equal_steps")), key=ratio)
+    equal = at_equal_steps(found)
     if not equal:
         raise ValueError(f"{section.name} has no arm that trains for as many steps as dense.")
-    dense = next(
-        m for m in found if m.arm.method == "dense" and m.arm.budget == equal[0].arm.budget
-    )
+    of_dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
     rows = []
     for m in equal:
-        if m.arm.detail["steps"] != dense.arm.detail["steps"]:
-            raise ValueError(f"{m.arm.label} and dense trained for other numbers of steps.")
+        dense = of_dense.get(m.arm.budget)
+        if dense is None or dense.arm.detail["steps"] != m.arm.detail["steps"]:
+            raise ValueError(f"No arm of dense trained for as many steps as {m.arm.label}.")
         mean = m.interval
         rows.append(
             {
@@ -52,7 +56,8 @@ def equal_steps(section: Section, records: Mapping[str, Record]) -> pd.DataFrame
 
 def ratio(m: Measured) -> float:
     """An arm's share of basis filters."""
-    return float(m.arm.detail["ratio"])  # type: ignore[arg-type]
+    value: Any = m.arm.detail["ratio"]
+    return float(value)
 
 
 def shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
@@ -62,15 +67,7 @@ def shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             {
                 "f": text.share(row.ratio),
                 "time": f"{100 * row.time:.0f} %",
-                "n": text.seeds(row.n, row.lost),
-                f"{outcome} accuracy (%)": text.with_interval(row.accuracy, row.low, row.high, 1),
-                "minus dense": text.with_interval(
-                    row.difference, row.difference_low, row.difference_high, 2, True
-                ),
-                "p (Holm)": text.p_value(row.p_holm),
-                "equal within": text.NOTHING
-                if math.isnan(row.smallest_margin)
-                else f"±{row.smallest_margin:.2f}",
+                **text.against_dense(row, outcome),
                 "so": text.VERDICT_WORDS_ON_DENSE[row.verdict],
             }
             for row in table.itertuples()

@@ -8,7 +8,7 @@ import pandas as pd
 
 from basisconv.study.rankings import reliability
 from basisconv.study.report import arms, method, selection, sensitivity, text
-from basisconv.study.report.equal_steps import ratio
+from basisconv.study.report.equal_steps import at_equal_steps, ratio
 from basisconv.study.report.evidence import (
     NOT,
     PAPER_SPEEDUP,
@@ -155,14 +155,11 @@ def computation(e: Evidence) -> Estimate:
 
 def too_few(e: Evidence) -> Estimate:
     """The smallest share of basis filters against the largest, trained for as many steps."""
-    found = [
-        m
-        for m in arms.measure(e.sections["02_all_layers"], e.records)
-        if m.arm.detail.get("equal_steps") and m.n
-    ]
+    measured = arms.measure(e.sections["02_all_layers"], e.records)
+    found = [m for m in at_equal_steps(measured) if m.n]
     if len({ratio(m) for m in found}) < 2:
         return absent("two shares of basis filters that trained for as many steps")
-    few, many = min(found, key=ratio), max(found, key=ratio)
+    few, *_, many = found
     c = arms.compare(few, many)
     if c.difference.p != c.difference.p:
         return one_seed()

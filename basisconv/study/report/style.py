@@ -55,6 +55,7 @@ LOOKS: dict[str, Look] = {
     "skip": Look("#009E73", "h", (0, (5, 1, 1, 1)), "skip training"),  # type: ignore[arg-type]
     "layer": Look("#3B4A6B", ">", ":", "basis in one layer"),
     "same_size": Look("#BDBDBD", "p", ":", "narrower dense, equal size"),
+    "equal_steps": Look("#9900EE", "*", "--", "basis, dense's steps"),
     "variant": Look("#783000", "d", "-", "one default changed"),
 }
 
