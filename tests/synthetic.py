@@ -39,9 +39,9 @@ class Maker:
         budget: float | None = 2.0, time: float | None = None, diverged: int = 0,
         detail: dict[str, Any] | None = None, values: Sequence[float] | None = None,
     ) -> Arm:  # fmt: skip
-        """An arm whose runs scatter round an accuracy in per cent, or have the given values."""
+        """An arm whose runs scatter round an accuracy in per cent, or have given values."""
         ids = []
-        for i, seed in enumerate(self.seeds):
+        for i, seed in enumerate(self.seeds if values is None else self.seeds[: len(values)]):
             # The learning rate alone tells the made-up runs of different arms apart.
             run = Run(
                 data=Data(name="cifar10", sha256="0" * 64), seed=seed, test=self.test,
@@ -276,15 +276,16 @@ def selection_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     maker.arm("all", "basis", 83.2, detail=detail(LAYERS, 0.33))
     maker.arm("selected", "selected", 84.6, detail=detail(chosen, 0.6))
     maker.arm("threshold", "threshold", 84.3, detail=detail(LAYERS[12:], 0.7))
-    for i in range(3):
+    for i in range(6):
         maker.arm(
-            f"random {i + 1}", "random", 83.8 + 0.2 * i, detail=detail(LAYERS[i : i + 10], 0.6)
-        )
+            f"random {i + 1}", "random", 0, values=[83.6 + 0.2 * ((5 * i) % 6)],
+            detail=detail(LAYERS[i : i + 9 + i % 3], 0.6),
+        )  # fmt: skip
     maker.arm("inverted", "inverted", 83.1, detail=detail(LAYERS[:11], 0.605))
     maker.arm("first five", "first_five", 83.6, detail=detail(LAYERS[:5], 0.8))
     return (
         maker.section(budget=2.0, scores=scores, selected=chosen, controls=True, ratio=0.25,
-                      loss_share=0.25, threshold=0.0, draws=3, save="time"),
+                      loss_share=0.25, threshold=0.0, draws=6, save="time"),
         maker.records,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_the_plan_is_told_before_its_step_times_are_measured(
     assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 0
     told = capsys.readouterr().out
     (whole,) = [line for line in told.splitlines() if line.startswith("all ")]
-    assert 10 < float(whole.split()[2]) < 22 and "bench --costs desk" in told
+    # Without step times a plan costs its multiplications; the profile's text has what was measured.
+    stated = float(re.search(r"about (\d+) hours", told)[1])
+    assert 0.8 < float(whole.split()[2]) / stated < 1.25 and "bench --costs desk" in told
 
 
 @pytest.mark.usefixtures("fake")

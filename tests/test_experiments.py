@@ -159,7 +159,7 @@ def test_the_selection_leaves_the_sensitive_layers_and_its_controls_are_fair(
     target = arms["selected"].detail["predicted_time"]
     assert target == pytest.approx(1 - sum(time[n] for n in chosen))
     controls = [a for a in arms.values() if a.method in ("random", "inverted")]
-    assert len(controls) == 3
+    assert len(controls) == 5
     for arm in controls:
         assert arm.detail["predicted_time"] == pytest.approx(target, rel=0.02)
         assert set(arm.detail["layers"]) != chosen  # type: ignore[arg-type]
@@ -284,6 +284,25 @@ def test_a_subset_without_a_row_is_dense_less_its_single_savings(tmp_path: Path)
         costs.of(at(both, batch_size=25))
 
 
+def test_a_subset_saves_its_part_of_what_the_largest_measured_plan_round_it_does(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "costs.json"
+    whole = Plan({"a": 1, "b": 2, "c": 3, "d": 4})
+    alone = {"a": 0.9, "b": 0.8, "c": 0.95, "d": 0.95}  # they save 0.4 in sum
+    other = Plan({"a": 1, "b": 1, "c": 3, "d": 4})  # b has other basis filters
+    full = Plan(whole.layers, form="full")
+    rows = [row(whole.only([name]), ratio) for name, ratio in alone.items()]
+    rows += [row(other, 0.1), row(full, 0.1), row(whole, 0.1, batch_size=25)]
+    rows += [row(whole.only(["a", "b", "c"]), 0.65), row(whole, 0.4)]
+    add_rows(path, HEAD, rows)
+    costs = MeasuredCosts(read_json(path), path, SMOKE)
+    # All four save 0.6 together, and a and b three quarters of the sum.
+    assert costs.of(at(whole.only(["a", "b"]))) == pytest.approx(1 - 0.75 * 0.6)
+    assert costs.of(at(whole.only(["a", "b", "c"]))) == 0.65  # a row of its own
+    assert costs.of(at(whole)) == 0.4
+
+
 def test_a_profile_that_wants_measured_costs_says_how_to_measure_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,9 +395,12 @@ def test_the_selection_saves_what_it_is_told_to(study: Study) -> None:
 
 def test_random_subsets_are_drawn_anew(study: Study) -> None:
     sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
-    arms = draft(study, "04_selection").arms
-    drawn = [tuple(a.detail["layers"]) for a in arms if a.method == "random"]  # type: ignore[arg-type]
-    assert len(drawn) == len(set(drawn)) == 2
+    made = draft(study, "04_selection")
+    random = [a for a in made.arms if a.method == "random"]
+    drawn = [tuple(a.detail["layers"]) for a in random]  # type: ignore[arg-type]
+    assert len(drawn) == len(set(drawn)) == 4
+    seeds = [[made.runs[i].seed for i in arm.run_ids] for arm in random]
+    assert seeds == [[100], [101], [100], [101]]
 
 
 def test_a_row_of_one_form_is_not_anothers(tmp_path: Path) -> None:

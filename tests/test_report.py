@@ -21,12 +21,12 @@ from basisconv.study.report import (
     arms,
     equal_steps,
     frontier,
-    selection,
     sensitivity,
     skip_training,
     switches,
 )  # fmt: skip
 from basisconv.study.report.output import Report, Table
+from basisconv.study.report.text import NOTHING
 from basisconv.study.run import Section
 
 SECTIONS, RECORDS = synthetic.all_sections()
@@ -259,14 +259,29 @@ def test_sensitivity_is_paired_by_seed() -> None:
     assert matrix.mean(axis=0) == pytest.approx(table["loss_rise"].to_numpy())
 
 
-def test_random_draws_enter_by_their_means() -> None:
+def test_random_subsets_are_one_rival_of_a_run_each() -> None:
     section = SECTIONS["04_selection"]
-    tests = selection.rival_frame(arms.measure(section, RECORDS)).set_index("rival")
-    draws = [np.mean(values(section, f"random {i}")) for i in (1, 2, 3)]
+    made = report.build(section, RECORDS)
+    tests = made.tables["selection_tests"].frame.set_index("rival")
+    draws = [values(section, f"random {i}")[0] for i in range(1, 7)]
     selected = values(section, "selected")
     row = tests.loc["random subsets of equal time"]
     assert row.p == pytest.approx(oracle.ttest_ind(selected, draws, equal_var=False).pvalue)
-    assert (row.n_selected, row.n_rival) == (4, 3)
+    assert (row.n_selected, row.n_rival) == (4, 6)
+    table = made.tables["selection"].frame.set_index("label")
+    random = table.loc["random, 6 draws"]
+    assert (random.n, random.layer_count, random.accuracy) == (6, 10, pytest.approx(84.1))
+    assert list(made.tables["selection_draws"].frame["accuracy"]) == pytest.approx(draws)
+
+
+def test_a_random_subset_whose_run_was_lost_is_told() -> None:
+    section = SECTIONS["04_selection"]
+    (lost,) = next(arm.run_ids for arm in section.arms if arm.label == "random 3")
+    record = RECORDS[lost].model_copy(update={"status": "diverged", "result": None, "error": "x"})
+    made = report.build(section, RECORDS | {lost: record})
+    assert any("1 of 6 of random, 6 draws" in note for note in made.numbers["notes"])
+    shown = made.tables["selection_draws"].shown
+    assert list(shown["test accuracy (%)"] == NOTHING) == [False, False, True] + [False] * 3
 
 
 def test_selection_without_controls_says_why() -> None:

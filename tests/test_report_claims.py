@@ -115,10 +115,10 @@ def test_selection_without_a_gain_over_random_is_partly() -> None:
         maker = synthetic.Maker("04_selection")
         detail = {"layers": ["a"], "predicted_time": 0.5, "parameters": 1, "macs": 1}
         for label, method, level in (("none", "dense", 80), ("selected", "selected", selected),
-                                     ("random 1", "random", random),
-                                     ("random 2", "random", random + 0.01),
                                      ("inverted", "inverted", 79)):  # fmt: skip
             maker.arm(label, method, 0, values=near(level), detail=detail)
+        for i, value in enumerate(near(random)):
+            maker.arm(f"random {i + 1}", "random", 0, values=[value], detail=detail)
         return {"04_selection": maker.section(budget=1.0)}, maker.records
 
     assert verdicts(*section(random=80, selected=81))["selection"] == "reproduced"

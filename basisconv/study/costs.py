@@ -61,7 +61,10 @@ class MacCosts:
 
 
 class MeasuredCosts:
-    """A table of measured ratios; a subset without a row is dense less its single savings.
+    """A table of measured ratios, and between them what a subset of layers without a row costs.
+
+    It saves what its layers save each alone, times what the largest plan in the table with the
+    same layers saves over that plan's single savings: alone a layer saves less than beside others.
 
     Raises:
         ValueError: if the table was measured with other settings than the profile's.
@@ -80,20 +83,39 @@ class MeasuredCosts:
                 f"python -m basisconv bench --costs {profile.name}"
             )
         try:
-            self._rows = {_step(row).key: float(row["ratio"]) for row in table["rows"]}
+            ratios = {_step(row): float(row["ratio"]) for row in table["rows"]}
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
                 f"unchanged copy, or measure anew: python -m basisconv bench --costs {profile.name}"
             ) from error
-        self._rows[reference(profile).key] = 1.0  # what all ratios are to
+        ratios[reference(profile)] = 1.0  # what all ratios are to
+        self._rows = {step.key: ratio for step, ratio in ratios.items()}
+        self._steps = tuple(ratios)
 
     def of(self, step: Step) -> float:
         if step.key in self._rows:
             return self._rows[step.key]
+        dense, single = self._row(step._replace(plan=Plan())), self._single_savings(step)
+        around = [
+            known
+            for known in self._steps
+            if known._replace(plan=Plan()) == step._replace(plan=Plan())
+            and step.plan.layers.keys() <= known.plan.layers.keys()
+            and known.plan.only(list(step.plan.layers)) == step.plan
+        ]
+        if not around:
+            return dense - single
+        whole = max(around, key=lambda known: len(known.plan.layers))
+        return dense - single * (dense - self._row(whole)) / self._single_savings(whole)
+
+    def _single_savings(self, step: Step) -> float:
+        """The sum of what a step's layers save, each alone in basis form."""
         dense = self._row(step._replace(plan=Plan()))
-        single = [step._replace(plan=step.plan.only([name])) for name in step.plan.layers]
-        return dense - sum(dense - self._row(one) for one in single)
+        return sum(
+            dense - self._row(step._replace(plan=step.plan.only([name])))
+            for name in step.plan.layers
+        )
 
     def _row(self, step: Step) -> float:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class Draft:
         budget: float,
         width: int | None = None,
         steps: int | None = None,
-        seeds: int | None = None,
+        seeds: Sequence[int] | None = None,
         detail: dict[str, Any] | None = None,
         changes: dict[str, Any] | None = None,
     ) -> None:
@@ -44,7 +45,7 @@ class Draft:
             budget: training time in dense epochs.
             width: of the network; None for the profile's.
             steps: take so many of the one plan, whatever time that is.
-            seeds: how many of the notebook's; None for all.
+            seeds: with which; None for the notebook's.
             detail: what else to keep beside it.
             changes: settings of the Runs other than the tuned and the profile's.
         """
@@ -60,7 +61,7 @@ class Draft:
         test = self.name in study.profile.confirm
         runs = [
             study.run(taken, seed, width=width, test=test, **settings)
-            for seed in study.seeds(self.name, seeds)
+            for seed in (study.seeds(self.name) if seeds is None else seeds)
         ]
         self.runs |= {run.run_id: run for run in runs}
         cost = study.network_costs(taken[-1][1], width)

@@ -6,7 +6,7 @@ records and says `Waiting` without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
@@ -139,43 +139,46 @@ def selection(
     candidates = every.only(list(scores))
     batch = study.tuned("selected", parameters.budget).get("batch_size")
     saved = savings(study, candidates, parameters.save, batch_size=batch)
-    time_of_every = savings(study, every, "time", batch_size=batch)
-    time = {name: time_of_every[name] for name in scores}
+    time = savings(study, candidates, "time", batch_size=batch)
     positive = sum(max(score, 0.0) for score in scores.values())
     chosen = select(scores, saved, parameters.loss_share * positive, candidates)
+    by_threshold = select_by_threshold(scores, parameters.threshold, candidates)
     target = 1 - sum(time[name] for name in chosen.layers)
-    arms: list[tuple[str, Method, Plan]] = [
-        ("none (dense)", "dense", Plan()),
-        ("all", "basis", every),
-        ("selected", "selected", chosen),
-        ("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates)),
-        ("first five", "first_five", every.only(study.layers[:5])),
+    name = "04_selection"
+    seeds = study.seeds(name)
+    arms: list[tuple[str, Method, Plan, Sequence[int]]] = [
+        ("none (dense)", "dense", Plan(), seeds),
+        ("all", "basis", every, seeds),
+        ("selected", "selected", chosen, seeds),
+        ("threshold", "threshold", by_threshold, seeds),
+        ("first five", "first_five", every.only(study.layers[:5]), seeds),
     ]
     # The controls have the selected subset's predicted time; where it took none of the layers
     # that save time, or all, there is no other subset of that time.
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     if controls:
-        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(50))
+        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(100))
         distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
+        # A run each: what is asked is how subsets at random do, and a draw more tells more of that
+        # than another seed of a draw.
         arms += [
-            (f"random {i + 1}", "random", plan)
+            (f"random {i + 1}", "random", plan, seeds[i % len(seeds) :][:1])
             for i, plan in enumerate(distinct[: parameters.draws])
         ]
-        arms.append(
-            ("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
-        )
+        inverted = inverted_subset(scores, time, 1.0, target, candidates)
+        arms.append(("inverted", "inverted", inverted, seeds))
     facts = {
         **parameters.model_dump(),
         "scores": dict(scores),
         "selected": list(chosen.layers),
         "controls": controls,
     }
-    result = Draft("04_selection", study, facts)
-    for label, method, plan in arms:
-        predicted = 1 - sum(time_of_every[name] for name in plan.layers)
+    result = Draft(name, study, facts)
+    for label, method, plan, own in arms:
+        predicted = study.cost(plan, batch_size=batch) / study.cost(Plan(), batch_size=batch)
         result.add(
-            label, method, plan, parameters.budget,
+            label, method, plan, parameters.budget, seeds=own,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
         )  # fmt: skip
     return result
@@ -188,10 +191,9 @@ def skip_training(study: Study, parameters: SkipTraining) -> Draft:
     middle point.
     """
     study = study.part(parameters.train_images)
-    every, seeds = study.plan(parameters.ratio), parameters.seeds
-    result = Draft(
-        "05_skip_training", study, parameters.model_dump() | {"train_images": study.train_images}
-    )
+    every, name = study.plan(parameters.ratio), "05_skip_training"
+    seeds = study.seeds(name, parameters.seeds)
+    result = Draft(name, study, parameters.model_dump() | {"train_images": study.train_images})
     result.add("dense", "dense", Plan(), parameters.budget, seeds=seeds)
     result.add("basis", "basis", every, parameters.budget, seeds=seeds)
     middle = parameters.switches[len(parameters.switches) // 2]

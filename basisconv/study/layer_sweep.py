@@ -37,8 +37,8 @@ def add_layers(
     batch_size: int = settings["batch_size"]
     steps = max(1, round(setting.epochs * (study.train_images // batch_size)))
     common: dict[str, Any] = {
-        "budget": setting.epochs, "width": width, "steps": steps, "seeds": seeds,
-        "changes": settings,
+        "budget": setting.epochs, "width": width, "steps": steps,
+        "seeds": study.seeds(draft.name, seeds), "changes": settings,
     }  # fmt: skip
     draft.add("dense", "dense", Plan(), detail=detail, **common)
     swept = [name for name in study.layers if layers is None or name in layers]

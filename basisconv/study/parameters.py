@@ -126,7 +126,7 @@ class Pilot(Strict):
 
 
 class Selection(Strict):
-    """04_selection: the selected subset and its controls.
+    """04_selection: the selected subset and its controls, `draws` random ones of a run each.
 
     `loss_share` is the budget of predicted loss, as a share of what all layers together are
     predicted to cost; `threshold` is in nats of validation cross-entropy.

@@ -53,17 +53,19 @@ def _grid(draft: Draft, parameters: Pilot) -> None:
         plan, width = kinds[kind]
         draft.add(
             f"{kind} at {budget:g}, batch {batch_size}, rate {rate:g}", kind, plan, budget,
-            width, seeds=parameters.grid_seeds, detail={"part": "grid"},
+            width, seeds=study.seeds(draft.name, parameters.grid_seeds), detail={"part": "grid"},
             changes={"learning_rate": rate, "batch_size": batch_size},
         )  # fmt: skip
 
 
 def _spread(draft: Draft, parameters: Pilot) -> None:
-    plans: dict[Method, Plan] = {"dense": Plan(), "basis": draft.study.plan(parameters.ratio)}
+    study = draft.study
+    plans: dict[Method, Plan] = {"dense": Plan(), "basis": study.plan(parameters.ratio)}
+    seeds = study.seeds(draft.name, parameters.spread_seeds)
     for method, plan in plans.items():
         draft.add(
             f"{method}, spread", method, plan, parameters.spread_budget,
-            seeds=parameters.spread_seeds, detail={"part": "spread"},
+            seeds=seeds, detail={"part": "spread"},
         )  # fmt: skip
 
 

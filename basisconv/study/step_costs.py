@@ -168,7 +168,8 @@ def _steps(study: Study) -> list[Step]:
 
     Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
     stand in. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
-    their layers' single savings, always: a row that came later would change Runs already made.
+    those of their single layers and of all of them, always: a row that came later would change
+    Runs already made.
     """
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
@@ -192,8 +193,10 @@ def _steps(study: Study) -> list[Step]:
     wanted = [Step(Plan(), width, batch) for batch in batches for width in widths]
     selection = notebooks.selection
     batch = study.tuned("selected", selection.budget).get("batch_size", profile.training.batch_size)
+    every = study.plan(selection.ratio, study.layers)
     wanted += [
-        Step(study.plan(selection.ratio, [name]), profile.width, batch) for name in study.layers
+        Step(plan, profile.width, batch)
+        for plan in (every, *(every.only([name]) for name in study.layers))
     ]
     wanted += trained
     # The row of a single layer is its dense network's, less what the layer saves.

@@ -33,11 +33,12 @@ def defaults(study: Study, parameters: Defaults) -> Draft:
     study, ratio = study.part(parameters.train_images), parameters.ratio
     facts = parameters.model_dump() | {"train_images": study.train_images}
     result = Draft("05b_defaults", study, facts)
+    seeds = study.seeds(result.name, parameters.seeds)
 
     def add(label: str, choice: str, plan: Plan, **changes: Any) -> None:
         result.add(
             label, "variant" if result.arms else "basis", plan, parameters.budget,
-            seeds=parameters.seeds, changes=changes, detail={"choice": choice},
+            seeds=seeds, changes=changes, detail={"choice": choice},
         )  # fmt: skip
 
     usual = study.plan(ratio)

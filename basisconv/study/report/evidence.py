@@ -68,7 +68,7 @@ class Evidence:
     def rivals(self) -> pd.DataFrame:
         """04, the selected subset against each rival."""
         found = arms.measure(self.sections["04_selection"], self.records)
-        return selection.rival_frame(found).set_index("rival")
+        return selection.rival_frame(selection.pooled(found)).set_index("rival")
 
     @cached_property
     def skips(self) -> pd.DataFrame:

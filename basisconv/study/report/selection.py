@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -21,11 +24,15 @@ RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of 
           "threshold": "the threshold's subset", "first_five": "the first five layers"}  # fmt: skip
 """What the selected subset is held against: method -> words."""
 
+MEANS = ("predicted_time", "parameters", "macs")
+VALUES = ("seeds", "accuracy", "val_accuracy", "val_loss")
+
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy of each subset at one budget of training time, and the selected one's tests."""
-    outcome, found = arms.outcome(section, records), arms.measure(section, records)
-    table, tests = subset_frame(section, records), rival_frame(found)
+    outcome, every = arms.outcome(section, records), arms.measure(section, records)
+    found, draws = pooled(every), draw_frame(every)
+    table, tests = subset_frame(found), rival_frame(found)
     unit = str(section.facts.get("unit", "the cost source"))
     budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
     return Report(
@@ -41,24 +48,65 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "selection_tests": Table(
                 tests, _shown_tests(tests),
                 "The selected subset's accuracy minus that of its rivals (Welch, p by Holm). "
-                "Random subsets enter by the mean of each draw.",
+                "Each random subset is drawn anew and trained once.",
+            ),
+            "selection_draws": Table(
+                draws, _shown_draws(draws, outcome),
+                "The random subsets of the selected one's step time, a run each.",
             ),
         },
         figures={
             "selection": Plot(
-                _figure(table, outcome), table,
+                _figure(table, draws, outcome), table,
                 f"(a) {text.capital(outcome)} accuracy after the time of {budget} of dense, "
                 f"against the step time by {unit}: {arms.shown_as(found)}; points of nearly equal "
-                "time are set apart sideways. (b) Which layers each subset has in basis form.",
+                "time are set apart sideways. (b) Which layers each subset has in basis form; of "
+                "the random ones, a square's area is the share of draws with that layer.",
             )
         },
         numbers=_numbers(section, found, tests, outcome),
     )  # fmt: skip
 
 
-def subset_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
-    """One row an arm: what it predicts, what it reached and how it compares with dense."""
-    found = arms.measure(section, records)
+def pooled(found: Sequence[Measured]) -> list[Measured]:
+    """The arms with the random subsets as one, of as many runs as there are draws.
+
+    The question is how subsets drawn at random do, and not how one of them does.
+    """
+    draws = [m for m in found if m.arm.method == "random"]
+    if not draws:
+        return list(found)
+    details: list[dict[str, Any]] = [dict(m.arm.detail) for m in draws]
+    detail: dict[str, Any] = {key: fmean(d[key] for d in details) for key in MEANS}
+    detail["layers"] = list(dict.fromkeys(name for d in details for name in d["layers"]))
+    detail["layer_count"] = fmean(len(d["layers"]) for d in details)
+    arm = draws[0].arm.model_copy(
+        update={
+            "label": f"random, {text.plural(len(draws), 'draw')}", "detail": detail,
+            "run_ids": tuple(run_id for m in draws for run_id in m.arm.run_ids),
+        }
+    )  # fmt: skip
+    values = {name: tuple(chain.from_iterable(getattr(m, name) for m in draws)) for name in VALUES}
+    one = Measured(arm, **values, lost=sum(m.lost for m in draws))
+    at = found.index(draws[0])
+    return [*found[:at], one, *(m for m in found[at:] if m not in draws)]
+
+
+def draw_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row a random subset: its layers and what it reached."""
+    rows = [
+        {
+            "label": m.arm.label, "layers": " ".join(m.arm.detail["layers"]),  # type: ignore[arg-type]
+            "predicted_time": m.arm.detail["predicted_time"], "accuracy": m.interval.mean,
+        }
+        for m in found
+        if m.arm.method == "random"
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["label", "layers", "predicted_time", "accuracy"])
+
+
+def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row a subset: what it predicts, what it reached and how it compares with dense."""
     dense = arms.first(found, "dense")
     rows = []
     for m in found:
@@ -69,7 +117,8 @@ def subset_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFram
         rows.append(
             {
                 "label": m.arm.label, "method": m.arm.method, "n": m.n, "lost": m.lost,
-                "layers": " ".join(layers), "layer_count": len(layers),  # type: ignore[arg-type]
+                "layers": " ".join(layers),  # type: ignore[arg-type]
+                "layer_count": detail.get("layer_count", len(layers)),  # type: ignore[arg-type]
                 "predicted_time": detail["predicted_time"], "parameters": detail["parameters"],
                 "macs": detail["macs"], "accuracy": mean.mean, "low": mean.low, "high": mean.high,
                 "sd": mean.sd, "difference": against.estimate, "difference_low": against.low,
@@ -103,25 +152,18 @@ def rival_frame(found: Sequence[Measured]) -> pd.DataFrame:
 
 
 def against(found: Sequence[Measured], method: str) -> Comparison | None:
-    """The selected subset minus a rival; None where one of them is missing or has no runs.
-
-    Of several random subsets each draw's mean is one value: the question is about subsets drawn
-    at random, not about these draws' seeds.
-    """
-    selected = arms.first(found, "selected")
-    rivals = [m for m in found if m.arm.method == method and m.n]
-    if selected is None or not selected.n or not rivals:
+    """The selected subset minus a rival; None where one of them is missing or has no runs."""
+    selected, rival = arms.first(found, "selected"), arms.first(found, method)
+    if selected is None or rival is None or not (selected.n and rival.n):
         return None
-    if len(rivals) == 1:
-        return arms.compare(selected, rivals[0])
-    return arms.compare_values(selected.accuracy, [m.interval.mean for m in rivals])
+    return arms.compare(selected, rival)
 
 
 def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
     rows = [
         {
             "subset": r.label,
-            "layers": str(r.layer_count),
+            "layers": f"{r.layer_count:.3g}",
             "step time": f"{100 * r.predicted_time:.0f} %",
             "parameters": f"{int(r.parameters):,}",
             "n": text.seeds(r.n, r.lost),
@@ -150,7 +192,21 @@ def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _figure(table: pd.DataFrame, outcome: str) -> Figure:
+def _shown_draws(draws: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    rows = [
+        {
+            "subset": r.label,
+            "step time": f"{100 * r.predicted_time:.0f} %",
+            f"{outcome} accuracy (%)": text.fixed(r.accuracy, 1),
+            "layers": r.layers.replace(" ", ", "),
+        }
+        for r in draws.itertuples()
+    ]
+    columns = ["subset", "step time", f"{outcome} accuracy (%)", "layers"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _figure(table: pd.DataFrame, draws: pd.DataFrame, outcome: str) -> Figure:
     drawn = table[table["accuracy"].notna()]
     with style.drawing():
         made = style.figure(style.TWO_COLUMNS, 3.4)
@@ -163,25 +219,28 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
         left.set_xlabel("predicted time of a step, relative to dense")
         left.set_ylabel(f"{outcome} accuracy (%)")
         style.panel(left, "a", "accuracy after equal training time")
-        _matrix(right, table)
+        _matrix(right, table, draws)
         methods = dict.fromkeys(drawn["method"])
         handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
         style.legend_below(made, handles)
     return made
 
 
-def _matrix(axes: Axes, table: pd.DataFrame) -> None:
+def _matrix(axes: Axes, table: pd.DataFrame, draws: pd.DataFrame) -> None:
     """A square where a subset has a layer in basis form: layers down, subsets across."""
+    drawn = Counter(name for names in draws["layers"] for name in names.split())
     every = [name.split() for name in table["layers"]]
     longest = max(every, key=len)
     order = longest + sorted({name for names in every for name in names} - set(longest))
     subsets = table[table["layer_count"] > 0]
     for x, r in enumerate(subsets.itertuples()):
         names = r.layers.split()
+        random = r.method == "random"
+        areas = [15 * (drawn[name] / len(draws) if random else 1) for name in names]
         axes.scatter(
-            [x] * len(names), [order.index(name) for name in names], marker="s", s=15,
+            [x] * len(names), [order.index(name) for name in names], marker="s", s=areas,
             color=style.look(r.method).colour, linewidths=0.4,
-            edgecolors=style.INK if r.method == "random" else style.look(r.method).colour,
+            edgecolors=style.INK if random else style.look(r.method).colour,
         )  # fmt: skip
     axes.set_xticks(range(len(subsets)), list(subsets["label"]), rotation=90)
     axes.set_yticks(range(len(order)), order, fontsize=5.5)
