@@ -202,6 +202,22 @@ def test_reliability_averages_over_every_halving_once():
     assert rankings.reliability(scores).halves == pytest.approx(np.mean(rho))
 
 
+def test_the_interval_of_a_reliability_holds_what_other_layers_would_give():
+    """Sweeps of new layers each time: most intervals hold the mean estimate; of few, wide ones."""
+    rng = np.random.default_rng(5)
+
+    def sweeps(layers):
+        for _ in range(40):
+            yield rng.normal(size=layers) + rng.normal(scale=1.5, size=(4, layers))
+
+    intervals = {n: [rankings.reliability_interval(s, 200) for s in sweeps(n)] for n in (8, 20)}
+    for found in intervals.values():
+        middle = np.mean([b.estimate for b in found])
+        assert 0.8 < np.mean([b.low <= middle <= b.high for b in found])
+    width = {n: np.mean([b.high - b.low for b in found]) for n, found in intervals.items()}
+    assert 0.1 < width[20] < 0.8 * width[8]
+
+
 def test_reliability_at_the_edges():
     ranks = np.arange(5.0)
     assert rankings.reliability([ranks, ranks, ranks]) == pytest.approx((1, 1, 1))
@@ -264,7 +280,7 @@ def test_the_bootstrap_draws_whole_seeds_and_always_the_same_ones():
         (lambda: rankings.reliability([[1.0], [2.0]]), r"at least 2 layers.*\(2, 1\)"),
         (lambda: rankings.reliability([1.0, 2.0]), r"\(seeds, layers\)"),
         (lambda: rankings.reliability([[1.0, nan]]), "finite"),
-        (lambda: rankings.bootstrap(np.mean, []), "at least one seed"),
+        (lambda: rankings.bootstrap(np.mean, []), "at least one row"),
         (lambda: rankings.bootstrap(np.mean, [1.0, nan]), "finite"),
     ],
 )

@@ -41,7 +41,7 @@ class Reliability(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """A statistic of all seeds and its percentile interval over resampled seeds."""
+    """A statistic of all rows and its percentile interval over resampled rows."""
 
     estimate: float
     low: float
@@ -99,6 +99,23 @@ def reliability(scores: ArrayLike, halvings: int = 1000) -> Reliability:
     return Reliability(halves, stepped, math.sqrt(stepped))
 
 
+def reliability_interval(scores: ArrayLike, resamples: int = 500) -> Bootstrap:
+    """The reliability with its 95 % interval over resampled layers: how few of them tell little.
+
+    Args:
+        scores: (seeds, layers), as in `reliability`.
+        resamples: as in `bootstrap`.
+
+    Raises:
+        ValueError: as `reliability`.
+    """
+    known = reliability(scores).reliability
+    if math.isnan(known):
+        return Bootstrap(known, NAN, NAN)
+    layers = np.asarray(scores, dtype=np.float64).T
+    return bootstrap(lambda drawn: reliability(drawn.T).reliability, layers, resamples=resamples)
+
+
 def seeds_for(trust: float, seeds: int, wanted: float) -> float:
     """How many seeds a sweep needs for a reliability, from what it has at some number of seeds.
 
@@ -130,30 +147,30 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """A statistic's percentile interval over resampled seeds (Efron, 1979).
+    """A statistic's percentile interval over resampled rows, of a seed each (Efron, 1979).
 
     The random numbers are fixed by `seed`, so the same scores always give the same interval.
 
     Args:
         statistic: takes an array like `scores` and returns a number.
-        scores: (seeds, ...); whole rows are drawn with replacement.
+        scores: (rows, ...); whole rows are drawn with replacement.
         confidence: the interval's level.
         resamples: how many times.
         seed: of the draws.
 
     Raises:
-        ValueError: if there are no seeds, a score is not finite, or confidence is outside (0, 1).
+        ValueError: if there are no rows, a score is not finite, or confidence is outside (0, 1).
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim == 0 or len(table) == 0 or not np.isfinite(table).all():
-        raise ValueError("The bootstrap needs at least one seed and finite scores.")
+        raise ValueError("The bootstrap needs at least one row and finite scores.")
     check_share(confidence, "confidence")
     estimate = float(statistic(table))
     if len(table) < 2:
         return Bootstrap(estimate, NAN, NAN)
     rows = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
     drawn = np.array([statistic(table[row]) for row in rows])
-    # A resample of one seed repeated may have no value (a constant ranking): it is left out.
+    # A resample of one row repeated may have no value (a constant ranking): it is left out.
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) == 0:
         return Bootstrap(estimate, NAN, NAN)

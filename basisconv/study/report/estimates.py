@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.rankings import reliability
+from basisconv.study.rankings import reliability_interval
 from basisconv.study.report import arms, method, selection, sensitivity, text
 from basisconv.study.report.equal_steps import at_equal_steps, ratio
 from basisconv.study.report.evidence import (
@@ -66,7 +66,7 @@ def identified(e: Evidence) -> Estimate:
     seeds = len(scores)
     if seeds < 2:
         return one_seed()
-    trust = reliability(scores).reliability
+    trust, low, high = reliability_interval(scores)
     table = sensitivity.layer_frame(section, e.records)
     decided = int((table["p_holm"] < arms.ALPHA).sum())
     if decided and trust >= arms.TRUSTED:
@@ -76,10 +76,10 @@ def identified(e: Evidence) -> Estimate:
     else:
         verdict = UNMEASURED
     said = (
-        f"reliability of the ranking {text.fixed(trust, 2)}; {decided} of {len(table)} layers "
-        "differ from dense (Holm)"
+        f"reliability of the ranking {text.with_interval(trust, low, high, 2)}; {decided} of "
+        f"{len(table)} layers differ from dense (Holm)"
     )
-    return Estimate(said, verdict, trust, n=seeds)
+    return Estimate(said, verdict, trust, low, high, n=seeds)
 
 
 def effectiveness(e: Evidence) -> Estimate:

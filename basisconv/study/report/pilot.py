@@ -55,9 +55,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "pilot_sweeps": Table(
                 sweeps, _shown_sweeps(sweeps),
                 "Settings that the sensitivity sweep might take, tried on some layers: the "
-                "reliability of the ranking (split halves, stepped up to all seeds), how many "
-                f"seeds would bring it to {arms.TRUSTED:g}, and what a sweep over all layers "
-                "costs with so many.",
+                "reliability of the ranking (split halves, stepped up to all seeds, with its 95 % "
+                "interval over resampled layers), how many seeds would bring it to "
+                f"{arms.TRUSTED:g}, and what a sweep over all layers costs with so many.",
             ),
         },
         figures={
@@ -123,7 +123,9 @@ def _shown_sweeps(sweeps: pd.DataFrame) -> pd.DataFrame:
             "layers": str(r.layers),
             "seeds": str(r.seeds),
             "halves agree": text.fixed(r.halves, 2),
-            "reliability": text.fixed(r.reliability, 2),
+            "reliability": text.with_interval(
+                r.reliability, r.reliability_low, r.reliability_high, 2
+            ),
             "seeds needed": _count(r.needed),
             "cost (dense epochs)": text.fixed(r.dense_epochs, 1),
             "hours": text.fixed(r.hours, 1),
@@ -186,7 +188,8 @@ def _sweeps_told(sweeps: pd.DataFrame) -> list[str]:
     need = "no number of seeds" if math.isinf(best.needed) else f"{best.needed:.0f}"
     return [
         f"Of {text.plural(len(known), 'candidate sweep')} the most reliable has "
-        f"{best.reliability:.2f} over {text.plural(int(best.seeds), 'seed')} "
+        + text.with_interval(best.reliability, best.reliability_low, best.reliability_high, 2)
+        + f" over {text.plural(int(best.seeds), 'seed')} "
         f"(width {best.width:.0f}, {best.train_images:,.0f} images, {text.epochs(best.epochs)}, "
         f"f = {text.share(best.ratio)}); for {arms.TRUSTED:g} it would need {need}."
     ]

@@ -105,7 +105,7 @@ def sweep_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame
         matrix = sensitivity.score_matrix(part, records)
         if not matrix.size:  # no seed came to its end with every layer
             continue
-        trust = rankings.reliability(matrix)
+        trust, bounds = rankings.reliability(matrix), rankings.reliability_interval(matrix)
         seeds = rankings.seeds_for(trust.reliability, len(matrix), arms.TRUSTED)
         each = setting["dense_epochs"] / setting["seeds"]
         hours = facts["dense_epoch_hours"]
@@ -113,11 +113,13 @@ def sweep_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame
             {
                 **{k: setting[k] for k in ("train_images", "epochs", "width", "ratio", "layers")},
                 "seeds": len(matrix), "halves": trust.halves, "reliability": trust.reliability,
+                "reliability_low": bounds.low, "reliability_high": bounds.high,
                 "needed": seeds, "dense_epochs": each * len(matrix),
                 "hours": stats.NAN if hours is None else each * len(matrix) * hours,
                 "hours_needed": stats.NAN if hours is None else each * seeds * hours,
             }
         )  # fmt: skip
     columns = ["train_images", "epochs", "width", "ratio", "layers", "seeds", "halves",
-               "reliability", "needed", "dense_epochs", "hours", "hours_needed"]  # fmt: skip
+               "reliability", "reliability_low", "reliability_high", "needed", "dense_epochs",
+               "hours", "hours_needed"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)

@@ -28,10 +28,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each layer's rise in validation cross-entropy, beside what its basis form saves."""
     table = layer_frame(section, records)
     matrix = score_matrix(section, records)
-    trust = rankings.reliability(matrix) if matrix.size else rankings.Reliability(*[stats.NAN] * 3)
+    trust, bounds = rankings.Reliability(*[stats.NAN] * 3), rankings.Bootstrap(*[stats.NAN] * 3)
+    if matrix.size:
+        trust, bounds = rankings.reliability(matrix), rankings.reliability_interval(matrix)
     share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
     unit = str(section.facts.get("unit", "the cost source"))
-    told = _trust_sentence(trust, len(matrix))
+    told = _trust_sentence(trust, bounds, len(matrix))
     found = arms.measure(section, records)
     where = (
         f"(width {section.facts['width']}, {section.facts['train_images']:,} training images, "
@@ -58,7 +60,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"step saved (by {unit}). {told}",
             )
         },
-        numbers=_numbers(table, matrix, trust, told, found),
+        numbers=_numbers(table, matrix, bounds, trust.ceiling, told, found),
     )  # fmt: skip
 
 
@@ -185,7 +187,7 @@ def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) 
     )
 
 
-def _trust_sentence(trust: rankings.Reliability, seeds: int) -> str:
+def _trust_sentence(trust: rankings.Reliability, bounds: rankings.Bootstrap, seeds: int) -> str:
     if np.isnan(trust.reliability):
         return f"With {text.plural(seeds, 'seed')} the sweep's own noise cannot be told."
     if trust.reliability == 0:
@@ -194,9 +196,10 @@ def _trust_sentence(trust: rankings.Reliability, seeds: int) -> str:
             f"other (rank correlation {text.fixed(trust.halves, 2)}): it holds no ranking that "
             "anything could predict."
         )
+    told = text.with_interval(trust.reliability, bounds.low, bounds.high, 2)
     return (
-        f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of "
-        f"{trust.reliability:.2f} (split halves, stepped up), so that no predictor of it can be "
+        f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of {told} (split halves, "
+        "stepped up; interval over resampled layers), so that no predictor of it can be "
         f"expected to correlate with it above {trust.ceiling:.2f}; {needed(trust, seeds)}."
     )
 
@@ -210,7 +213,7 @@ def needed(trust: rankings.Reliability, seeds: int) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Reliability, told: str,
+    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Bootstrap, ceiling: float, told: str,
     found: Sequence[Measured],
 ) -> dict[str, Any]:  # fmt: skip
     hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
@@ -233,8 +236,8 @@ def _numbers(
         findings.append(f"The layers that hurt: {text.listed(list(hurt['layer']))}.")
     findings += _agreements(table, matrix)
     values = {
-        "reliability": text.number(trust.reliability, n=len(matrix), digits=2),
-        "ceiling": text.number(trust.ceiling, n=len(matrix), digits=2),
+        "reliability": text.number(*trust, n=len(matrix), digits=2),
+        "ceiling": text.number(ceiling, n=len(matrix), digits=2),
         "layers_that_hurt": text.count(len(hurt)),
     }
     return {
