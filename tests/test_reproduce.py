@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +104,49 @@ def test_every_failure_is_one(study: Study, cell: str, words: str) -> None:
     assert not (study.folder / "paper.pdf").exists()
     with pytest.raises(NotebookFailed, match="lacks .*make reproduce PROFILE=smoke"):
         declared(study)
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+
+from basisconv.cli import main
+from basisconv.study import reproduce
+from basisconv.study.profiles import load_profile
+from basisconv.study.protocol import Study
+from basisconv.study.store import Store
+
+folder = Path(sys.argv[1])
+reproduce.SOURCES, reproduce.NOTEBOOKS = folder.parent / "notebooks", ("01_baseline",)
+study = Study(load_profile("smoke"), Store(folder / "runs"), folder)
+Study.open = lambda *args, **kwargs: study
+sys.exit(main(["reproduce", "--profile", "smoke"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "rc", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_in_a_notebook_ends_with_one_sentence(
+    study: Study, tmp_path: Path, number: int, rc: int, word: str
+) -> None:
+    """The cell's traceback, which asyncio prints when nobody has asked for it, is not one."""
+    started = tmp_path / "started"
+    write_notebook(study, f"import time; open({str(started)!r}, 'w').close(); time.sleep(60)")
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(study.folder)], stderr=subprocess.PIPE, text=True
+    )
+    while not started.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == rc
+    assert told.splitlines()[0] == f"{NAME}: running" and "Traceback" not in told
+    assert told.splitlines()[-1].startswith(f"basisconv: {word};")
+    assert not (study.folder / "notebooks" / f"{NAME}.ipynb").exists()
 
 
 def test_a_failure_after_a_success_is_no_success(study: Study) -> None:

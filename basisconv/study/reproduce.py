@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from basisconv.study.files import canonical, read_json, write_json
 from basisconv.study.parameters import NOTEBOOKS
 from basisconv.study.protocol import Study, cost_table
 from basisconv.study.step_costs import ensure_costs
+from basisconv.study.stopping import Terminated
 
 SOURCES = ROOT / "notebooks"
 
@@ -124,14 +126,19 @@ def _run(study: Study, name: str, given: dict[str, Any]) -> None:
         papermill.execute_notebook(
             str(source), str(running), parameters=given, cwd=str(ROOT), progress_bar=False,
             kernel_name="python3", stderr_file=sys.stderr,
-            # A kernel on this machine alone warns that its sockets are not encrypted.
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            # A kernel warns that its sockets, on this machine alone, are not encrypted, and tells
+            # an interrupt as an error. What fails in a cell comes back as an exception.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookFailed(
             f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"The notebook as far as it came: {running}"
         ) from None
+    except (KeyboardInterrupt, Terminated):
+        # Nobody waits for the cell any more, and asyncio would print its traceback at the end.
+        logging.getLogger("asyncio").disabled = True
+        raise
     except Exception as error:  # a kernel that died, a notebook that cannot be read
         raise NotebookFailed(f"{name} failed: {type(error).__name__}: {error}") from error
     # A cell that called sys.exit(0), or a kernel that was killed, passes papermill.
