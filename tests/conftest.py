@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from hypothesis import settings
 
 os.environ["MPLBACKEND"] = "Agg"
+# In the background of a script Ctrl-C is ignored, here and in every process that a test starts;
+# those that test it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The examples are a function of the test, so that a red run can be repeated. `explore` looks
 # for new ones: pytest --hypothesis-profile=explore.
