@@ -130,10 +130,13 @@ def trial(cluster: Any, runs: Sequence[Run], folder: Path, moments: random.Rando
         }
 
     def wait_for_work(on_node: bool) -> set[int]:
-        while not at_work(on_node) and not ended.wait(0.01):
-            pass
-        ended.wait(moments.uniform(0, 0.5))
-        return at_work(on_node)
+        """Until a random moment of a training; one that is over by then is let go."""
+        while not ended.wait(0.01):
+            if at_work(on_node):
+                ended.wait(moments.uniform(0, 0.5))
+                if found := at_work(on_node):
+                    return found
+        return set()
 
     def kill() -> None:
         nonlocal killed
