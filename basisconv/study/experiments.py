@@ -163,7 +163,7 @@ def selection(
         # A run each: what is asked is how subsets at random do, and a draw more tells more of that
         # than another seed of a draw.
         arms += [
-            (f"random {i + 1}", "random", plan, seeds[i % len(seeds) :][:1])
+            (f"random {i + 1}", "random", plan, [seeds[i % len(seeds)]])
             for i, plan in enumerate(distinct[: parameters.draws])
         ]
         inverted = inverted_subset(scores, time, 1.0, target, candidates)
