@@ -397,7 +397,7 @@ def test_random_subsets_are_drawn_anew(study: Study) -> None:
     sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
     made = draft(study, "04_selection")
     random = [a for a in made.arms if a.method == "random"]
-    drawn = [tuple(a.detail["layers"]) for a in random]  # type: ignore[arg-type]
+    drawn = [tuple(a.detail["layers"]) for a in random]
     assert len(drawn) == len(set(drawn)) == 4
     seeds = [[made.runs[i].seed for i in arm.run_ids] for arm in random]
     assert seeds == [[100], [101], [100], [101]]

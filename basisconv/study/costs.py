@@ -7,7 +7,6 @@ dense in one quiet process. A table only grows: Runs were sized by its rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -26,11 +25,6 @@ class Step(NamedTuple):
     plan: Plan
     width: int
     batch_size: int
-
-    @property
-    def key(self) -> str:
-        """The same for equal steps, whatever the order of a plan's layers."""
-        return json.dumps([self.plan.to_dict(), self.width, self.batch_size], sort_keys=True)
 
 
 class Costs(Protocol):
@@ -83,24 +77,23 @@ class MeasuredCosts:
                 f"python -m basisconv bench --costs {profile.name}"
             )
         try:
-            ratios = {_step(row): float(row["ratio"]) for row in table["rows"]}
+            self._rows = {_step(row): float(row["ratio"]) for row in table["rows"]}
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
                 f"unchanged copy, or measure anew: python -m basisconv bench --costs {profile.name}"
             ) from error
-        ratios[reference(profile)] = 1.0  # what all ratios are to
-        self._rows = {step.key: ratio for step, ratio in ratios.items()}
-        self._steps = tuple(ratios)
+        self._rows[reference(profile)] = 1.0  # what all ratios are to
 
     def of(self, step: Step) -> float:
-        if step.key in self._rows:
-            return self._rows[step.key]
-        dense, single = self._row(step._replace(plan=Plan())), self._single_savings(step)
+        if step in self._rows:
+            return self._rows[step]
+        alike = step._replace(plan=Plan())
+        dense, single = self._row(alike), self._single_savings(step)
         around = [
             known
-            for known in self._steps
-            if known._replace(plan=Plan()) == step._replace(plan=Plan())
+            for known in self._rows
+            if known._replace(plan=Plan()) == alike
             and step.plan.layers.keys() <= known.plan.layers.keys()
             and known.plan.only(list(step.plan.layers)) == step.plan
         ]
@@ -119,7 +112,7 @@ class MeasuredCosts:
 
     def _row(self, step: Step) -> float:
         try:
-            return self._rows[step.key]
+            return self._rows[step]
         except KeyError:
             what = ", ".join(step.plan.layers) or "dense"
             raise ValueError(
@@ -157,8 +150,8 @@ def check_head(path: Path, head: Mapping[str, Any]) -> None:
 def unmeasured(path: Path, wanted: Iterable[Step]) -> list[Step]:
     """The steps without a row in a cost table, each once; all of them where there is none."""
     rows = read_json(path)["rows"] if path.exists() else []
-    known = {_step(row).key for row in rows}
-    return [step for step in dict.fromkeys(wanted) if step.key not in known]
+    known = {_step(row) for row in rows}
+    return [step for step in dict.fromkeys(wanted) if step not in known]
 
 
 def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -173,8 +166,8 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
         ValueError: if the table is of another device or setting.
     """
     table = _table(path, head)
-    known = {_step(row).key for row in table["rows"]}
-    new = [row for row in rows if _step(row).key not in known]
+    known = {_step(row) for row in table["rows"]}
+    new = [row for row in rows if _step(row) not in known]
     write_json(path, {**table, "rows": table["rows"] + new})
 
 

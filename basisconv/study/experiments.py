@@ -6,7 +6,7 @@ records and says `Waiting` without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any, get_args
 
@@ -142,45 +142,41 @@ def selection(
     time = savings(study, candidates, "time", batch_size=batch)
     positive = sum(max(score, 0.0) for score in scores.values())
     chosen = select(scores, saved, parameters.loss_share * positive, candidates)
-    by_threshold = select_by_threshold(scores, parameters.threshold, candidates)
     target = 1 - sum(time[name] for name in chosen.layers)
-    name = "04_selection"
-    seeds = study.seeds(name)
-    arms: list[tuple[str, Method, Plan, Sequence[int]]] = [
-        ("none (dense)", "dense", Plan(), seeds),
-        ("all", "basis", every, seeds),
-        ("selected", "selected", chosen, seeds),
-        ("threshold", "threshold", by_threshold, seeds),
-        ("first five", "first_five", every.only(study.layers[:5]), seeds),
-    ]
     # The controls have the selected subset's predicted time; where it took none of the layers
     # that save time, or all, there is no other subset of that time.
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
-    if controls:
-        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(100))
-        distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
-        # A run each: what is asked is how subsets at random do, and a draw more tells more of that
-        # than another seed of a draw.
-        arms += [
-            (f"random {i + 1}", "random", plan, [seeds[i % len(seeds)]])
-            for i, plan in enumerate(distinct[: parameters.draws])
-        ]
-        inverted = inverted_subset(scores, time, 1.0, target, candidates)
-        arms.append(("inverted", "inverted", inverted, seeds))
     facts = {
         **parameters.model_dump(),
         "scores": dict(scores),
         "selected": list(chosen.layers),
         "controls": controls,
     }
-    result = Draft(name, study, facts)
-    for label, method, plan, own in arms:
-        predicted = study.cost(plan, batch_size=batch) / study.cost(Plan(), batch_size=batch)
+    result = Draft("04_selection", study, facts)
+    dense = study.cost(Plan(), batch_size=batch)
+
+    def add(label: str, method: Method, plan: Plan, seeds: list[int] | None = None) -> None:
+        predicted = study.cost(plan, batch_size=batch) / dense
         result.add(
-            label, method, plan, parameters.budget, seeds=own,
+            label, method, plan, parameters.budget, seeds=seeds,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
         )  # fmt: skip
+
+    add("none (dense)", "dense", Plan())
+    add("all", "basis", every)
+    add("selected", "selected", chosen)
+    add("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates))
+    add("first five", "first_five", every.only(study.layers[:5]))
+    if controls:
+        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(100))
+        distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
+        # A run each: what is asked is how subsets at random do, and a draw more tells more of that
+        # than another seed of a draw.
+        seeds = study.seeds(result.name)
+        for i, plan in enumerate(distinct[: parameters.draws]):
+            add(f"random {i + 1}", "random", plan, [seeds[i % len(seeds)]])
+        add("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
     return result
 
 

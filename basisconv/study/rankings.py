@@ -109,9 +109,6 @@ def reliability_interval(scores: ArrayLike, resamples: int = 500) -> Bootstrap:
     Raises:
         ValueError: as `reliability`.
     """
-    known = reliability(scores).reliability
-    if math.isnan(known):
-        return Bootstrap(known, NAN, NAN)
     layers = np.asarray(scores, dtype=np.float64).T
     return bootstrap(lambda drawn: reliability(drawn.T).reliability, layers, resamples=resamples)
 
@@ -147,7 +144,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """A statistic's percentile interval over resampled rows, of a seed each (Efron, 1979).
+    """A statistic's percentile interval over resampled rows, seeds or layers (Efron, 1979).
 
     The random numbers are fixed by `seed`, so the same scores always give the same interval.
 

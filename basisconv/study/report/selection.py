@@ -73,7 +73,7 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
     draws = [m for m in found if m.arm.method == "random"]
     if not draws:
         return list(found)
-    details: list[dict[str, Any]] = [dict(m.arm.detail) for m in draws]
+    details = [_detail(m) for m in draws]
     detail: dict[str, Any] = {key: fmean(d[key] for d in details) for key in MEANS}
     detail["layers"] = list(dict.fromkeys(name for d in details for name in d["layers"]))
     detail["layer_count"] = fmean(len(d["layers"]) for d in details)
@@ -89,14 +89,19 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
     return [*found[:at], one, *(m for m in found[at:] if m not in draws)]
 
 
+def _detail(m: Measured) -> dict[str, Any]:
+    """What the draft keeps beside an arm, of types that its experiment alone knows."""
+    return dict(m.arm.detail)
+
+
 def draw_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row a random subset: its layers and what it reached."""
     rows = [
         {
-            "label": m.arm.label, "layers": " ".join(m.arm.detail["layers"]),  # type: ignore[arg-type]
-            "predicted_time": m.arm.detail["predicted_time"], "accuracy": m.interval.mean,
+            "label": m.arm.label, "layers": " ".join(detail["layers"]),
+            "predicted_time": detail["predicted_time"], "accuracy": m.interval.mean,
         }
-        for m in found
+        for m, detail in ((m, _detail(m)) for m in found)
         if m.arm.method == "random"
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["label", "layers", "predicted_time", "accuracy"])
@@ -109,13 +114,13 @@ def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
     for m in found:
         other = [] if dense is None or m is dense else dense.accuracy
         against = arms.compare_values(m.accuracy, other).difference
-        detail, mean = m.arm.detail, m.interval
+        detail, mean = _detail(m), m.interval
         layers = detail["layers"]
         rows.append(
             {
                 "label": m.arm.label, "method": m.arm.method, "n": m.n, "lost": m.lost,
-                "layers": " ".join(layers),  # type: ignore[arg-type]
-                "layer_count": detail.get("layer_count", len(layers)),  # type: ignore[arg-type]
+                "layers": " ".join(layers),
+                "layer_count": detail.get("layer_count", len(layers)),  # the pooled draws' mean
                 "predicted_time": detail["predicted_time"], "parameters": detail["parameters"],
                 "macs": detail["macs"], "accuracy": mean.mean, "low": mean.low, "high": mean.high,
                 "sd": mean.sd, "difference": against.estimate, "difference_low": against.low,
