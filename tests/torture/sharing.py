@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -57,10 +56,7 @@ def _four(folder: Path, scale: Scale, killed: bool) -> Line:
         process.start()
     log = folder / "log"
     if killed:
-        while not log.exists() or len(log.read_text().splitlines()) < scale.runs // 2:
-            time.sleep(0.005)
-        *_, pid = re.findall(r"(\d+) begin", log.read_text())
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(_one_that_just_began(log, after=scale.runs // 2), signal.SIGKILL)
     for process in processes:
         process.join()
     codes = [process.exitcode for process in processes]
@@ -86,6 +82,15 @@ def _four(folder: Path, scale: Scale, killed: bool) -> Line:
     )
     what = "four processes over one store" + (", one of them killed" if killed else "")
     return Line(what, scale.runs, found, passed)
+
+
+def _one_that_just_began(log: Path, after: int) -> int:
+    """The process of the last line, which has its 0.2 s of "training" before it."""
+    lines: list[str] = []
+    while len(lines) < after or not lines[-1].endswith(" begin"):
+        time.sleep(0.005)
+        lines = log.read_text().splitlines() if log.exists() else []
+    return int(lines[-1].split()[1])
 
 
 def _again(folder: Path) -> Line:
