@@ -12,7 +12,7 @@ from torch import nn
 
 import basisconv as bc
 from basisconv.cost import summary
-from basisconv.study import bench, benchmarks
+from basisconv.study import bench, benchmarks, pace
 from basisconv.study.bench import Setting
 from basisconv.study.files import read_json
 from basisconv.study.models import build
@@ -132,9 +132,10 @@ def test_amdahls_bound_is_what_is_left_when_layers_shrink(
 def test_where_arithmetic_is_all_that_counts_the_bound_is_the_forward_macs_ratio() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
     layer = bc.BasisConv2d.from_conv2d(conv, 4)
-    found = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8), (1.0, 1e30))
+    roof = pace.Roof("float32", macs_per_second=1.0, bytes_per_second=1e30)
+    found = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8), roof)
     assert found["bound_speedup"] == pytest.approx(3.6)
-    assert bench._roofline(conv, conv, torch.zeros(2, 16, 8, 8), (1.0, 1.0)) == {
+    assert bench._roofline(conv, conv, torch.zeros(2, 16, 8, 8), roof) == {
         "intensity": None, "bound_speedup": None
     }  # fmt: skip
 
@@ -158,7 +159,8 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench, "compare", compare)
     setting = Setting("bfloat16", 2, repeats=7, compiled=True)
     list(bench._network("resnet18", 8, [0.5], setting))
-    list(bench._layers("resnet18", 8, [0.5], {}, setting, (1.0, 1.0)))
+    monkeypatch.setattr(pace.Roof, "look", lambda self: None)
+    bench._layers("resnet18", 8, [0.5], {}, setting, pace.Roof("bfloat16", 1.0, 1.0))
     assert set(how) == {("bfloat16", True)} and set(asked) == {7}
     x = torch.randn(2, 3, 4, 4)
     assert setting.input(x).dtype == torch.bfloat16

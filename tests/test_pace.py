@@ -93,6 +93,18 @@ def test_a_machine_of_known_pace_has_the_roofline_that_follows(
     assert pace.memory_bandwidth(size=16) == 2 * 16 * 4
 
 
+def test_the_roof_is_the_best_of_all_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, bandwidths = iter([3.0, 9.0, 5.0]), iter([7.0, 2.0, 8.0])
+    monkeypatch.setattr(pace, "arithmetic_rate", lambda precision: next(rates))
+    monkeypatch.setattr(pace, "memory_bandwidth", lambda: next(bandwidths))
+    roof = pace.Roof("float32")
+    seen = []
+    for _ in range(3):
+        roof.look()
+        seen.append((roof.macs_per_second, roof.bytes_per_second))
+    assert seen == [(3, 7), (9, 7), (9, 8)]
+
+
 def test_a_step_that_keeps_more_peaks_higher() -> None:
     """Twice the images: at least their activations more, which are known to within a factor."""
     less, more = (

@@ -377,3 +377,11 @@ def test_rows_of_one_device_name_it_once() -> None:
         assert "measured on" not in alone[name].shown.columns
         assert alone[name].caption.endswith(", float32, batch 64.")
         assert "All rows" not in both[name].caption
+
+
+def test_the_steps_headline_is_the_first_networks_and_not_the_best_ones() -> None:
+    section = synthetic.timing_section()
+    one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
+    headline, largest, *_ = report.build(one, {}).numbers["findings"]
+    assert "of ResNet-18 at width 16 and f = 1/4 runs 1.40×" in headline
+    assert "of ResNet-18 at width 64 and f = 1/4: 2.40×" in largest

@@ -26,10 +26,9 @@ from basisconv.study.environment import device, environment, prepare
 from basisconv.study.models import build
 from basisconv.study.pace import (
     CLASSES,
+    Roof,
     Running,
-    arithmetic_rate,
     inference,
-    memory_bandwidth,
     network,
     random_images,
     step_memory,
@@ -107,14 +106,17 @@ def measure(
     memory: list[dict[str, Any]] = []
     with many_networks():
         for precision in filter(native, precisions):
-            rate, bandwidth = arithmetic_rate(precision), memory_bandwidth()
-            machine[precision] = {"rate_gmac_s": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9}
+            roof = Roof(precision)
             for batch_size in batch_sizes:
                 one = Setting(precision, batch_size, repeats, compiled)
-                layers += _layers(*networks[0], ratios, others, one, (rate, bandwidth))
+                layers += _layers(*networks[0], ratios, others, one, roof)
                 for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
                     wholes += _network(name, width, ratios, one._replace(repeats=few))
                     memory += _memory(name, width, ratios, one, threads)
+            machine[precision] = {
+                "rate_gmac_s": roof.macs_per_second / 1e9,
+                "bandwidth_gb_s": roof.bytes_per_second / 1e9,
+            }
     return {
         "device": environment(),
         "settings": {
@@ -148,12 +150,14 @@ def _layers(
     ratios: Sequence[float],
     others: Mapping[str, Callable[[nn.Conv2d, int], nn.Module]],
     setting: Setting,
-    machine: tuple[float, float],
-) -> Iterator[dict[str, Any]]:
+    roof: Roof,
+) -> list[dict[str, Any]]:
+    found: list[tuple[dict[str, Any], nn.Conv2d, nn.Module, Tensor]] = []
     model = network(name, width, Plan())
     seen = observe(model, random_images(setting.batch_size), (nn.Conv2d,)).values()
     distinct = {title(o.module, o.input): o for o in seen}
     for what, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
+        roof.look()
         x = setting.input(given)
         rows: dict[str, tuple[str, float, nn.Module]] = {}
         for f in ratios:
@@ -169,13 +173,14 @@ def _layers(
         for key, (way, f, layer) in rows.items():
             timed = _timing(both[key], both["dense"])
             ratio = _macs(conv, given) / _macs(layer, given)
-            yield {
+            row = {
                 "layer": what, **setting.told(), "arm": way, "ratio": f,
                 "forward": _timing(forward[key], forward["dense"]), "both": timed,
                 "macs_ratio": ratio, "share": timed["speedup"] / ratio,
                 "gmac_s": _macs(layer, given) / timed["median_ms"] / 1e6,
-                **_roofline(conv, layer, given, machine),
             }  # fmt: skip
+            found.append((row, conv, layer, given))
+    return [row | _roofline(conv, layer, given, roof) for row, conv, layer, given in found]
 
 
 def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
@@ -275,13 +280,12 @@ def _macs(layer: nn.Module, x: Tensor) -> float:
     return counter.get_total_flops() / 2
 
 
-def _roofline(
-    conv: nn.Conv2d, layer: nn.Module, x: Tensor, machine: tuple[float, float]
-) -> dict[str, float | None]:
+def _roofline(conv: nn.Conv2d, layer: nn.Module, x: Tensor, roof: Roof) -> dict[str, float | None]:
     """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs."""
     if not isinstance(layer, BasisConv2d):
         return {"intensity": None, "bound_speedup": None}
     ours, dense = (summary(nn.Sequential(part), x.shape)["0"] for part in (layer, conv))
+    machine = roof.macs_per_second, roof.bytes_per_second
     bound = dense.roofline_seconds(*machine) / ours.roofline_seconds(*machine)
     return {"intensity": ours.intensity, "bound_speedup": bound}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +89,31 @@ def inference(module: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
-def arithmetic_rate(precision: Precision = "float32", size: int = 1536, repeats: int = 10) -> float:
-    """Multiply-accumulates a second of a matrix product at its best: the roof."""
+@dataclass
+class Roof:
+    """A machine's roofline: the best that it showed whenever it was looked at.
+
+    A machine that others share changes its pace within minutes, so one look, at the start, would
+    leave layers that were timed in a better minute above the roof.
+
+    Attributes:
+        precision: of the matrix product.
+        macs_per_second: of a matrix product, the roof; 0 before the first look.
+        bytes_per_second: of a copy, read and written, the slope.
+    """
+
+    precision: Precision
+    macs_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+
+    def look(self) -> None:
+        """Measure both, in about a second."""
+        self.macs_per_second = max(self.macs_per_second, arithmetic_rate(self.precision))
+        self.bytes_per_second = max(self.bytes_per_second, memory_bandwidth())
+
+
+def arithmetic_rate(precision: Precision = "float32", size: int = 1536, repeats: int = 3) -> float:
+    """Multiply-accumulates a second of a matrix product at its best."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = torch.randn(2, size, size, device=device(), dtype=dtype)
     setting = torch.get_float32_matmul_precision()
@@ -101,8 +125,8 @@ def arithmetic_rate(precision: Precision = "float32", size: int = 1536, repeats:
     return size**3 / min(product.samples)
 
 
-def memory_bandwidth(size: int = 2**26, repeats: int = 10) -> float:
-    """Bytes a second of a copy that no cache holds, read and written, at its best: the slope."""
+def memory_bandwidth(size: int = 2**26, repeats: int = 3) -> float:
+    """Bytes a second of a copy that no cache holds, read and written, at its best."""
     source = torch.ones(size, device=device())
     target = torch.empty_like(source)
     copy = compare({"copy": lambda: target.copy_(source)}, repeats, device=device())["copy"]

@@ -89,8 +89,9 @@ def small(value: float, digits: int = 1) -> str:
 
 
 def network(name: str) -> str:
-    """A network as people write it: "ResNet-18" for "resnet18"."""
-    return f"ResNet-{name[6:]}" if name.startswith("resnet") else name
+    """A network as people write it: "ResNet-18" for "resnet18", "VGG-16-BN" for "vgg16_bn"."""
+    written = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16_bn": "VGG-16-BN"}
+    return written.get(name, name)
 
 
 def p_value(p: float) -> str:

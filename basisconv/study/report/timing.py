@@ -204,16 +204,19 @@ def _numbers(
     layers: pd.DataFrame, networks: pd.DataFrame, memory: pd.DataFrame, told: Sequence[str]
 ) -> dict[str, Any]:
     steps = training_steps(networks)
+    # The benchmark's first network is the study's own; its figure comes first, not the best one's.
+    first = steps[(steps["ratio"] == headline_ratio(layers)) & (steps["arm"] == FORMS[0])].iloc[0]
     best = steps.loc[steps["speedup"].idxmax()]
     ours = layers[layers["arm"].isin(FORMS)]
     low, high = 100 * ours["share"].min(), 100 * ours["share"].max()
     slow = ours[ours["speedup_high"] < 1]
     grown = memory["peak_mb"] / memory["dense_peak_mb"]
     findings = [
-        f"A training step of {text.network(best.network)} at width {best.width} and f = "
-        f"{text.share(best.ratio)} runs {_speedup(best)} as fast as dense on {_where(best)}, where "
-        f"its executed multiplications promise {best.macs_ratio:.2f}× and Amdahl's law allows "
-        f"{best.bound_speedup:.2f}×.",
+        f"A training step of {_step(first)} runs {_speedup(first)} as fast as dense on "
+        f"{_where(first)}, where its executed multiplications promise {first.macs_ratio:.2f}× and "
+        f"Amdahl's law allows {first.bound_speedup:.2f}×.",
+        f"The largest gain of a training step is that of {_step(best)}: {_speedup(best)} in the "
+        f"{best.arm} form, where Amdahl's law allows {best.bound_speedup:.2f}×.",
         f"Single layers, forward and backward, realise {low:.0f} to {high:.0f} % of what their "
         "multiplications promise"
         + (
@@ -230,15 +233,19 @@ def _numbers(
         f"Rebuilding the dense kernel saves time in {gain} of {len(rebuilt)} timings of layers."
     )
     values = {
-        "best_step": text.number(
-            best.speedup, best.speedup_low, best.speedup_high, digits=2, unit="×"
+        "step": text.number(
+            first.speedup, first.speedup_low, first.speedup_high, digits=2, unit="×"
         ),
-        "best_step_macs": text.number(best.macs_ratio, digits=2, unit="×"),
+        "step_macs": text.number(first.macs_ratio, digits=2, unit="×"),
     }
     return {
         "values": values, "headline": findings[0], "findings": [f for f in findings if f],
         "notes": [f"Measured on {line}" for line in told], "settings": " ".join(told),
     }  # fmt: skip
+
+
+def _step(row: Any) -> str:
+    return f"{text.network(row.network)} at width {row.width} and f = {text.share(row.ratio)}"
 
 
 def _against_peers(layers: pd.DataFrame) -> str:
