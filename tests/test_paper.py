@@ -148,6 +148,7 @@ CONSTANTS = {
     "protocol": ["32 × 32", "3 × 3", "500", "20", "95 %", "±0.2"],
     "results": [],
     "claims": [],
+    "discussion": [],
     "choices": ["3.6", "27"],  # of equation 3 at f = 1/4; columns of the stem's kernel
     "appendix": [],
 }

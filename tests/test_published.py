@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def test_the_readme_shows_what_is_published_now() -> None:
     claims = build_claims(sections, records, shown or "desk")
     text = paper.README.read_text(encoding="utf-8")
     assert paper.with_claims(text, claims) == text
+
+
+def test_what_the_readme_says_was_found_are_the_papers_numbers() -> None:
+    text = paper.README.read_text(encoding="utf-8")
+    told = re.findall(r"\d+\.\d+", text.split("## What we found\n")[1].split("\n## ")[0])
+    files = sorted((paper.ROOT / "paper" / "results" / "numbers").glob("*.json"))
+    written = set(re.findall(r"\d+\.\d+", " ".join(p.read_text("utf-8") for p in files)))
+    assert told and set(told) - written == set()
 
 
 def test_a_readme_without_the_comments_is_an_error() -> None:
