@@ -52,6 +52,11 @@ def test_one_seed_measures_nothing_but_counts_and_timings() -> None:
     assert {found[claim] for claim in trained} == {"not yet measured"}
 
 
+def test_networks_and_layers_are_told_with_their_own_turns() -> None:
+    table = build_claims(SECTIONS, RECORDS, "desk").tables["claims"].frame.set_index("claim")
+    assert table["n"][["computation", "uncompressed", "bottleneck"]].tolist() == [20, 5, 20]
+
+
 def frontier(
     basis: Sequence[Sequence[float]], few: float = 76, many: float = 78
 ) -> tuple[dict[str, Section], dict[str, Record]]:

@@ -149,7 +149,7 @@ def computation(e: Evidence) -> Estimate:
         faster, len(e.layers),
         f"forward pass faster in {faster} of {text.plural(len(e.layers), 'timing')} of single "
         f"layers; median {e.layers['forward_speedup'].median():.2f}×",
-        float(e.layers["forward_speedup"].median()), e.turns,
+        float(e.layers["forward_speedup"].median()), e.layer_turns,
     )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def uncompressed(e: Evidence) -> Estimate:
         f"training steps faster than dense, coefficient matrix as it is: {faster} of {total}; "
         f"best {best.speedup:.2f}×"
     )
-    estimate = by_share(total - faster, total, said, float(best.speedup), e.turns)
+    estimate = by_share(total - faster, total, said, float(best.speedup), e.network_turns)
     return estimate
 
 
@@ -219,7 +219,7 @@ def bottleneck(e: Evidence) -> Estimate:
         slow, len(fewer),
         f"slower than dense, forward and backward, with fewer multiplications: {slow} of "
         f"{text.plural(len(fewer), 'timing')} of single layers",
-        float(fewer["speedup"].min()), e.turns,
+        float(fewer["speedup"].min()), e.layer_turns,
     )  # fmt: skip
 
 

@@ -87,9 +87,17 @@ class Evidence:
         return timing.training_steps(timing.network_frame(self._devices))
 
     @property
-    def turns(self) -> int:
+    def layer_turns(self) -> int:
         """Interleaved turns behind each timing of a layer in 06, at least."""
-        return min(int(device["settings"]["repeats"]) for device in self._devices)
+        return self._fewest("repeats")
+
+    @property
+    def network_turns(self) -> int:
+        """The same of a network."""
+        return self._fewest("network_repeats")
+
+    def _fewest(self, setting: str) -> int:
+        return min(int(device["settings"][setting]) for device in self._devices)
 
     @property
     def _devices(self) -> Any:
