@@ -6,10 +6,12 @@ import re
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from synthetic import all_sections
 
-from basisconv.study import paper
+from basisconv.study import benchmarks, paper
+from basisconv.study.parameters import NOTEBOOKS
 from basisconv.study.protocol import published_folder
 from basisconv.study.publish import publish, published
 from basisconv.study.report import build_claims
@@ -78,12 +80,62 @@ def test_the_readme_shows_what_is_published_now() -> None:
     assert paper.with_claims(text, claims) == text
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_stores_what_is_published_now(name: str) -> None:
+    book = nbformat.read(paper.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    stored = {
+        match[1]: cell.outputs[0].data["text/html"]
+        for cell in book.cells
+        if (match := re.fullmatch(r'published\.tables\["(\w+)"\]', cell.source))
+    }
+    try:
+        report = paper.published_report(name)
+    except ValueError:
+        assert not stored
+    else:
+        assert stored == {table: report.tables[table]._repr_html_() for table in stored}
+        assert stored, "the section is published, and its notebook does not show it"
+
+
+def test_only_what_is_published_can_be_shown(root: Path) -> None:
+    report = paper.published_report("03_sensitivity")
+    paper.build_published("desk")
+    built = root / "paper" / "results" / "tables" / "sensitivity.md"
+    assert built.read_text() == report.tables["sensitivity"].markdown()
+    with pytest.raises(ValueError, match="'99_none' is not published yet. Published: 00_m"):
+        paper.published_report("99_none")
+    (root / "runs" / "desk" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"Published: none\."):
+        paper.published_report("10_claims")
+
+
 def test_what_the_readme_says_was_found_are_the_papers_numbers() -> None:
     text = paper.README.read_text(encoding="utf-8")
     told = re.findall(r"\d+\.\d+", text.split("## What we found\n")[1].split("\n## ")[0])
     files = sorted((paper.ROOT / "paper" / "results" / "numbers").glob("*.json"))
     written = set(re.findall(r"\d+\.\d+", " ".join(p.read_text("utf-8") for p in files)))
     assert told and set(told) - written == set()
+
+
+def test_the_times_in_the_readme_are_the_benchmarks() -> None:
+    (bench,) = [kept for kept in benchmarks.kept() if "AVX2" in kept["device"]["device_kind"]]
+    quarter = [
+        row for row in (*bench["layers"], *bench["networks"])
+        if (row["arm"], row["ratio"], row["batch"]) == ("subset", 0.25, 64)
+    ]  # fmt: skip
+    layers = [
+        row["both"]["speedup"] for row in quarter
+        if "layer" in row and "1×1" not in row["layer"] and not row["layer"].startswith("3→")
+    ]  # fmt: skip
+    steps = {
+        (row["network"], row["width"]): row["speedup"]
+        for row in quarter if row.get("what") == "training step"
+    }  # fmt: skip
+    networks = [("resnet18", 64), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
+    measured = [min(layers), max(layers), *(steps[network] for network in networks)]
+    text = paper.README.read_text(encoding="utf-8")
+    told = text.split("On two AVX2 cores, float32, batch 64, f = 1/4, ")[1].split(" In an ")[0]
+    assert re.findall(r"\d+\.\d+", told) == [f"{speedup:.1f}" for speedup in measured]
 
 
 def test_a_readme_without_the_comments_is_an_error() -> None:

@@ -8,13 +8,15 @@ then the paper is built from what a reproduction left in `build/<profile>/`, mar
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from basisconv.study.environment import ROOT
 from basisconv.study.files import write_atomic
 from basisconv.study.protocol import Study, published_folder
 from basisconv.study.publish import published
-from basisconv.study.report import Report, build, build_claims, compile_paper
+from basisconv.study.report import CLAIMS_NAME, Report, build, build_claims, compile_paper
+from basisconv.study.run import Record, Section
 from basisconv.study.store import Store
 
 HEADLINE = "02_all_layers"
@@ -45,17 +47,46 @@ def build_published(profile: str) -> Path:
     Raises:
         MissingRuns: naming records of a complete section that are not there.
     """
-    folder = published_folder(profile)
-    sections, store = published(folder), Store(folder)
-    every = store.records(i for section in sections.values() for i in section.run_ids)
-    claims = build_claims(sections, every, profile)
+    sections, records = _published(profile)
+    reports = {name: _report(name, profile, sections, records) for name in (*sections, CLAIMS_NAME)}
     results, figures = ROOT / "paper" / "results", ROOT / "figures"
-    for report in [*(build(section, every) for section in sections.values()), claims]:
+    for report in reports.values():
         report.save(results, figures)
     path = compile_paper(results, ROOT / "paper" / "paper.pdf", figures=figures)
     text = README.read_text(encoding="utf-8")
-    write_atomic(README, with_claims(text, claims).encode())
+    write_atomic(README, with_claims(text, reports[CLAIMS_NAME]).encode())
     return path
+
+
+def published_report(name: str) -> Report:
+    """What the paper shows of a section, for its notebook to show too; nothing is trained.
+
+    Raises:
+        ValueError: if the section is not published.
+        MissingRuns: naming records of it that are not there.
+    """
+    profile = best_published()
+    sections, records = _published(profile) if profile else ({}, {})
+    if profile is None or name not in (*sections, CLAIMS_NAME):
+        raise ValueError(
+            f"Section {name!r} is not published yet. Published: {', '.join(sections) or 'none'}."
+        )
+    return _report(name, profile, sections, records)
+
+
+def _published(profile: str) -> tuple[dict[str, Section], dict[str, Record]]:
+    folder = published_folder(profile)
+    sections = published(folder)
+    ids = (run_id for section in sections.values() for run_id in section.run_ids)
+    return sections, Store(folder).records(ids)
+
+
+def _report(
+    name: str, profile: str, sections: Mapping[str, Section], records: Mapping[str, Record]
+) -> Report:
+    if name == CLAIMS_NAME:
+        return build_claims(sections, records, profile)
+    return build(sections[name], records)
 
 
 def with_claims(readme: str, claims: Report) -> str:

@@ -33,7 +33,7 @@ from basisconv.study.report.paper import compile_paper
 from basisconv.study.run import Record, Section
 
 __all__ = [
-    "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
+    "CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
 ]  # fmt: skip
 
 _BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
