@@ -385,3 +385,10 @@ def test_the_steps_headline_is_the_first_networks_and_not_the_best_ones() -> Non
     headline, largest, *_ = report.build(one, {}).numbers["findings"]
     assert "of ResNet-18 at width 16 and f = 1/4 runs 1.40×" in headline
     assert "of ResNet-18 at width 64 and f = 1/4: 2.40×" in largest
+
+
+def test_a_peer_is_held_against_what_the_form_took_and_against_its_bound() -> None:
+    section = synthetic.timing_section()
+    told = " ".join(report.build(section, {}).numbers["findings"])
+    # Made to take five times as long; in the middle layer 0.6 of what 0.75 would be is realised.
+    assert "tensorly-torch Tucker 5.0 (5.0 to 5.0), at that form's bound 6.2." in told
