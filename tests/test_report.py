@@ -392,3 +392,19 @@ def test_a_peer_is_held_against_what_the_form_took_and_against_its_bound() -> No
     told = " ".join(report.build(section, {}).numbers["findings"])
     # Made to take five times as long; in the middle layer 0.6 of what 0.75 would be is realised.
     assert "tensorly-torch Tucker 5.0 (5.0 to 5.0), at that form's bound 6.2." in told
+
+
+def test_the_layers_that_differ_are_counted_in_words_and_dark_in_the_figure() -> None:
+    section = SECTIONS["03_sensitivity"]
+    # Made to raise the loss by 0.03, and not at all.
+    kept = {"dense", synthetic.LAYERS[0], synthetic.LAYERS[12]}
+    two = section.model_copy(update={"arms": tuple(a for a in section.arms if a.label in kept)})
+    made = report.build(two, RECORDS)
+    assert (
+        "Of 2 layers, each alone in basis form, 1 raises the loss and none lower it"
+        in (made.numbers["headline"])
+    )
+    assert "that hurt" not in " ".join(made.numbers["findings"])
+    loss, accuracy, *_ = made.figures["sensitivity"].figure.axes
+    assert [bar.get_alpha() for bar in loss.patches] == [1.0, 0.45]
+    assert [bar.get_alpha() for bar in accuracy.patches] == [0.45, 0.45]

@@ -56,8 +56,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 _figure(table), table,
                 f"Layers in forward order, each alone in basis form at f = {share}, against dense "
                 f"of the same seeds {where}, {arms.shown_as(found)}: (a) rise of validation loss, "
-                "(b) fall of validation accuracy; (c) parameters and (d) time of a training "
-                f"step saved (by {unit}). {told}",
+                "dark where it differs from none by its test (Holm); (b) fall of validation "
+                "accuracy; (c) parameters and (d) time of a training step saved "
+                f"(by {unit}). {told}",
             )
         },
         numbers=_numbers(table, matrix, bounds, trust.ceiling, told, found),
@@ -144,7 +145,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
             ),
             "parameters saved": f"{int(r.parameters_saved):,}",
             "MACs saved": text.millions(r.macs_saved),
-            "time saved": f"{100 * r.time_saved:.1f} %",
+            "time saved": f"{text.fixed(100 * r.time_saved, 1)} %",
         }
         for r in table.itertuples()
     ]
@@ -175,6 +176,9 @@ def _figure(table: pd.DataFrame) -> Figure:
         for bar in panels[0].patches + panels[1].patches:
             bar.set_color(colour)
             bar.set_alpha(0.45)
+        for bar, p in zip(panels[0].patches, table["p_holm"], strict=True):
+            if p < arms.ALPHA:
+                bar.set_alpha(1.0)
     return made
 
 
@@ -227,12 +231,12 @@ def _numbers(
         )
     else:
         headline = (
-            f"Of {len(table)} layers, each alone in basis form, {text.amount(len(hurt))} raise the "
-            f"loss and {text.amount(len(gain))} lower it at the 5 % level (Holm); the largest rise "
-            f"is that of {most.layer} ({rise})."
+            f"Of {len(table)} layers, each alone in basis form, {_count(hurt, 'raise')} the loss "
+            f"and {_count(gain, 'lower')} it at the 5 % level (Holm); the largest rise is that of "
+            f"{most.layer} ({rise})."
         )
     findings = [headline, told]
-    if len(hurt):
+    if len(hurt) > 1:
         findings.append(f"The layers that hurt: {text.listed(list(hurt['layer']))}.")
     findings += _agreements(table, matrix)
     values = {
@@ -244,6 +248,11 @@ def _numbers(
         "values": values, "outcome": "validation", "headline": headline, "findings": findings,
         "notes": arms.lost_note(found),
     }  # fmt: skip
+
+
+def _count(layers: pd.DataFrame, verb: str) -> str:
+    """As in "1 raises", "none raise"."""
+    return f"{text.amount(len(layers))} {verb}{'s' if len(layers) == 1 else ''}"
 
 
 def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
