@@ -406,5 +406,5 @@ def test_the_layers_that_differ_are_counted_in_words_and_dark_in_the_figure() ->
     )
     assert "that hurt" not in " ".join(made.numbers["findings"])
     loss, accuracy, *_ = made.figures["sensitivity"].figure.axes
-    assert [bar.get_alpha() for bar in loss.patches] == [1.0, 0.45]
+    assert [bar.get_alpha() for bar in loss.patches] == [0.75, 0.45]
     assert [bar.get_alpha() for bar in accuracy.patches] == [0.45, 0.45]

@@ -178,7 +178,7 @@ def _figure(table: pd.DataFrame) -> Figure:
             bar.set_alpha(0.45)
         for bar, p in zip(panels[0].patches, table["p_holm"], strict=True):
             if p < arms.ALPHA:
-                bar.set_alpha(1.0)
+                bar.set_alpha(0.75)
     return made
 
 
