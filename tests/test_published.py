@@ -93,8 +93,9 @@ def test_a_notebook_stores_what_is_published_now(name: str) -> None:
     except ValueError:
         assert not stored
     else:
-        assert stored == {table: report.tables[table]._repr_html_() for table in stored}
         assert stored, "the section is published, and its notebook does not show it"
+        now = {table: report.tables[table]._repr_html_() for table in stored}
+        assert stored == now, "published anew since the notebook was executed: make notebooks"
 
 
 def test_only_what_is_published_can_be_shown(root: Path) -> None:

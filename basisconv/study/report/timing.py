@@ -245,7 +245,7 @@ def _step(row: Any) -> str:
 def _against_peers(layers: pd.DataFrame) -> str:
     """How much faster the subset form is than each peer at the same share of basis filters.
 
-    How much faster it could be at all is told beside it: a peer may be near the machine's limits.
+    What that would be with the subset form at its bound is told beside it.
     """
     keys = ["device", "precision", "batch", "layer", "ratio"]
     ours = layers[layers["arm"] == "subset"].set_index(keys)
