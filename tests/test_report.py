@@ -400,10 +400,10 @@ def test_the_layers_that_differ_are_counted_in_words_and_dark_in_the_figure() ->
     kept = {"dense", synthetic.LAYERS[0], synthetic.LAYERS[12]}
     two = section.model_copy(update={"arms": tuple(a for a in section.arms if a.label in kept)})
     made = report.build(two, RECORDS)
-    assert (
-        "Of 2 layers, each alone in basis form, 1 raises the loss and none lower it"
-        in (made.numbers["headline"])
+    told = (
+        "each of 2 layers alone in basis form, the loss rises for 1 and falls for none at the 5 %"
     )
+    assert told in made.numbers["headline"]
     assert "that hurt" not in " ".join(made.numbers["findings"])
     loss, accuracy, *_ = made.figures["sensitivity"].figure.axes
     assert [bar.get_alpha() for bar in loss.patches] == [0.75, 0.45]

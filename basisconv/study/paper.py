@@ -63,7 +63,7 @@ def published_report(name: str) -> Report:
 
     Raises:
         ValueError: if the section is not published.
-        MissingRuns: naming records of it that are not there.
+        MissingRuns: naming published records that are not there, of any section.
     """
     profile = best_published()
     sections, records = _published(profile) if profile else ({}, {})

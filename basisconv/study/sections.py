@@ -117,10 +117,10 @@ def make_report(study: Study, section: Section) -> Report:
     notebook came to its end.
     """
     # Here, because a bare GPU machine that only trains has no pandas and no matplotlib.
-    from basisconv.study.report import build, build_claims
+    from basisconv.study.report import CLAIMS_NAME, build, build_claims
 
     profile = study.profile
-    if section.name == "10_claims":
+    if section.name == CLAIMS_NAME:
         others = sections(study)
         records = study.store.records(i for other in others.values() for i in other.run_ids)
         unsettled = (profile.name,) if profile.preliminary else ()

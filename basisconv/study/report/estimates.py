@@ -77,7 +77,7 @@ def identified(e: Evidence) -> Estimate:
         verdict = UNMEASURED
     said = (
         f"reliability of the ranking {text.with_interval(trust, low, high, 2)}; {decided} of "
-        f"{len(table)} layers differ from dense (Holm)"
+        f"{len(table)} layers told from dense (Holm)"
     )
     return Estimate(said, verdict, trust, low, high, n=seeds)
 

@@ -231,9 +231,9 @@ def _numbers(
         )
     else:
         headline = (
-            f"Of {len(table)} layers, each alone in basis form, {_count(hurt, 'raise')} the loss "
-            f"and {_count(gain, 'lower')} it at the 5 % level (Holm); the largest rise is that of "
-            f"{most.layer} ({rise})."
+            f"With each of {len(table)} layers alone in basis form, the loss rises for "
+            f"{text.amount(len(hurt))} and falls for {text.amount(len(gain))} at the 5 % level "
+            f"(Holm); the largest rise is that of {most.layer} ({rise})."
         )
     findings = [headline, told]
     if len(hurt) > 1:
@@ -248,11 +248,6 @@ def _numbers(
         "values": values, "outcome": "validation", "headline": headline, "findings": findings,
         "notes": arms.lost_note(found),
     }  # fmt: skip
-
-
-def _count(layers: pd.DataFrame, verb: str) -> str:
-    """As in "1 raises", "none raise"."""
-    return f"{text.amount(len(layers))} {verb}{'s' if len(layers) == 1 else ''}"
 
 
 def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
