@@ -121,21 +121,24 @@ def test_what_the_readme_says_was_found_are_the_papers_numbers() -> None:
 def test_the_times_in_the_readme_are_the_benchmarks() -> None:
     # The published ones: whoever runs `make bench` adds to the others.
     devices = published(published_folder("desk"))["06_timing"].facts["devices"]
-    (bench,) = [kept for kept in devices if "AVX2" in kept["device"]["device_kind"]]
-    quarter = [
-        row for row in (*bench["layers"], *bench["networks"])
-        if (row["arm"], row["ratio"], row["batch"]) == ("subset", 0.25, 64)
-    ]  # fmt: skip
-    layers = [
-        row["both"]["speedup"] for row in quarter
-        if "layer" in row and "1×1" not in row["layer"] and not row["layer"].startswith("3→")
-    ]  # fmt: skip
-    steps = {
-        (row["network"], row["width"]): row["speedup"]
-        for row in quarter if row.get("what") == "training step"
-    }  # fmt: skip
-    networks = [("resnet18", 64), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
-    measured = [min(layers), max(layers), *(steps[network] for network in networks)]
+    measured = []
+    for kind, precision in (("AVX2", "float32"), ("AVX512", "float32"), ("AVX512", "bfloat16")):
+        (bench,) = [kept for kept in devices if kept["device"]["device_kind"].endswith(kind)]
+        quarter = [
+            row for row in (*bench["layers"], *bench["networks"])
+            if (row["arm"], row["ratio"], row["batch"]) == ("subset", 0.25, 64)
+            and row["precision"] == precision
+        ]  # fmt: skip
+        layers = [
+            row["both"]["speedup"] for row in quarter
+            if "layer" in row and "1×1" not in row["layer"] and not row["layer"].startswith("3→")
+        ]  # fmt: skip
+        steps = {
+            (row["network"], row["width"]): row["speedup"]
+            for row in quarter if row.get("what") == "training step"
+        }  # fmt: skip
+        networks = [("resnet18", 64), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
+        measured += [min(layers), max(layers), *(steps[network] for network in networks)]
     text = paper.README.read_text(encoding="utf-8")
     told = text.split("On two AVX2 cores, float32, batch 64, f = 1/4, ")[1].split(" In an ")[0]
     assert re.findall(r"\d+\.\d+", told) == [f"{speedup:.1f}" for speedup in measured]

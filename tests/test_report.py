@@ -372,26 +372,72 @@ def test_rows_of_one_device_name_it_once() -> None:
     both = report.build(section, {}).tables
     one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
     alone = report.build(one, {}).tables
-    for name in ("timing_layers", "timing_networks", "timing_memory"):
-        assert len(set(both[name].shown["measured on"])) > 1
-        assert "measured on" not in alone[name].shown.columns
-        assert alone[name].caption.endswith(", float32, batch 64.")
-        assert "All rows" not in both[name].caption
+    for name in ("timing_steps", "timing_layers", "timing_networks", "timing_memory"):
+        assert list(both[name].shown["on"]) == ["a", "b"] * len(alone[name].shown)
+        assert both[name].caption.endswith(
+            " (a) Some CPU, 2 cores (AVX2), float32, batch 64; "
+            "(b) Some CPU, 2 cores (AVX512), float32, batch 64."
+        )
+        # What a row of the first device says of its layer or network stands there alone.
+        first = both[name].shown.columns[0]
+        assert list(both[name].shown[first][1::2]) == [""] * len(alone[name].shown)
+        assert list(both[name].shown[first][::2]) == list(alone[name].shown[first])
+        assert "on" not in alone[name].shown.columns
+        assert alone[name].caption.endswith(
+            "All rows: Some CPU, 2 cores (AVX2), float32, batch 64."
+        )
 
 
 def test_the_steps_headline_is_the_first_networks_and_not_the_best_ones() -> None:
     section = synthetic.timing_section()
     one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
     headline, largest, *_ = report.build(one, {}).numbers["findings"]
-    assert "of ResNet-18 at width 16 and f = 1/4 runs 1.40×" in headline
-    assert "of ResNet-18 at width 64 and f = 1/4: 2.40×" in largest
+    assert "of ResNet-18 at width 16 and f = 1/4, where" in headline
+    assert "promise 3.30×, speeds up 1.40× [1.36, 1.46] on Some CPU, 2" in headline
+    assert "of ResNet-18 at width 64 and f = 1/4 on Some CPU, 2 cores (AVX2), " in largest
+    assert ": 2.40× [2.33, 2.50] in the subset form" in largest
+
+
+def test_findings_of_several_devices_are_told_apart() -> None:
+    section = synthetic.timing_section()
+    first, second = section.facts["devices"]
+    slow = {"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6}
+    slower = [{**r, **slow} for r in second["networks"]]
+    layers = [
+        {**r, "share": r["share"] / 2, "both": {**r["both"], **slow}} for r in second["layers"]
+    ]
+    facts = {"devices": [first, {**second, "networks": slower, "layers": layers}]}
+    told = report.build(section.model_copy(update={"facts": facts}), {}).numbers["findings"]
+    assert "speeds up 1.40× [1.36, 1.46] on Some CPU, 2 cores (AVX2)" in told[0]
+    assert "and 0.50× [0.40, 0.60] on Some CPU, 2 cores (AVX512)" in told[0]
+    assert told[0].endswith("allows 2.97× and 2.97×.")
+    assert "realise forward and backward 40 to 91 % on Some CPU, 2 cores (AVX2)" in told[2]
+    assert "where 4 of 28 timings" in told[2]
+    assert "20 to 45 % on Some CPU, 2 cores (AVX512)" in told[2]
+    assert "where 28 of 28 timings" in told[2]
+
+
+@pytest.mark.parametrize("places", [2, 4])
+def test_a_timing_figure_has_a_panel_for_each_place(places: int) -> None:
+    section = synthetic.timing_section()
+    device = section.facts["devices"][0]
+    several = [
+        {**device, "device": {**device["device"], "device_kind": f"cpu x86_64 KIND{i}"}}
+        for i in range(places)
+    ]
+    made = report.build(section.model_copy(update={"facts": {"devices": several}}), {})
+    for plot in made.figures.values():
+        titles = [axes.get_title("left") for axes in plot.figure.axes if axes.axison]
+        want = [f"({letter}) Some CPU, 2 cores (KIND{i})\nfloat32, batch 64"
+                for i, letter in enumerate("abcd"[:places])]  # fmt: skip
+        assert titles == want
 
 
 def test_a_peer_is_held_against_what_the_form_took_and_against_its_bound() -> None:
     section = synthetic.timing_section()
     told = " ".join(report.build(section, {}).numbers["findings"])
     # Made to take five times as long; in the middle layer 0.6 of what 0.75 would be is realised.
-    assert "tensorly-torch Tucker 5.0 (5.0 to 5.0), at that form's bound 6.2." in told
+    assert "tensorly-torch Tucker 5.0 (5.0 to 5.0; 6.2) on Some CPU, 2 cores (AVX2)" in told
 
 
 def test_the_layers_that_differ_are_counted_in_words_and_dark_in_the_figure() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.report import arms, equal_steps, selection, text, timing
+from basisconv.study.report import arms, equal_steps, selection, text, timing_frames
 from basisconv.study.report.frontier import frontier
 from basisconv.study.report.switches import skip_frame
 from basisconv.study.run import Record, Section
@@ -78,13 +78,13 @@ class Evidence:
     @cached_property
     def layers(self) -> pd.DataFrame:
         """06, layers in the method's two forms."""
-        table = timing.layer_frame(self._devices)
-        return table[table["arm"].isin(timing.FORMS)]
+        table = timing_frames.layer_frame(self._devices)
+        return table[table["arm"].isin(timing_frames.FORMS)]
 
     @cached_property
     def networks(self) -> pd.DataFrame:
         """06, whole training steps."""
-        return timing.training_steps(timing.network_frame(self._devices))
+        return timing_frames.training_steps(timing_frames.network_frame(self._devices))
 
     @property
     def layer_turns(self) -> int:

@@ -7,46 +7,57 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.report import text
-from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.report.timing_figures import device_name, roofline_figure, share_figure
+from basisconv.study.report import places, text, timing_tables
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.timing_figures import roofline_figure, share_figure
+from basisconv.study.report.timing_frames import (
+    FORMS,
+    headline_ratio,
+    layer_frame,
+    memory_frame,
+    network_frame,
+    step_frame,
+    training_steps,
+)
+from basisconv.study.report.timing_tables import speedup
 from basisconv.study.run import Record, Section
-
-FORMS = ("subset", "full")
-"""The arms that are the method as it is meant: its two forms, run factored."""
-_STEP = "training step"
-_PLACE = "measured on"
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Speed-ups of layers and networks beside what their arithmetic allows, on every device."""
     devices: Any = section.facts["devices"]
     layers, networks, memory = layer_frame(devices), network_frame(devices), memory_frame(devices)
-    told = [_settings(d) for d in devices]
-    where = " ".join(told)
     ratio = headline_ratio(layers)
+    steps = step_frame(networks, memory, ratio)
     f = text.share(ratio)
+    told = _settings(devices)
     return Report(
         section.name,
         section.profile,
         tables={
-            "timing_layers": _table(
-                layers, _shown_layers(layers, ratio),
+            "timing_steps": timing_tables.table(
+                steps, timing_tables.shown_steps(steps), ["network", "MACs"],
+                f"Speed-up of a whole training step over dense at f = {f}, subset form: median "
+                "with quartiles over interleaved turns. Bound: Amdahl's, in which each convolution "
+                "shrinks by its executed MACs and all else stays; share: what is realised of it; "
+                f"memory: the step's peak, of dense's. {told}",
+            ),
+            "timing_layers": timing_tables.table(
+                layers, timing_tables.shown_layers(layers, ratio), ["layer", "MACs"],
                 f"Speed-up of single layers over dense, forward and backward, at f = {f}: medians "
                 "over interleaved turns, of the subset form with quartiles. MACs: the ratio of "
                 "executed MACs of the subset and full forms; share: what the subset form realises "
                 "of it; bound: by the roofline, forward. Peers are run at the same rank, CP with "
-                f"the subset form's parameters. {where}",
+                f"the subset form's parameters. {told}",
             ),
-            "timing_networks": _table(
-                networks, _shown_networks(networks),
-                "Speed-up of whole networks over dense, subset form, median with quartiles over "
-                "interleaved turns. Bound: Amdahl's, in which each convolution shrinks by its "
-                f"executed MACs and all else stays; share: what is realised of it. {where}",
+            "timing_networks": timing_tables.table(
+                networks, timing_tables.shown_networks(networks), ["network", "f", "MACs"],
+                "Speed-up of whole networks over dense, subset form, at every f: forward pass and "
+                f"training step, with its bound and share, as in the table of f = {f}. {told}",
             ),
-            "timing_memory": _table(
-                memory, _shown_memory(memory),
-                f"Peak memory of a training step, subset form beside dense. {where}",
+            "timing_memory": timing_tables.table(
+                memory, timing_tables.shown_memory(memory), ["network", "f"],
+                f"Peak memory of a training step, subset form beside dense. {told}",
             ),
         },
         figures={
@@ -54,7 +65,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 share_figure(layers, ratio), layers,
                 f"Speed-up of each distinct layer over dense at f = {f}, forward and backward: "
                 "median and quartiles. Grey bars: what the executed multiplications promise; "
-                f"ticks: the bound by the roofline. {where}",
+                f"ticks: the bound by the roofline. {told}",
             ),
             "timing_roofline": Plot(
                 roofline_figure(layers, devices), layers,
@@ -67,174 +78,52 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     )  # fmt: skip
 
 
-def layer_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a device, precision, batch, layer, share of basis filters and arm."""
-    names = ("layer", "precision", "batch", "arm", "ratio", "macs_ratio", "share", "intensity",
-             "gmac_s", "bound_speedup")  # fmt: skip
-    rows = [
-        {"device": device_name(d), **{k: row[k] for k in names},
-         **_timed(row["forward"], "forward_"), **_timed(row["both"])}
-        for d in devices
-        for row in d["layers"]
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def network_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a device, precision, batch, network, share of basis filters, form and thing timed."""
-    names = ("network", "width", "precision", "batch", "arm", "ratio", "what", "macs_ratio",
-             "bound_speedup", "share")  # fmt: skip
-    rows = [
-        {"device": device_name(d), **{k: row[k] for k in names}, **_timed(row)}
-        for d in devices
-        for row in d["networks"]
-    ]
-    return pd.DataFrame(rows)
-
-
-def memory_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a device, precision, batch, network and share of basis filters."""
-    return pd.DataFrame([{"device": device_name(d), **row} for d in devices for row in d["memory"]])
-
-
-def training_steps(networks: pd.DataFrame) -> pd.DataFrame:
-    """Of a network frame, forward, backward and update together."""
-    return networks[networks["what"] == _STEP]
-
-
-def headline_ratio(layers: pd.DataFrame) -> float:
-    """The share of basis filters that figures show: the middle one."""
-    ratios = sorted(set(layers["ratio"]))
-    return float(ratios[(len(ratios) - 1) // 2])
-
-
-def _timed(timing: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    names = ("median_ms", "iqr_ms", "speedup", "speedup_low", "speedup_high")
-    return {f"{prefix}{name}": timing[name] for name in names}
-
-
-def _settings(facts: Mapping[str, Any]) -> str:
-    settings = facts["settings"]
-    threads = text.plural(int(settings["threads"]), "thread")
-    return (
-        f"{device_name(facts)}: {settings['layout']}, {threads}, compile {settings['compile']}, "
-        f"torch {facts['device']['torch']}, {settings['repeats']} turns for layers and "
-        f"{settings['network_repeats']} for networks."
-    )
-
-
-def _speedup(row: Any) -> str:
-    return text.with_interval(row.speedup, row.speedup_low, row.speedup_high, 2, unit="×")
-
-
-def _where(row: Any) -> str:
-    return f"{row.device}, {row.precision}, batch {row.batch}"
-
-
-def _table(frame: pd.DataFrame, shown: pd.DataFrame, caption: str) -> Table:
-    """A table that names where its rows were measured in a column, or once for all of them."""
-    places = set(shown[_PLACE])
-    if len(places) == 1:
-        return Table(frame, shown.drop(columns=_PLACE), f"{caption} All rows: {places.pop()}.")
-    return Table(frame, shown, caption)
-
-
-def _shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
-    here = layers[layers["ratio"] == ratio]
-    others = [arm for arm in dict.fromkeys(here["arm"]) if arm != "subset"]
-    rows = []
-    for (_, _, _, layer), group in here.groupby(
-        ["device", "precision", "batch", "layer"], sort=False
-    ):
-        arms = {r.arm: r for r in group.itertuples()}
-        subset = arms["subset"]
-        rows.append(
-            {
-                _PLACE: _where(subset),
-                "layer": layer,
-                "MACs": f"{subset.macs_ratio:.2f}×",
-                "subset": _speedup(subset),
-                "share": f"{100 * subset.share:.0f} %",
-                "bound": f"{subset.bound_speedup:.2f}×",
-                **{a: f"{arms[a].speedup:.2f}×" if a in arms else text.NOTHING for a in others},
-            }
+def _settings(devices: Sequence[Mapping[str, Any]]) -> str:
+    """How the devices ran, those that ran alike together."""
+    alike: dict[str, list[str]] = {}
+    for facts in devices:
+        settings = facts["settings"]
+        how = (
+            f"{settings['layout']}, {text.plural(int(settings['threads']), 'thread')}, compile "
+            f"{settings['compile']}, torch {facts['device']['torch']}, {settings['repeats']} turns "
+            f"for layers and {settings['network_repeats']} for networks."
         )
-    return pd.DataFrame(rows)
-
-
-def _shown_networks(networks: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    keys = ["device", "precision", "batch", "network", "width", "ratio"]
-    for _, group in networks[networks["arm"] == "subset"].groupby(keys, sort=False):
-        forward, step = (
-            next(group[group["what"] == what].itertuples()) for what in ("forward", _STEP)
-        )
-        rows.append(
-            {
-                _PLACE: _where(step),
-                "network": f"{text.network(step.network)}, width {step.width}",
-                "f": text.share(step.ratio),
-                "MACs": f"{step.macs_ratio:.2f}×",
-                "forward": _speedup(forward),
-                "training step": _speedup(step),
-                "step, ms": f"{step.median_ms:.0f}",
-                "bound": f"{step.bound_speedup:.2f}×",
-                "share": f"{100 * step.share:.0f} %",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _shown_memory(memory: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            _PLACE: _where(r),
-            "network": f"{text.network(r.network)}, width {r.width}",
-            "f": text.share(r.ratio),
-            "dense, MB": f"{r.dense_peak_mb:.0f}",
-            "basis, MB": f"{r.peak_mb:.0f}",
-            "ratio": f"{r.peak_mb / r.dense_peak_mb:.2f}",
-        }
-        for r in memory.itertuples()
-    ]
-    return pd.DataFrame(rows)
+        alike.setdefault(how, []).append(places.device_name(facts))
+    return " ".join(f"{text.listed(names)}: {how}" for how, names in alike.items())
 
 
 def _numbers(
-    layers: pd.DataFrame, networks: pd.DataFrame, memory: pd.DataFrame, told: Sequence[str]
+    layers: pd.DataFrame, networks: pd.DataFrame, memory: pd.DataFrame, told: str
 ) -> dict[str, Any]:
     steps = training_steps(networks)
     # The benchmark's first network is the study's own; its figure comes first, not the best one's.
-    first = steps[(steps["ratio"] == headline_ratio(layers)) & (steps["arm"] == FORMS[0])].iloc[0]
+    own = steps[(steps["ratio"] == headline_ratio(layers)) & (steps["arm"] == FORMS[0])]
+    first = own.iloc[0]
+    own = own[(own["network"] == first["network"]) & (own["width"] == first["width"])]
     best = steps.loc[steps["speedup"].idxmax()]
-    ours = layers[layers["arm"].isin(FORMS)]
-    low, high = 100 * ours["share"].min(), 100 * ours["share"].max()
-    slow = ours[ours["speedup_high"] < 1]
     grown = memory["peak_mb"] / memory["dense_peak_mb"]
-    findings = [
-        f"A training step of {_step(first)} runs {_speedup(first)} as fast as dense on "
-        f"{_where(first)}, where its executed multiplications promise {first.macs_ratio:.2f}× and "
-        f"Amdahl's law allows {first.bound_speedup:.2f}×.",
-        f"The largest gain of a training step is that of {_step(best)}: {_speedup(best)} in the "
-        f"{best.arm} form, where Amdahl's law allows {best.bound_speedup:.2f}×.",
-        f"Single layers, forward and backward, realise {low:.0f} to {high:.0f} % of what their "
-        "multiplications promise"
-        + (
-            f"; {len(slow)} of {len(ours)} timings, each form apart, are slower than dense."
-            if len(slow)
-            else "."
-        ),
-        _against_peers(layers),
-        f"Peak memory of a training step is at most {grown.max():.2f} times that of dense.",
-    ]
     rebuilt = layers[layers["arm"].str.contains("rebuilt")]
     gain = (rebuilt["speedup_low"] > 1).sum()
-    findings.append(
-        f"Rebuilding the dense kernel saves time in {gain} of {len(rebuilt)} timings of layers."
+    runs = [f"{speedup(r)} on {places.told(r)}" for r in own.itertuples()]
+    bounds = [f"{r.bound_speedup:.2f}×" for r in own.itertuples()]
+    headline = (
+        f"Against dense, a training step of {_step(first)}, where the executed multiplications "
+        f"promise {first.macs_ratio:.2f}×, speeds up {text.listed(runs)}; Amdahl's law allows "
+        f"{text.listed(bounds)}."
     )
+    findings = [
+        headline,
+        f"The largest gain of a training step is that of {_step(best)} on {places.told(best)}: "
+        f"{speedup(best)} in the {best.arm} form, where Amdahl's law allows "
+        f"{best.bound_speedup:.2f}×.",
+        _realised(layers[layers["arm"].isin(FORMS)]),
+        _against_peers(layers),
+        f"Peak memory of a training step is at most {grown.max():.2f} times that of dense.",
+        f"Rebuilding the dense kernel saves time in {gain} of {len(rebuilt)} timings of layers.",
+    ]
     return {
-        "values": {}, "headline": findings[0], "findings": [f for f in findings if f],
-        "notes": [f"Measured on {line}" for line in told], "settings": " ".join(told),
+        "values": {}, "headline": headline, "findings": [f for f in findings if f],
+        "notes": [f"Measured on {told}"], "settings": told,
     }  # fmt: skip
 
 
@@ -242,25 +131,38 @@ def _step(row: Any) -> str:
     return f"{text.network(row.network)} at width {row.width} and f = {text.share(row.ratio)}"
 
 
-def _against_peers(layers: pd.DataFrame) -> str:
-    """How much faster the subset form is than each peer at the same share of basis filters.
-
-    What that would be with the subset form at its bound is told beside it.
-    """
-    keys = ["device", "precision", "batch", "layer", "ratio"]
-    ours = layers[layers["arm"] == "subset"].set_index(keys)
-    room = ours["bound_speedup"].astype(float) / ours["speedup"]
-    told = []
-    for peer in [arm for arm in dict.fromkeys(layers["arm"]) if arm.startswith("tensorly")]:
-        theirs = layers[layers["arm"] == peer].set_index(keys)["median_ms"]
-        faster = theirs / ours["median_ms"]
-        told.append(
-            f"{peer} {faster.median():.1f} ({faster.min():.1f} to {faster.max():.1f}), at that "
-            f"form's bound {(faster * room).median():.1f}"
+def _realised(ours: pd.DataFrame) -> str:
+    """How much of the saving in multiplications the layers of each place see."""
+    parts = []
+    for place in places.of(ours):
+        share, slow = 100 * place.rows["share"], (place.rows["speedup_high"] < 1).sum()
+        parts.append(
+            f"{share.min():.0f} to {share.max():.0f} % on {place.name}, where {slow} of "
+            f"{len(place.rows)} timings are slower than dense"
         )
-    if not told:
-        return ""
     return (
-        f"How many times longer a peer takes than the subset form, forward and backward, median "
-        f"over layers (least to most): {'; '.join(told)}."
+        "Of what their multiplications promise, single layers, each form apart, realise forward "
+        f"and backward {'; '.join(parts)}."
+    )
+
+
+def _against_peers(layers: pd.DataFrame) -> str:
+    """How much faster the subset form is than each peer at the same share of basis filters."""
+    parts: dict[str, list[str]] = {}
+    for place in places.of(layers):
+        rows = place.rows.set_index(["layer", "ratio"])
+        ours = rows[rows["arm"] == FORMS[0]]
+        room = ours["bound_speedup"].astype(float) / ours["speedup"]
+        for peer in [arm for arm in dict.fromkeys(rows["arm"]) if arm.startswith("tensorly")]:
+            longer = rows[rows["arm"] == peer]["median_ms"] / ours["median_ms"]
+            parts.setdefault(peer, []).append(
+                f"{longer.median():.1f} ({longer.min():.1f} to {longer.max():.1f}; "
+                f"{(longer * room).median():.1f}) on {place.name}"
+            )
+    if not parts:
+        return ""
+    told = "; ".join(f"{peer} {text.listed(part)}" for peer, part in parts.items())
+    return (
+        "How many times longer a peer takes than the subset form, forward and backward, median "
+        f"over layers (least to most; the median were that form at its bound): {told}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from basisconv.study.report import style, text
+from basisconv.study.report import places, style, text
 
 _BLUE = style.LOOKS["basis"].colour
 # Arm -> colour, marker, fill: ours are the basis form's blue, peers grey.
@@ -25,12 +26,8 @@ _ARMS = {
     "tensorly-torch CP": (style.ZERO, "+", style.ZERO),
 }
 _RATIO_MARKERS = "v^oDs"
-
-
-def device_name(facts: Mapping[str, Any]) -> str:
-    """As in "AMD EPYC (AVX2)"; a GPU's name says it all."""
-    device, kind = facts["device"]["device"], facts["device"]["device_kind"]
-    return str(device) if kind == device else f"{device} ({kind.split()[-1]})"
+_ABREAST = 3
+"""Panels side by side, at most."""
 
 
 def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
@@ -38,7 +35,7 @@ def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
     titles = list(dict.fromkeys(layers["layer"]))
     here = layers[layers["ratio"] == ratio]
     with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 0.95 + 0.36 * len(titles))
+        made = style.figure(style.TWO_COLUMNS, 0.6 + _rows(here) * (0.45 + 0.36 * len(titles)))
         panels = _panels(made, here)
         arms = [arm for arm in _ARMS if (here["arm"] == arm).any()]
         for axes, rows in panels:
@@ -47,6 +44,7 @@ def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("times faster than dense")
         panels[0][0].invert_yaxis()
+        panels[0][0].set_xlim(left=0)  # of all panels: set once what each of them shows is drawn
         handles = [_handle(arm) for arm in arms]
         handles += [
             Line2D([], [], color=style.FAINT, linewidth=5, label="promised by MACs"),
@@ -68,7 +66,7 @@ def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) 
     line = np.geomspace(low, high, 200)
     ratios = sorted(set(here["ratio"]))
     with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 2.6)
+        made = style.figure(style.TWO_COLUMNS, 0.4 + _rows(here) * 2.3)
         panels = _panels(made, here)
         for axes, rows in panels:
             machine = _machine(rows, devices)
@@ -96,21 +94,29 @@ def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) 
     return made
 
 
-def _panels(made: Figure, rows: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
-    """A panel for each device, precision and batch, titled so."""
-    groups = list(rows.groupby(["device", "precision", "batch"], sort=False))
-    axes = made.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for letter, each, ((device, precision, batch), _) in zip(
-        "abcdefghijkl", axes, groups, strict=False
-    ):
-        style.panel(each, letter, f"{device}, {precision}, batch {batch}")
-    return [(each, group) for each, (_, group) in zip(axes, groups, strict=True)]
+def _rows(frame: pd.DataFrame) -> int:
+    """How many rows of panels there are."""
+    return math.ceil(len(places.of(frame)) / _ABREAST)
+
+
+def _panels(made: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
+    """A panel for each place, titled with it."""
+    found = places.of(frame)
+    grid = made.subplots(
+        _rows(frame), min(len(found), _ABREAST), sharex=True, sharey=True, squeeze=False
+    )
+    for spare in grid.flat[len(found) :]:
+        spare.set_axis_off()
+    for axes, place in zip(grid.flat, found, strict=False):
+        device, *how = place.name.rsplit(", ", 2)
+        style.panel(axes, place.letter, f"{device}\n{', '.join(how)}")
+    return [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
 
 
 def _machine(rows: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
     """What the machine that some rows were measured on can do in their precision."""
     first = rows.iloc[0]
-    (found,) = (d for d in devices if device_name(d) == first["device"])
+    (found,) = (d for d in devices if places.device_name(d) == first["device"])
     machine: Mapping[str, float] = found["machine"][first["precision"]]
     return machine
 
@@ -133,7 +139,6 @@ def _bars(axes: Axes, rows: pd.DataFrame, titles: Sequence[str], arms: Sequence[
         bounds = here["bound_speedup"].astype(float)
         axes.plot(bounds, y, "|", color=style.INK, markersize=4)
     axes.axvline(1, color=style.look("dense").colour, linewidth=0.9)
-    axes.set_xlim(left=0)
 
 
 def _handle(arm: str) -> Line2D:
