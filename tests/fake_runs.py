@@ -51,7 +51,7 @@ def make_record(
         error=None if status == "done" else "Traceback\nRuntimeError: no luck",
         measurement=Measurement(
             seconds={"total": seconds},
-            environment={"device_kind": kind or device_kind()},
+            environment={"device": "Some CPU", "device_kind": kind or device_kind()},
             peak_memory_bytes=1,
         ),
     )

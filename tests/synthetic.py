@@ -76,7 +76,9 @@ class Maker:
 def make_record(run: Run, accuracy: float, loss: float, *, diverged: bool = False) -> Record:
     """A record of a run that reached an accuracy (a fraction) at the end of four epochs."""
     measurement = Measurement(
-        seconds={"total": 1.0}, environment={"device_kind": "cpu"}, peak_memory_bytes=1
+        seconds={"total": 1.0},
+        environment={"device": "Some CPU", "device_kind": "cpu x86_64 AVX2"},
+        peak_memory_bytes=1,
     )
     if diverged:
         return Record(

@@ -27,7 +27,7 @@ from basisconv.study.report import (
 )  # fmt: skip
 from basisconv.study.report.output import Report, Table
 from basisconv.study.report.text import NOTHING
-from basisconv.study.run import Section
+from basisconv.study.run import Record, Section
 
 SECTIONS, RECORDS = synthetic.all_sections()
 
@@ -415,6 +415,30 @@ def test_findings_of_several_devices_are_told_apart() -> None:
     assert "where 4 of 28 timings" in told[2]
     assert "20 to 45 % on Some CPU, 2 cores (AVX512)" in told[2]
     assert "where 28 of 28 timings" in told[2]
+
+
+def test_a_section_says_which_devices_trained_its_runs() -> None:
+    section = SECTIONS["03_sensitivity"]
+    first, second, third, *rest = section.run_ids
+
+    def on(run_id: str, device: str, kind: str) -> Record:
+        record = RECORDS[run_id]
+        environment = {"device": device, "device_kind": kind}
+        measurement = record.measurement.model_copy(update={"environment": environment})
+        return record.model_copy(update={"measurement": measurement})
+
+    moved = "cpu x86_64 AVX2 then cpu x86_64 AVX512"
+    some = {
+        first: on(first, "Intel(R) Xeon(R) Processor", "cpu x86_64 AVX512"),
+        second: on(second, "Intel(R) Xeon(R) Processor", moved),
+        third: on(third, "NVIDIA H100", "NVIDIA H100"),
+    }
+    notes = report.build(section, {**RECORDS, **some}).numbers["notes"]
+    assert notes[-1] == (
+        "Trained: 1 run on Intel Xeon (AVX2 then AVX512), 1 run on Intel Xeon (AVX512), 1 run on "
+        f"NVIDIA H100 and {len(rest)} runs on Some CPU (AVX2)."
+    )
+    assert "Trained" not in " ".join(built("06_timing").numbers["notes"])
 
 
 @pytest.mark.parametrize("places", [2, 4])

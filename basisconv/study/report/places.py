@@ -1,26 +1,42 @@
-"""Where a timing was made: a device, a precision and a batch size, and a letter for each.
+"""Where things were measured: the devices of trainings, and the places of timings.
 
-Tables and figures of several devices name a row's place by its letter; captions tell the letters.
+A timing's place is a device, a precision and a batch size. Tables and figures of several name a
+row's place by its letter; captions tell the letters.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
+
+from basisconv.study.report import text
+from basisconv.study.run import Record
 
 KEYS = ["device", "precision", "batch"]
 _NOISE = re.compile(r"\((R|TM)\)| Processor\b")
 
 
-def device_name(facts: Mapping[str, Any]) -> str:
+def device_name(environment: Mapping[str, Any]) -> str:
     """As in "AMD EPYC (AVX2)", less what makers add to every name; a GPU's name says it all."""
-    device, kind = facts["device"]["device"], facts["device"]["device_kind"]
+    device, kind = environment["device"], environment["device_kind"]
     if kind == device:
         return str(device)
-    return f"{_NOISE.sub('', device)} ({kind.split()[-1]})"
+    # A run that went on elsewhere names the kinds one after the other.
+    kinds = " then ".join(part.split()[-1] for part in kind.split(" then "))
+    return f"{_NOISE.sub('', device)} ({kinds})"
+
+
+def trained_on(records: Iterable[Record]) -> list[str]:
+    """A sentence that says which devices trained some runs, if there are any."""
+    found = Counter(device_name(record.measurement.environment) for record in records)
+    if not found:
+        return []
+    runs = [f"{text.plural(n, 'run')} on {name}" for name, n in sorted(found.items())]
+    return [f"Trained: {text.listed(runs)}."]
 
 
 def told(row: Any) -> str:

@@ -88,7 +88,7 @@ def _settings(devices: Sequence[Mapping[str, Any]]) -> str:
             f"{settings['compile']}, torch {facts['device']['torch']}, {settings['repeats']} turns "
             f"for layers and {settings['network_repeats']} for networks."
         )
-        alike.setdefault(how, []).append(places.device_name(facts))
+        alike.setdefault(how, []).append(places.device_name(facts["device"]))
     return " ".join(f"{text.listed(names)}: {how}" for how, names in alike.items())
 
 

@@ -116,7 +116,7 @@ def _panels(made: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]
 def _machine(rows: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
     """What the machine that some rows were measured on can do in their precision."""
     first = rows.iloc[0]
-    (found,) = (d for d in devices if places.device_name(d) == first["device"])
+    (found,) = (d for d in devices if places.device_name(d["device"]) == first["device"])
     machine: Mapping[str, float] = found["machine"][first["precision"]]
     return machine
 

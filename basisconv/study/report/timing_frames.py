@@ -20,7 +20,7 @@ def layer_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     names = ("layer", "precision", "batch", "arm", "ratio", "macs_ratio", "share", "intensity",
              "gmac_s", "bound_speedup")  # fmt: skip
     rows = [
-        {"device": places.device_name(d), **{k: row[k] for k in names},
+        {"device": places.device_name(d["device"]), **{k: row[k] for k in names},
          **_timed(row["forward"], "forward_"), **_timed(row["both"])}
         for d in devices
         for row in d["layers"]
@@ -33,7 +33,7 @@ def network_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     names = ("network", "width", "precision", "batch", "arm", "ratio", "what", "macs_ratio",
              "bound_speedup", "share")  # fmt: skip
     rows = [
-        {"device": places.device_name(d), **{k: row[k] for k in names}, **_timed(row)}
+        {"device": places.device_name(d["device"]), **{k: row[k] for k in names}, **_timed(row)}
         for d in devices
         for row in d["networks"]
     ]
@@ -43,7 +43,7 @@ def network_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def memory_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a device, precision, batch, network and share of basis filters."""
     return pd.DataFrame(
-        [{"device": places.device_name(d), **row} for d in devices for row in d["memory"]]
+        [{"device": places.device_name(d["device"]), **row} for d in devices for row in d["memory"]]
     )
 
 
