@@ -17,6 +17,7 @@ from basisconv.study.report import text
 from basisconv.study.run import Record
 
 KEYS = ["device", "precision", "batch"]
+"""The columns of a frame that are a place."""
 _NOISE = re.compile(r"\((R|TM)\)| Processor\b")
 
 
