@@ -74,8 +74,8 @@ def build(
             f"{', '.join(_BUILDERS)}; {CLAIMS_NAME} is made by build_claims."
         )
     report = _BUILDERS[section.name](section, records)
-    own = [records[run_id] for run_id in section.run_ids]
-    report.numbers["notes"] = [*report.numbers["notes"], *places.trained_on(own)]
+    own = (records[run_id] for run_id in section.run_ids)
+    report.numbers["notes"] += places.trained_on(own)
     trial = section.profile in style.TRIAL_PROFILES if preliminary is None else preliminary
     if trial:
         for name, plot in report.figures.items():

@@ -109,7 +109,11 @@ def _panels(made: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]
         spare.set_axis_off()
     for axes, place in zip(grid.flat, found, strict=False):
         device, *how = place.name.rsplit(", ", 2)
-        style.panel(axes, place.letter, f"{device}\n{', '.join(how)}")
+        title = f"{device}\n{', '.join(how)}"
+        if len(found) == 1:  # captions tell letters of several alone
+            axes.set_title(title)
+        else:
+            style.panel(axes, place.letter, title)
     return [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
 
 

@@ -36,8 +36,8 @@ def _with_letters(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The frame with its places' letters, rows that differ in their place alone together."""
     letters = [place.rows.assign(**{_PLACE: place.letter}) for place in places.of(frame)]
     rows = pd.concat(letters)
-    order = rows.groupby(list(by), sort=False).ngroup()
-    return rows.assign(order=order).sort_values(["order", _PLACE], kind="stable")
+    # Places stay in their order within each group: those of a frame come one after the other.
+    return pd.concat([group for _, group in rows.groupby(list(by), sort=False)])
 
 
 def shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def shown_networks(networks: pd.DataFrame) -> pd.DataFrame:
 
 def _shown_step(row: Any) -> dict[str, str]:
     return {
-        _PLACE: row.on,
+        _PLACE: getattr(row, _PLACE),
         "training step": speedup(row),
         "ms": f"{row.median_ms:.0f}",
         "bound": f"{row.bound_speedup:.2f}×",
@@ -114,7 +114,7 @@ def shown_memory(memory: pd.DataFrame) -> pd.DataFrame:
         {
             "network": _network(r),
             "f": text.share(r.ratio),
-            _PLACE: r.on,
+            _PLACE: getattr(r, _PLACE),
             "dense, MB": f"{r.dense_peak_mb:.0f}",
             "basis, MB": f"{r.peak_mb:.0f}",
             "ratio": f"{r.peak_mb / r.dense_peak_mb:.2f}",
