@@ -12,6 +12,7 @@ from synthetic import all_sections
 
 from basisconv.study import paper
 from basisconv.study.parameters import NOTEBOOKS
+from basisconv.study.profiles import load_profile
 from basisconv.study.protocol import published_folder
 from basisconv.study.publish import publish, published
 from basisconv.study.report import build_claims
@@ -96,6 +97,12 @@ def test_a_notebook_stores_what_is_published_now(name: str) -> None:
         assert stored, "the section is published, and its notebook does not show it"
         now = {table: report.tables[table]._repr_html_() for table in stored}
         assert stored == now, "published anew since the notebook was executed: make notebooks"
+
+
+def test_the_desk_frontier_has_the_subset_that_was_selected() -> None:
+    """What 04 took, not what somebody typed."""
+    taken = published(published_folder("desk"))["04_selection"].facts["selected"]
+    assert load_profile("desk").notebooks.all_layers.selected == taken
 
 
 def test_only_what_is_published_can_be_shown(root: Path) -> None:
