@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from basisconv.layer import INITS, MODES, BasisConv2d, Init
-from basisconv.plan import Plan, check_layer
+from basisconv.plan import Plan, check_plan
 from basisconv.surgery import Convolution, convolutions, module_aliases, swap, untouchable
 
 
@@ -32,8 +32,9 @@ def apply_plan(
 
     Layers in the plan are decomposed, layers that are not become plain `nn.Conv2d` again
     (W = A · B, exact), layers in another basis form are multiplied out and decomposed anew,
-    and layers that match already are left alone. Hooks move to the new layers; parameters are
-    new, so make the optimizer afterwards.
+    and layers that match already are left alone. Hooks and attributes of your own move to the new
+    layers (a hook that writes to `weight` has no effect there, for `weight` is computed);
+    parameters are new, so make the optimizer afterwards.
 
     Args:
         model: the network.
@@ -53,20 +54,13 @@ def apply_plan(
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
-    found = convolutions(model)
-    unknown = [name for name in plan.layers if name not in found]
-    if unknown:
-        raise ValueError(
-            f"The plan names {', '.join(map(repr, unknown))}, which the model does not have. "
-            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
-        )
-    for name, m in plan.layers.items():
-        if why := untouchable(model, name, found[name]):
-            raise ValueError(f"{name} cannot be put in basis form: {why}.")
-        check_layer(name, found[name], m, plan)
+    check_plan(model, plan)
+    for name, conv in convolutions(model).items():
+        if isinstance(conv, BasisConv2d) and (why := untouchable(model, name, conv)):
+            raise ValueError(f"{name} cannot be replaced: {why}.")
     if not inplace:
         model = copy.deepcopy(model)
-        found = convolutions(model)
+    found = convolutions(model)
     replaced: dict[str, nn.Module] = {}
     for name, conv in found.items():
         if name not in plan.layers:
@@ -146,7 +140,12 @@ def load_dense_state_dict(
         if isinstance(layer, BasisConv2d) and isinstance(conv, nn.Conv2d):
             new = _basis_form(name, conv, init=init, **layer.config())
             swap(dense, conv, new, aliases)
-    model.load_state_dict(dense.state_dict())
+    loaded = dense.state_dict()
+    if unlike := loaded.keys() ^ model.state_dict().keys():
+        raise ValueError(
+            f"A parametrization stands in the way, remove it first: {', '.join(sorted(unlike))}."
+        )
+    model.load_state_dict(loaded)
 
 
 def _config(plan: Plan, name: str, conv: Convolution) -> dict[str, Any]:

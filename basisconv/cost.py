@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from basisconv.layer import BasisConv2d
-from basisconv.plan import Plan
+from basisconv.plan import Plan, check_plan
 from basisconv.surgery import Convolution
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class LayerCost:
 
     Attributes:
         name: the layer's name in the model.
-        kind: "Conv2d", "BasisConv2d" or "Linear".
-        input_shape: (N, C_in, H, W) or, for Linear, (…, features).
+        kind: "Conv2d", "BasisConv2d", "Linear", or another convolution's.
+        input_shape: (N, C_in, H, W), or that of the other kinds.
         output_shape: likewise.
         n_basis: basis filters, None for a dense layer.
         parameters: trained numbers, the bias included.
@@ -154,7 +155,8 @@ class Summary:
 def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = None) -> Summary:
     """Measure shapes with one forward pass of zeros and count what each layer costs.
 
-    A layer that the forward pass calls more than once is counted once, for its last call.
+    Convolutions of all kinds and linear layers are counted. One that the forward pass calls more
+    than once is counted once, for its last call.
 
     Args:
         model: the network; it runs in evaluation mode and is left as it was.
@@ -163,23 +165,29 @@ def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = Non
             the model as it stands.
 
     Raises:
-        ValueError: if the plan names a layer that the forward pass does not reach.
+        ValueError: if the plan does not fit the model, or names a layer that the forward pass
+            does not reach.
     """
+    if plan is not None:
+        check_plan(model, plan)
     like = next(model.parameters())
     x = torch.zeros(tuple(input_size), device=like.device, dtype=like.dtype)
-    layers = observe(model, x, (nn.Conv2d, BasisConv2d, nn.Linear))
+    layers = observe(model, x, (_ConvNd, BasisConv2d, nn.Linear))
     rows = []
     first = True
     saved = 0
     for name, (module, given, returned) in layers.items():
         input_shape, output_shape = tuple(given.shape), tuple(returned.shape)
         itemsize = given.element_size()
-        if isinstance(module, nn.Linear):
-            rows.append(_linear(name, module, input_shape, output_shape, itemsize))
-        else:
-            row = _convolution(name, module, plan, input_shape, output_shape, itemsize, first)
-            saved += sum(p.numel() for p in module.parameters()) - row.parameters
+        shapes = input_shape, output_shape
+        if isinstance(module, nn.Conv2d | BasisConv2d):
+            row = _convolution(name, module, plan, *shapes, itemsize, first)
+            if plan is not None:  # a layer may hold more than its form does: only that changes
+                saved += _convolution(name, module, None, *shapes, itemsize, first).parameters
+                saved -= row.parameters
             rows.append(row)
+        else:
+            rows.append(_dense(name, module, *shapes, itemsize, first))
         first = False
     if plan is not None and (unseen := plan.layers.keys() - layers.keys()):
         raise ValueError(
@@ -212,7 +220,8 @@ def observe(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> dict[str, O
     training = [m for m in names if m.training]
     try:
         model.eval()
-        with torch.no_grad():
+        # The hooks' work is not for a compiler: what is compiled runs as it was written.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(x)
     finally:
         for handle in handles:
@@ -222,13 +231,26 @@ def observe(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> dict[str, O
     return seen
 
 
-def _linear(
-    name: str, layer: nn.Linear, inputs: tuple[int, ...], outputs: tuple[int, ...], itemsize: int
+def _dense(
+    name: str,
+    layer: nn.Linear | _ConvNd,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    itemsize: int,
+    first: bool,
 ) -> LayerCost:
-    macs = math.prod(outputs) * layer.in_features
+    """A layer that has no basis form: each weight is used once at each position."""
+    if isinstance(layer, nn.Linear):
+        kind, uses = "Linear", math.prod(outputs) // layer.out_features
+    elif isinstance(layer, _ConvTransposeNd):  # its positions are the input's
+        kind, uses = layer._get_name(), math.prod(inputs) // layer.in_channels
+    else:
+        kind, uses = layer._get_name(), math.prod(outputs) // layer.out_channels
+    macs = uses * layer.weight.numel()
     parameters = sum(p.numel() for p in layer.parameters())
     moved = (math.prod(inputs) + math.prod(outputs) + parameters) * itemsize
-    return LayerCost(name, "Linear", inputs, outputs, None, parameters, macs, macs, 2 * macs, moved)
+    backward = macs if first else 2 * macs
+    return LayerCost(name, kind, inputs, outputs, None, parameters, macs, macs, backward, moved)
 
 
 def _convolution(

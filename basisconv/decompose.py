@@ -6,7 +6,7 @@ A block is a matrix W of shape (rows, columns): `rows` filters, each flattened t
     W  ~  A · B        B: (m, columns) the basis filters      A: (rows, m) the coefficients
 
 In the *full* form A is free. In the *subset* form m of the filters are themselves the basis
-and pass through, so A = [I; C][order] with C of shape (rows - m, m).
+and pass through: those rows of A are the identity's, and the others are C of shape (rows - m, m).
 
 `svd` reaches the best rank-m kernel (Eckart & Young, 1936) in both forms; `qr` keeps m of the
 real filters, chosen by column-pivoted QR, and fits the others to them by least squares.
@@ -32,16 +32,18 @@ class Factors(NamedTuple):
 
     basis: Tensor  # (m, columns)
     coef: Tensor  # (rows - m, m) in the subset form, (rows, m) in the full form
-    order: Tensor | None  # (rows,) into [basis rows, combined rows]; None in the full form
+    passed: Tensor | None  # (rows,) bool: the filter is a basis filter; None in the full form
 
 
 def assemble(factors: Factors) -> Tensor:
     """The coefficient matrix A of shape (rows, m)."""
-    if factors.order is None:
+    if factors.passed is None:
         return factors.coef
-    m = len(factors.basis)
-    identity = torch.eye(m, dtype=factors.coef.dtype, device=factors.coef.device)
-    return torch.cat([identity, factors.coef])[factors.order]
+    coef, m = factors.coef, len(factors.basis)
+    a = coef.new_empty(len(factors.passed), m)
+    a[factors.passed] = torch.eye(m, dtype=coef.dtype, device=coef.device)
+    a[~factors.passed] = coef
+    return a
 
 
 def decompose(
@@ -52,7 +54,8 @@ def decompose(
     Args:
         weight: (rows, columns), any real floating dtype; the factors are float64.
         n_basis: m, from 1 to `rows`. Above the kernel's rank the product is exact and the
-            spare basis filters are real rows (subset) or zeros (full).
+            spare basis filters are real rows (subset) or zeros (full), the latter with
+            coefficients that let them train, as far as independent filters go.
         method: "svd" for the best rank-m kernel, "qr" for m real filters and a least-squares
             fit of the others.
         form: "subset" or "full".
@@ -69,8 +72,8 @@ def decompose(
         raise ValueError(f"method={method!r} is unknown. Methods: {', '.join(METHODS)}.")
     weight = weight.detach().to(torch.float64)
     if form == "subset" and n_basis == rows:  # every filter passes through
-        order = torch.arange(rows, device=weight.device)
-        return Factors(weight, weight.new_zeros(0, rows), order)
+        every = torch.ones(rows, dtype=torch.bool, device=weight.device)
+        return Factors(weight, weight.new_zeros(0, rows), every)
     return (_svd if method == "svd" else _qr)(weight, n_basis, form)
 
 
@@ -82,19 +85,17 @@ def _svd(weight: Tensor, m: int, form: Form) -> Factors:
     u, s, vh = u[:, :rank], s[:rank], vh[:rank] @ right
     if form == "full":
         # sqrt(s) on both sides keeps the two factors' scales, and so their gradients, alike.
-        root = s.sqrt()
-        a = torch.cat([u * root, u.new_zeros(rows, m - rank)], dim=1)
-        b = torch.cat([root[:, None] * vh, vh.new_zeros(m - rank, columns)])
+        left_scale, right_scale = _split(s, _rounding(s, weight))
+        a = torch.cat([u * left_scale, u.new_zeros(rows, m - rank)], dim=1)
+        b = torch.cat([right_scale[:, None] * vh, vh.new_zeros(m - rank, columns)])
         return Factors(b, a, None)
-    picked = pivoted_rows(u, rank)
-    spare = _others(picked, rows)[: m - rank]
-    picked = torch.cat([picked, spare])
-    rest = _others(picked, rows)
+    pivots = pivoted_rows(u, rank)
+    spare = _others(pivots, rows)[: m - rank]
+    rest = _others(torch.cat([pivots, spare]), rows)
     # W_m[rest] = U[rest] S V = (U[rest] U[p]^-1) (U[p] S V): the same best kernel, from real rows.
-    coef = torch.linalg.solve(u[picked[:rank]].T, u[rest].T).T
+    coef = torch.linalg.solve(u[pivots].T, u[rest].T).T
     coef = torch.cat([coef, coef.new_zeros(len(rest), m - rank)], dim=1)
-    basis = (u[picked] * s) @ vh
-    return Factors(basis, coef, torch.argsort(torch.cat([picked, rest])))
+    return _subset((u * s) @ vh, coef, torch.cat([pivots, spare]))
 
 
 def _qr(weight: Tensor, m: int, form: Form) -> Factors:
@@ -103,8 +104,31 @@ def _qr(weight: Tensor, m: int, form: Form) -> Factors:
     rest = _others(picked, len(weight))
     # The pseudo-inverse gives the minimum-norm fit; bases above the rank have many.
     coef = left[rest] @ torch.linalg.pinv(left[picked])
-    factors = Factors(weight[picked], coef, torch.argsort(torch.cat([picked, rest])))
+    factors = _subset(weight, coef, picked)
     return factors if form == "subset" else Factors(factors.basis, assemble(factors), None)
+
+
+def _subset(filters: Tensor, coef: Tensor, picked: Tensor) -> Factors:
+    """Factors whose basis are the picked filters, in the order that they have as outputs."""
+    passed = torch.zeros(len(filters), dtype=torch.bool, device=filters.device)
+    passed[picked] = True
+    return Factors(filters[passed], coef[:, picked.argsort()], passed)
+
+
+def _split(s: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values as two factors: their roots, but 1 and 0 for those that are but rounding.
+
+    Roots of zero on both sides would be a saddle: each factor's gradient is a multiple of the
+    other factor, so a kernel of zeros, a common start of a branch, would stay one for ever.
+    """
+    live = s > rounding
+    root = s.sqrt() * live
+    return torch.where(live, root, 1.0), root
+
+
+def _rounding(s: Tensor, matrix: Tensor) -> Tensor:
+    """Up to where a matrix's singular values s, the largest first, may be nothing but rounding."""
+    return s[:1] * torch.finfo(s.dtype).eps * max(matrix.shape)
 
 
 def pivoted_rows(matrix: Tensor, count: int) -> Tensor:
@@ -143,6 +167,8 @@ def low_rank(coef: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     The SVD is that of coef · L, where B = L · Q has orthonormal rows in Q, so that what is cut
     off is measured in the kernel coef · B and not in the coefficients, whose scale is arbitrary.
+    Channels that the kernel has no use for carry coefficients of basis filters that are zeros, and
+    past those are zero in `out` alone: both can train.
 
     Args:
         coef: (rows, m).
@@ -154,10 +180,17 @@ def low_rank(coef: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     left, _ = _lq(basis)
     u, s, vh = torch.linalg.svd(coef @ left, full_matrices=False)
-    root = s[:rank].sqrt()
-    inner = root[:, None] * vh[:rank] @ torch.linalg.pinv(left)
-    short = rank - len(root)  # fewer singular values than channels: the spare ones are zero
-    outer = torch.cat([u[:, :rank] * root, u.new_zeros(len(u), short)], dim=1)
+    live = min(rank, int((s > _rounding(s, coef)).sum()))
+    root = s[:live].sqrt()
+    outer, inner = u[:, :live] * root, root[:, None] * vh[:live] @ torch.linalg.pinv(left)
+    # Where channels are left the kernel is exact, and this has no part in it.
+    u, s, vh = torch.linalg.svd(coef - outer @ inner, full_matrices=False)
+    u, s, vh = u[:, : rank - live], s[: rank - live], vh[: rank - live]
+    inner_scale, outer_scale = _split(s, _rounding(torch.linalg.svdvals(coef), coef))
+    outer = torch.cat([outer, u * outer_scale], dim=1)
+    inner = torch.cat([inner, inner_scale[:, None] * vh])
+    short = rank - len(inner)  # no row of `out` is left that could use them
+    outer = torch.cat([outer, outer.new_zeros(len(outer), short)], dim=1)
     return outer, torch.cat([inner, inner.new_zeros(short, inner.shape[1])])
 
 

@@ -7,8 +7,9 @@
     x ──────────────────────────────────────────────────────────────▶ y      mode "rebuilt"
                         W = A · basis (C_out filters, k×k)
 
-    subset form:  A = [I; C][order]     m of the outputs are basis filters, the rest combine them
-    full form:    A free                every output combines them
+    subset form:  m of the outputs are basis filters, A's rows of the identity, the rest combine
+                  them by C
+    full form:    A free, every output combines them
 
 With `groups` the convolution, and with `coef_groups` the coefficients too, fall into
 blocks = groups · coef_groups blocks of C_out/blocks outputs, each with its own m/blocks basis
@@ -55,8 +56,9 @@ class BasisConv2d(nn.Module):
             out_channels - m in the subset form; absent when `coef_rank` is set, then
         coef_out: (R, coef_rank) and
         coef_in: (blocks * coef_rank, m/blocks).
-        order: int64 buffer of shape (out_channels,), subset form alone: where each output
-            stands among its block's basis filters followed by the combined ones.
+        passed: buffer of shape (out_channels,), subset form alone: 1 where the output is a basis
+            filter, in the order of `basis`, and 0 where it combines them, in that of `coef`. A
+            real number, so that an average of several models or steps (EMA, SWA) keeps it.
 
     Raises:
         ValueError: for any of these out of its range, naming the range.
@@ -67,7 +69,7 @@ class BasisConv2d(nn.Module):
     coef_out: nn.Parameter
     coef_in: nn.Parameter
     bias: nn.Parameter | None
-    order: Tensor | None
+    passed: Tensor | None
 
     def __init__(
         self,
@@ -117,8 +119,8 @@ class BasisConv2d(nn.Module):
             self.coef_out = parameter(combined, coef_rank)
             self.coef_in = parameter(blocks * coef_rank, n_basis // blocks)
         self.bias = parameter(out_channels) if bias else None
-        order = torch.arange(out_channels, device=device) if form == "subset" else None
-        self.register_buffer("order", order)
+        passed = torch.empty(out_channels, device=device, dtype=dtype)
+        self.register_buffer("passed", passed if form == "subset" else None)
         self.reset_parameters()
 
     @property
@@ -150,7 +152,7 @@ class BasisConv2d(nn.Module):
 
         Each of the m/blocks products that make an entry of W adds v/(m/blocks), so the basis
         filters have variance v = std² and the coefficients blocks/m. Basis filters that pass
-        through are then an ordinary layer's filters.
+        through, the first of each block, are then an ordinary layer's filters.
         """
         fan_in = self.basis[0].numel()
         with torch.no_grad():
@@ -161,6 +163,8 @@ class BasisConv2d(nn.Module):
             matrices = [self.coef] if self.coef_rank is None else [self.coef_out, self.coef_in]
             for matrix in matrices:
                 matrix.copy_(_draw(torch.randn, matrix, generator) * matrix.shape[1] ** -0.5)
+            if self.passed is not None:
+                self.passed.zero_().view(self.blocks, -1)[:, : self.n_basis // self.blocks] = 1
             if self.bias is not None:
                 uniform = 2 * _draw(torch.rand, self.bias, generator) - 1
                 self.bias.copy_(uniform * fan_in**-0.5)
@@ -183,17 +187,17 @@ class BasisConv2d(nn.Module):
             outer = self.coef_out.to(dtype).view(self.blocks, -1, self.coef_rank)
             inner = self.coef_in.to(dtype).view(self.blocks, self.coef_rank, width)
             coef = (outer @ inner).flatten(0, 1)
-        if self.order is None:
+        if self.passed is None:
             return coef
         eye = torch.eye(width, dtype=coef.dtype, device=coef.device)
         if self.blocks == 1:
             stacked = torch.cat([eye, coef])
         else:
             combined = coef.view(self.blocks, -1, width)
-            passed = eye.expand(self.blocks, width, width)
-            stacked = torch.cat([passed, combined], dim=1).flatten(0, 1)
+            eyes = eye.expand(self.blocks, width, width)
+            stacked = torch.cat([eyes, combined], dim=1).flatten(0, 1)
         # Rows of a small matrix move here, never channels of an activation.
-        return stacked.index_select(0, self.order)
+        return stacked.index_select(0, _rows(self.passed.view(self.blocks, -1) > 0.5, width))
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         width = self.n_basis // self.blocks
@@ -267,8 +271,6 @@ class BasisConv2d(nn.Module):
         with torch.no_grad():
             if init == "random":
                 layer.reset_parameters(conv.weight.square().mean().sqrt().item(), generator)
-                if layer.order is not None:
-                    layer.order.copy_(torch.arange(layer.out_channels))
             else:
                 rows = layer.out_channels // layer.blocks
                 flat = conv.weight.detach().reshape(layer.blocks, rows, -1)
@@ -289,10 +291,8 @@ class BasisConv2d(nn.Module):
             pairs = [low_rank(p.coef, p.basis, self.coef_rank) for p in parts]
             self.coef_out.copy_(torch.cat([outer for outer, _ in pairs]))
             self.coef_in.copy_(torch.cat([inner for _, inner in pairs]))
-        if self.order is not None:
-            rows = self.out_channels // self.blocks
-            orders = [p.order + i * rows for i, p in enumerate(parts) if p.order is not None]
-            self.order.copy_(torch.cat(orders))
+        if self.passed is not None:
+            self.passed.copy_(torch.cat([p.passed for p in parts if p.passed is not None]))
 
     def to_conv2d(self) -> nn.Conv2d:
         """The dense layer with kernel `weight`: same function, device, dtype and memory format."""
@@ -360,6 +360,21 @@ def check_basis(
             f"coef_rank={coef_rank!r} is not a whole number from 1 to {width}, the basis filters "
             f"of each of the {blocks} blocks."
         )
+
+
+def _rows(passed: Tensor, width: int) -> Tensor:
+    """Where each output stands when each block's basis filters are followed by its others.
+
+    Args:
+        passed: bool, (blocks, outputs of each).
+        width: basis filters of each block.
+    """
+    blocks, outputs = passed.shape
+    before = passed.cumsum(1)  # basis filters up to here, this one included
+    index = torch.arange(blocks * outputs, device=passed.device).view(blocks, outputs)
+    # An output that combines comes after all basis filters, and no more after those before it.
+    start = index[:, :1]
+    return torch.where(passed, start + before - 1, index + width - before).flatten()
 
 
 def _as_1x1(matrix: Tensor) -> Tensor:

@@ -214,6 +214,21 @@ def basis_filters(out_channels: int, ratio: float) -> int:
     return max(1, round(ratio * out_channels))
 
 
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raise ValueError unless the plan's layers are the model's and have such basis forms."""
+    found = convolutions(model)
+    unknown = [name for name in plan.layers if name not in found]
+    if unknown:
+        raise ValueError(
+            f"The plan names {', '.join(map(repr, unknown))}, which the model does not have. "
+            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
+        )
+    for name, m in plan.layers.items():
+        if why := untouchable(model, name, found[name]):
+            raise ValueError(f"{name} cannot be put in basis form: {why}.")
+        check_layer(name, found[name], m, plan)
+
+
 def check_layer(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
     """Raise ValueError unless the layer has a basis form of the plan's kind with n_basis."""
     try:

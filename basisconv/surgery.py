@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -17,6 +19,14 @@ _HOOKS = (
     "_backward_pre_hooks", "_is_full_backward_hook",
 )  # fmt: skip
 
+_MODULE = frozenset(vars(nn.Module()))
+
+# What a layer of each kind holds; anything beside is not known to the layer that replaces it.
+_HELD = {
+    nn.Conv2d: {"weight", "bias"},
+    BasisConv2d: {"basis", "coef", "coef_out", "coef_in", "bias", "passed"},
+}
+
 
 def convolutions(model: nn.Module) -> dict[str, Convolution]:
     """Every Conv2d (subclasses too) and BasisConv2d by its first name, in the model's order."""
@@ -27,8 +37,11 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
     """Why a convolution must stay as it is, or None where it may be replaced."""
     if name == "":
         return "it is the model itself; use BasisConv2d.from_conv2d"
+    for module in model.modules():
+        if holder := _plain_holder(module, conv):
+            return f"{holder} of a {type(module).__name__} holds it, too; use an nn.ModuleList"
     if isinstance(conv, BasisConv2d):
-        return None
+        return _extra(conv, BasisConv2d)
     kind = type(conv)
     inherited = kind.forward is nn.Conv2d.forward and (
         kind._conv_forward is nn.Conv2d._conv_forward
@@ -41,10 +54,31 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
         return "its weight is not initialised yet; run one batch first"
     if not conv.weight.is_floating_point():
         return f"its weight is {conv.weight.dtype}, not a real floating type"
+    if why := _extra(conv, nn.Conv2d):
+        return why
     own = {id(p) for p in conv.parameters()}
     for module in model.modules():
         if module is not conv and any(id(p) in own for p in module._parameters.values()):
             return f"it shares a parameter with a {type(module).__name__}"
+    return None
+
+
+def _extra(conv: Convolution, kind: type[Convolution]) -> str | None:
+    """Why a layer that holds more than its kind does must stay: pruned ones do, for one."""
+    extra = (conv._parameters.keys() | conv._buffers.keys()) - _HELD[kind]
+    return f"it also holds {', '.join(sorted(extra))}, which its hooks may need" if extra else None
+
+
+def _plain_holder(module: nn.Module, conv: Convolution) -> str | None:
+    """The attribute through which a module would go on calling a layer that was replaced."""
+    for name, value in vars(module).items():
+        if name in _MODULE:
+            continue
+        held = value.values() if isinstance(value, dict) else value
+        if held is conv or (
+            isinstance(value, dict | list | tuple | set) and any(item is conv for item in held)
+        ):
+            return name
     return None
 
 
@@ -57,8 +91,18 @@ def module_aliases(model: nn.Module) -> dict[int, list[str]]:
 
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module, aliases: dict[int, list[str]]) -> None:
-    """Put `new` wherever `old` stands, with the hooks of `old`."""
+    """Put `new` wherever `old` stands, with the hooks and the users' own attributes of `old`."""
     for attribute in _HOOKS:
         setattr(new, attribute, getattr(old, attribute))
+    for attribute in vars(old).keys() - _own_attributes():
+        if not attribute.startswith("_"):
+            setattr(new, attribute, getattr(old, attribute))
     for name in aliases[id(old)]:
         model.set_submodule(name, new)
+
+
+@functools.cache
+def _own_attributes() -> frozenset[str]:
+    """The attributes that the layers themselves have."""
+    plain = nn.Conv2d(1, 1, 1, device="meta")
+    return frozenset(vars(plain)) | frozenset(vars(BasisConv2d(1, 1, 1, 1, device="meta")))

@@ -63,7 +63,20 @@ def compare(
     """
     if not arms or repeats < 1:
         raise ValueError(f"Nothing to time: {len(arms)} arms, {repeats} repeats.")
-    clock = _cuda_seconds if torch.device(device).type == "cuda" else _cpu_seconds
+    device = torch.device(device)
+    if device.type == "cuda":
+        # Events and synchronize are the current device's.
+        with torch.cuda.device(device):
+            return _interleaved(arms, repeats, warmup, _cuda_seconds)
+    return _interleaved(arms, repeats, warmup, _cpu_seconds)
+
+
+def _interleaved(
+    arms: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int,
+    clock: Callable[[Callable[[], object]], float],
+) -> dict[str, Timing]:
     warm = {name: sum(clock(arm) for _ in range(warmup)) for name, arm in arms.items()}
     samples: dict[str, list[float]] = {name: [] for name in arms}
     order, shuffle = list(arms), random.Random(0).shuffle

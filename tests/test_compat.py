@@ -7,11 +7,13 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import basisconv as bc
 from basisconv import BasisConv2d
@@ -196,11 +198,37 @@ def test_an_optimizer_lowers_the_loss(kind):
 def test_casting_a_network_leaves_the_order_of_outputs_alone(dtype):
     model = block().eval()
     cast = copy.deepcopy(model).to(dtype)
-    assert cast.conv1.order.dtype == torch.int64
+    assert torch.equal(cast.conv1.passed.float(), model.conv1.passed)
     tolerance = {torch.float64: 1e-5, torch.bfloat16: 0.1}[dtype]
     torch.testing.assert_close(
         cast(images().to(dtype)).float(), model(images()), rtol=tolerance, atol=tolerance
     )
+
+
+AVERAGES = {
+    # As torchvision's references and timm do, buffers and all.
+    **{f"ema {d}": partial(AveragedModel, avg_fn=lambda a, p, _, d=d: d * a + (1 - d) * p)
+       for d in (0.9, 0.9999, 0.99998)},
+    "torch's ema": partial(AveragedModel, multi_avg_fn=get_ema_multi_avg_fn(0.999)),
+    "swa": partial(AveragedModel),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
+def test_the_average_of_one_network_is_that_network(average):
+    model = block().eval()
+    averaged = average(model, use_buffers=True)
+    for _ in range(60):
+        averaged.update_parameters(model)
+    torch.testing.assert_close(averaged(images()), model(images()), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_of_averaged_state_dicts_has_the_same_form():
+    model = block()
+    twice = {k: (0.7 * v + 0.3 * v).to(v.dtype) for k, v in model.state_dict().items()}
+    other = block()
+    other.load_state_dict(twice)
+    torch.testing.assert_close(other.eval()(images()), model.eval()(images()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -155,13 +155,30 @@ def test_a_summary_prints_and_frames_and_leaves_the_model_alone() -> None:
 SIZE = (1, 1, 2, 2)
 
 
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
         (lambda c: c["layer9"], "No layer 'layer9'"),
         (
             lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE, bc.Plan({"9": 1})),
-            "which the forward pass does not reach",
+            "names '9', which the model does not have",
+        ),
+        (
+            lambda _: bc.summary(Idle(), SIZE, bc.Plan({"idle": 1})),
+            "'?idle'?, which the forward pass",
+        ),
+        (
+            lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE, bc.Plan({"0": 3})),
+            "0: n_basis=3 is not a whole number from 1 to out_channels=2",
         ),
     ],
 )
@@ -184,6 +201,44 @@ def test_a_plans_coef_rank_is_cut_to_what_a_layer_has() -> None:
     plan = bc.Plan({"1": 3, "2": 10}, "full", coef_rank=5)
     promised = bc.summary(model, (1, 3, 9, 9), plan)
     assert promised == bc.summary(bc.apply_plan(model, plan), (1, 3, 9, 9))
+
+
+def test_other_convolutions_count_as_torch_counts_them() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(6, 4, 5, stride=3, groups=2),
+        nn.Unflatten(1, (4, 1, 1)),
+        nn.ConvTranspose3d(4, 2, (1, 1, 3)),
+    )
+    x = torch.randn(2, 3, 9, 7)
+    costs = bc.summary(model, x.shape)
+    assert costs.macs == counted(model, x)[0]
+    kinds = ["Conv2d", "ConvTranspose2d", "Conv1d", "ConvTranspose3d"]
+    assert [row.kind for row in costs.rows] == kinds
+    assert costs.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_what_a_layer_holds_besides_its_form_is_counted() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    held = sum(p.numel() for p in model.parameters())
+    assert held == 2 * 4 * 9 + 4 + 4 + 4 * 4 * 9 + 4
+    assert bc.summary(model, (1, 2, 9, 9)).parameters == held
+    # Two basis filters and their combination into the other two.
+    saved = 4 * 4 * 9 - (2 * 4 * 9 + 2 * 2)
+    assert bc.summary(model, (1, 2, 9, 9), bc.Plan({"1": 2})).parameters == held - saved
+
+
+def test_a_compiled_network_is_counted_and_tuned() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
+    compiled = torch.compile(bc.apply_plan(model, bc.Plan({"1": 2})), backend="eager")
+    x = torch.randn(1, 2, 9, 9)
+    compiled(x)
+    costs = bc.summary(compiled, x.shape)  # type: ignore[arg-type]
+    assert costs["_orig_mod.1"].n_basis == 2
+    assert [row.name for row in bc.tune(compiled, x, repeats=1)] == ["_orig_mod.1"]  # type: ignore[arg-type]
 
 
 def test_a_layer_called_by_keyword_is_counted() -> None:

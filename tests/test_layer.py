@@ -58,10 +58,9 @@ def basis_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 def shuffled(layer: BasisConv2d) -> BasisConv2d:
     """The layer with its outputs in another order within each block, as from_conv2d leaves it."""
-    if layer.order is not None:
-        rows = layer.out_channels // layer.blocks
-        permuted = [torch.randperm(rows) + i * rows for i in range(layer.blocks)]
-        layer.order.copy_(torch.cat(permuted))
+    if layer.passed is not None:
+        for block in layer.passed.view(layer.blocks, -1):
+            block.copy_(block[torch.randperm(len(block))])
     return layer
 
 
@@ -81,8 +80,9 @@ def rebuilt_kernel(layer: BasisConv2d) -> Tensor:
             coef = outer @ layer.coef_in.detach().double().numpy()[i * q : (i + 1) * q]
         filters = basis[i * m : (i + 1) * m]
         block = coef @ filters
-        if layer.order is not None:
-            block = np.concatenate([filters, block])[layer.order[i * rows :][:rows] - i * rows]
+        if layer.passed is not None:
+            sources = {1.0: iter(filters), 0.0: iter(block)}
+            block = np.stack([next(sources[p]) for p in layer.passed[i * rows :][:rows].tolist()])
         kernel.append(block)
     shape = (layer.out_channels, *layer.basis.shape[1:])
     return torch.from_numpy(np.concatenate(kernel)).reshape(shape)

@@ -226,6 +226,26 @@ def normalised(model: nn.Module) -> nn.Module:
     return model
 
 
+def with_pruned_bias(model: nn.Module) -> nn.Module:
+    prune.random_unstructured(model[1], "bias", amount=0.5)
+    return model
+
+
+def with_mask(model: nn.Module) -> nn.Module:
+    model[1].register_buffer("mask", torch.ones(4, 4, 3, 3))
+    return model
+
+
+def in_a_list(model: nn.Module) -> nn.Module:
+    model.taps = [nn.ReLU(), model[1]]
+    return model
+
+
+def in_a_private_dict(model: nn.Module) -> nn.Module:
+    model[2]._before = {"one": model[1]}
+    return model
+
+
 def replaced(layer: nn.Module):
     def change(model: nn.Module) -> nn.Module:
         model[1] = layer
@@ -240,6 +260,10 @@ UNTOUCHABLE = [
     (tied, "shares a parameter with a Conv2d"),
     (with_hook, "computed by a parametrization or a hook"),
     (normalised, "computed by a parametrization or a hook"),
+    (with_pruned_bias, "also holds bias_mask, bias_orig, which its hooks may need"),
+    (with_mask, "also holds mask, which"),
+    (in_a_list, "taps of a Sequential holds it, too"),
+    (in_a_private_dict, "_before of a Conv2d holds it, too"),
     (replaced(nn.LazyConv2d(4, 3)), "not initialised yet"),
     (replaced(nn.Conv2d(4, 4, 3, dtype=torch.complex64)), "not a real floating type"),
 ]
@@ -261,6 +285,28 @@ def test_convolutions_that_cannot_change_are_left_alone_and_reported(change, why
     assert list(model) == was
     kept = model[1]
     assert bc.apply_plan(model, plan, inplace=True)[1] is kept
+
+
+@pytest.mark.parametrize("plan", [Plan({}), Plan({"1": 3})])
+@pytest.mark.parametrize(
+    ("change", "why"), [(lambda m: prune.l1_unstructured(m[1], "basis", 0.5), "basis_mask"),
+                        (in_a_list, "taps of a Sequential")],
+)  # fmt: skip
+def test_a_basis_layer_that_cannot_change_is_not_replaced(change, why, plan):
+    model = bc.apply_plan(nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))), Plan({"1": 2}))
+    change(model)
+    was = list(model)
+    with pytest.raises(ValueError, match=f"^1 cannot be .*{why}"):
+        bc.apply_plan(model, plan, inplace=True)
+    assert list(model) == was
+
+
+def test_a_layer_of_the_users_own_attributes_keeps_them():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].gain = ["0.5"]
+    small = bc.apply_plan(model, Plan({"1": 2}))
+    assert small[1].gain == ["0.5"] and bc.restore(small)[1].gain == ["0.5"]
+    assert not hasattr(small[1], "transposed") and not hasattr(bc.restore(small)[1], "n_basis")
 
 
 def test_a_model_that_is_one_convolution():
@@ -540,6 +586,16 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_as_it_was(damage, messa
     damage(state)
     was = Frozen(model)
     with pytest.raises(ValueError, match=message):
+        bc.load_dense_state_dict(model, state)
+    assert was.same(model)
+
+
+def test_a_parametrized_layer_takes_no_checkpoint_and_keeps_what_it_has():
+    model = bc.apply_plan(network(), Plan({"1.plain": 5}))
+    parametrizations.weight_norm(model[1].plain, "basis")
+    state = {k: v + 1 for k, v in network().state_dict().items()}
+    was = Frozen(model)
+    with pytest.raises(ValueError, match=r"parametrization stands in the way.*1\.plain\.basis"):
         bc.load_dense_state_dict(model, state)
     assert was.same(model)
 

@@ -134,10 +134,12 @@ def command(folder: Path, *more: str) -> subprocess.Popen[str]:
 def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
     tmp_path: Path, number: int, status: int
 ) -> None:
-    study = Study.open("smoke", runs=tmp_path)
+    # Long enough that one worker is not at its end before the other has begun.
+    longer = "notebooks.01_baseline.epochs=8"
+    study = Study.open("smoke", [longer], runs=tmp_path)
     runs = list(draft(study, "01_baseline").runs.values())
     assert len(runs) == study.profile.workers == 2
-    with command(tmp_path, "01_baseline") as process:
+    with command(tmp_path, "01_baseline", "--set", longer) as process:
         end = time.monotonic() + 120
         while not all(len(paths(study.store.checkpoints(r.run_id))) == 2 for r in runs):
             assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -163,5 +165,6 @@ def test_minutes_end_the_command_inside_a_run_and_it_says_what_is_left(tmp_path:
     assert "runs are left" in told and "missing" in out
     study = Study.open("smoke", runs=tmp_path)
     records, put_aside = study.store.all(), list((tmp_path / "checkpoints").iterdir())
-    assert (len(records) > 0 or put_aside) and len(put_aside) <= 2
-    assert told.count("was put aside") == len(put_aside)
+    assert (records or put_aside) and len(put_aside) <= 2
+    # On a fast machine they may be at the next section's, of which no step was taken yet.
+    assert told.count("was put aside: after step ") == len(put_aside)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -49,6 +51,34 @@ def test_arms_take_turns_and_ratios_are_taken_within_a_turn(
     first, third = result["dense"].quartiles
     quartiles = statistics.quantiles(result["dense"].samples, n=4, method="inclusive")
     assert (first, third) == pytest.approx((quartiles[0], quartiles[2]))
+
+
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[str] = ["cuda:0"]
+    at: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            at.append(current[-1])
+
+        def elapsed_time(self, end: object) -> float:
+            return 8.0
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        current.append(str(wanted))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: at.append(current[-1]))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    result = bc.compare({"a": lambda: None}, repeats=2, warmup=1, device="cuda:1")
+    assert set(at) == {"cuda:1"} and len(at) == 3 * 4
+    assert result["a"].samples == (0.008, 0.008)
 
 
 def test_nothing_to_time_is_an_error() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from basisconv.convert import apply_plan
+from basisconv.decompose import pivoted_rows
 from basisconv.layer import BasisConv2d
 from basisconv.study.models import build, initialise, initialise_layer
 from basisconv.study.rng import generator
@@ -34,10 +35,36 @@ def first_network(run: Run, classes: int) -> nn.Module:
     plan = run.phases[0].plan
     if run.init != "random":
         return apply_plan(model, plan, init=run.init, inplace=True)
+    kernels = {name: layer.weight for name, layer in convolutions(model).items()}
     apply_plan(model, plan, init="qr", inplace=True)  # any: the weights are drawn next
-    for name in plan.layers:
-        initialise_layer(model.get_submodule(name), generator(run.seed, "weights", name))
+    for name, layer in convolutions(model).items():
+        if isinstance(layer, BasisConv2d):
+            initialise_layer(layer, generator(run.seed, "weights", name))
+            _pass_pivots(layer, kernels[name])
     return model
+
+
+@torch.no_grad()
+def _pass_pivots(layer: BasisConv2d, kernel: Tensor) -> None:
+    """Let the basis filters as drawn be the outputs that QR picks of a kernel, in that order.
+
+    Any outputs would do; these are those that all Runs have had.
+    """
+    if layer.passed is None:
+        return
+    width = layer.n_basis // layer.blocks
+    basis = layer.basis.unflatten(0, (layer.blocks, width))
+    # The matrix on the basis filters' side, block by block.
+    coef = layer.coef if layer.coef_rank is None else layer.coef_in
+    passed, coefs = layer.passed.view(layer.blocks, -1), coef.view(layer.blocks, -1, width)
+    flat = kernel.to(torch.float64).reshape(*passed.shape, -1)
+    for block in range(layer.blocks):
+        picked = pivoted_rows(flat[block], width)
+        passed[block] = 0
+        passed[block, picked] = 1
+        order = picked.argsort()
+        basis[block] = basis[block, order]
+        coefs[block] = coefs[block][:, order]
 
 
 def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
