@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -144,6 +145,7 @@ def _run(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS
     from basisconv.study.sections import Unfinished, make_section
     from basisconv.study.step_costs import ensure_costs
+    from basisconv.study.stopping import Stop
 
     study = _study(options)
     unknown = [name for name in options.sections if name not in DRAFTS]
@@ -152,16 +154,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(study, options.sections or DRAFTS, options.retry_failed)
         return
-    started = time.monotonic()  # measuring the step times is time, too
-    ensure_costs(study)
+    end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
+    if not ensure_costs(study, Stop(end - time.monotonic())):
+        print("Step times are left to be measured, before any run: the same command goes on.")
+        return
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in options.sections or DRAFTS:
-        minutes = None
-        if options.minutes is not None:
-            minutes = max(0.0, options.minutes - (time.monotonic() - started) / 60)
         try:
-            make_section(study, name, None, minutes, options.retry_failed, seconds)
+            make_section(study, name, None, end, options.retry_failed, seconds)
         except Unfinished as unfinished:
             print(unfinished, file=sys.stderr)
             failed |= dict.fromkeys(unfinished.failed)
@@ -252,7 +253,16 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    print(_told(_study(options).store.merge(options.folder), "added"))
+    from basisconv.study.publish import manifest
+
+    study = _study(options)
+    profile = study.profile.name
+    if others := {entry.section.profile for entry in manifest(options.folder).values()} - {profile}:
+        raise ValueError(
+            f"{options.folder} holds records of profile {', '.join(others)}, not of {profile}: "
+            f"add --profile {min(others)}."
+        )
+    print(f"{_told(study.store.merge(options.folder), 'added')}, in {study.store.folder}")
 
 
 def _told(report: MergeReport, verb: str) -> str:

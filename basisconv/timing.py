@@ -8,6 +8,7 @@ timed after a synchronise; elsewhere the clock is `time.perf_counter`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from basisconv.cost import observe
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.surgery import module_aliases, swap
+
+# Seconds of a sample on CUDA: many launches, and many ticks of its events' clock.
+_CUDA_SAMPLE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ def compare(
         arms: what to call, by name. Each should take a millisecond or more.
         repeats: turns that count.
         warmup: turns before them; their time (compilation, caches) is reported apart.
-        device: where the work runs; on "cuda" it is timed by events on the stream.
+        device: where the work runs; on "cuda" it is timed by events on the stream, so many calls
+            at once that they take some milliseconds: launching them is hidden, as in training,
+            as far as the host is the faster of the two.
 
     Raises:
         ValueError: if there is nothing to time.
@@ -67,23 +73,29 @@ def compare(
     if device.type == "cuda":
         # Events and synchronize are the current device's.
         with torch.cuda.device(device):
-            return _interleaved(arms, repeats, warmup, _cuda_seconds)
-    return _interleaved(arms, repeats, warmup, _cpu_seconds)
+            return _interleaved(arms, repeats, warmup, _cuda_seconds, _CUDA_SAMPLE)
+    return _interleaved(arms, repeats, warmup, _cpu_seconds, 0.0)
 
 
 def _interleaved(
     arms: Mapping[str, Callable[[], object]],
     repeats: int,
     warmup: int,
-    clock: Callable[[Callable[[], object]], float],
+    clock: Callable[[Callable[[], object], int], float],
+    sample: float,
 ) -> dict[str, Timing]:
-    warm = {name: sum(clock(arm) for _ in range(warmup)) for name, arm in arms.items()}
+    """`compare`, by a clock of the seconds that some calls take; a sample has at least so many."""
+    warm, calls = {}, {}
+    for name, arm in arms.items():
+        times = [clock(arm, 1) for _ in range(warmup)]
+        warm[name] = sum(times)
+        calls[name] = math.ceil(sample / times[-1]) if times and sample else 1
     samples: dict[str, list[float]] = {name: [] for name in arms}
     order, shuffle = list(arms), random.Random(0).shuffle
     for _ in range(repeats):
         shuffle(order)
         for name in order:
-            samples[name].append(clock(arms[name]))
+            samples[name].append(clock(arms[name], calls[name]) / calls[name])
     return {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
 
 
@@ -176,17 +188,19 @@ def tune(
     return tuple(rows)
 
 
-def _cpu_seconds(arm: Callable[[], object]) -> float:
+def _cpu_seconds(arm: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
-    arm()
+    for _ in range(calls):
+        arm()
     return time.perf_counter() - start
 
 
-def _cuda_seconds(arm: Callable[[], object]) -> float:
+def _cuda_seconds(arm: Callable[[], object], calls: int) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
-    arm()
+    for _ in range(calls):
+        arm()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000

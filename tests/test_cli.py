@@ -19,6 +19,7 @@ from basisconv.study.files import DamagedFile
 from basisconv.study.protocol import Study
 from basisconv.study.run import Measurement, Record, Result, Run
 from basisconv.study.store import Store
+from basisconv.study.sweep import SweepReport
 from basisconv.study.sweep import sweep as real_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,38 @@ def test_merge_takes_in_what_another_machine_made(
     record.write_bytes(record.read_bytes().replace(b'"val_loss": 1.', b'"val_loss": 0.', 1))
     assert main(["merge", str(tmp_path / "there"), *here]) == 1
     assert record.name in capsys.readouterr().err
+
+
+def test_records_of_another_profile_are_not_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = protocol.published_folder("desk")
+    runs = tmp_path / "runs"
+    assert main(["merge", str(desk), "--profile", "paper", "--runs", str(runs)]) == 1
+    told = capsys.readouterr().err
+    assert "holds records of profile desk, not of paper: add --profile desk." in told
+    assert not runs.exists()
+    assert main(["merge", str(desk), "--profile", "desk", "--runs", str(runs)]) == 0
+    assert capsys.readouterr().out.endswith(f" added, 0 known, in {runs}\n")
+
+
+def test_minutes_are_those_of_the_command_and_not_of_each_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, given = [0.0], []
+
+    def sweep(runs: list[Run], store: Store, minutes: float, **_: object) -> SweepReport:
+        given.append(minutes)
+        now[0] += 60.0
+        for run in runs:
+            store.put(make_record(run))
+        return SweepReport(len(runs), (), ())
+
+    monkeypatch.setattr(sections, "sweep", sweep)
+    monkeypatch.setattr(sections.time, "monotonic", lambda: now[0])
+    study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
+    sections.make_section(study, "04_selection", end=90.0)  # 03 first, which it waits for
+    assert given == [1.5, 0.5]
 
 
 @pytest.mark.usefixtures("fake")

@@ -523,9 +523,10 @@ def test_the_named_folder_may_hold_sets_or_be_one(
         write_pack(raw, folder)
     else:
         publish(raw, write_batches(raw, folder))
-    renamed = tmp_path / "renamed"
-    shutil.copytree(folder, renamed)
-    for named in (folder.parent, folder, renamed):
+    renamed = [tmp_path / "renamed", tmp_path / "other" / name]
+    for copy in renamed:
+        shutil.copytree(folder, copy)
+    for named in (folder.parent, folder, *renamed):
         monkeypatch.setenv("BASISCONV_DATA", str(named))
         assert len(load(name).test) == 100
         other = "cifar100" if name == "cifar10" else "cifar10"

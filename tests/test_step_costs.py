@@ -12,10 +12,13 @@ from fake_runs import make_record, make_run
 from torch import nn
 
 from basisconv.plan import Plan
-from basisconv.study import costs, protocol, step_costs
+from basisconv.study import costs, pace, precision, protocol, step_costs
 from basisconv.study.costs import Step
+from basisconv.study.environment import Unfit
 from basisconv.study.experiments import DRAFTS, draft, selection
 from basisconv.study.files import DamagedFile, read_json
+from basisconv.study.packs import MissingData
+from basisconv.study.precision import Emulated
 from basisconv.study.protocol import Study
 from basisconv.study.step_costs import ensure_costs, measure_costs
 from basisconv.timing import Timing
@@ -98,7 +101,8 @@ def test_steps_are_timed_as_the_profile_trains_them(
         step_costs, "random_images", lambda batch: (images.append(batch), real(batch))[1]
     )
     monkeypatch.setattr(step_costs, "forward_backward", lambda module, x, input_gradient: None)
-    monkeypatch.setattr(step_costs, "training_step", lambda model, x: None)
+    monkeypatch.setattr(step_costs, "training_step", lambda model, x: lambda: None)
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: True)
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
     study = Study.open("smoke", changes, runs=tmp_path / "runs")
@@ -164,6 +168,46 @@ def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
     seen.clear()
     ensure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("emulated", Emulated), ("no data", MissingData), ("no compiler", Unfit)],
+)
+def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
+    fault: str, error: type[Exception], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
+    settings = {
+        "emulated": ["precision=bfloat16"], "no data": ["data=cifar10"], "no compiler": [
+            "compile=true"],
+    }  # fmt: skip
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    monkeypatch.setenv("BASISCONV_DATA", str(tmp_path / "nowhere"))
+
+    def broken(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no g++")
+
+        return forward
+
+    monkeypatch.setattr(pace, "graph", broken)
+    study = Study.open("smoke", [*SETTINGS, *settings[fault]], runs=tmp_path / "runs")
+    with pytest.raises(error, match=r"emulates|nowhere|no g\+\+.*compile=false"):
+        ensure_costs(study)
+    assert not seen and not table.exists()
+
+
+def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
+    study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
+    assert not ensure_costs(study, lambda: len(seen) >= 2)
+    assert len(read_json(table)["rows"]) == len(seen) == 2
+    assert ensure_costs(study) and len(seen) > 2
 
 
 def test_records_without_the_table_that_sized_them_are_not_trained_anew(

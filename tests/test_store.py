@@ -255,6 +255,15 @@ def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_pa
     assert set(store.all()) == set(ids(0, 1, 2, 3))
 
 
+def test_what_is_not_whole_takes_no_place_of_what_is_there(tmp_path):
+    destination = tmp_path / "smoke"
+    publish(filled(tmp_path / "runs", [0, 1]), section(0, 1), destination)
+    before = contents(destination)
+    with pytest.raises(ValueError, match="lacks 1 of its records.* 1 published records.*are kept"):
+        publish(filled(tmp_path / "new", [2]), section(1, 2, 3), destination, incomplete=True)
+    assert contents(destination) == before
+
+
 def test_what_was_never_published_is_not_said_to_be_removed(tmp_path):
     destination = tmp_path / "smoke"
     publish(filled(tmp_path / "runs", [0]), section(0, 1), destination, incomplete=True)

@@ -56,6 +56,7 @@ def test_arms_take_turns_and_ratios_are_taken_within_a_turn(
 def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[str] = ["cuda:0"]
     at: list[str] = []
+    calls: list[int] = []
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -63,9 +64,10 @@ def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> No
 
         def record(self) -> None:
             at.append(current[-1])
+            self.calls = len(calls)
 
-        def elapsed_time(self, end: object) -> float:
-            return 8.0
+        def elapsed_time(self, end: Event) -> float:
+            return 2.0 * (end.calls - self.calls)
 
     @contextmanager
     def device(wanted: torch.device) -> Iterator[None]:
@@ -76,9 +78,11 @@ def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: at.append(current[-1]))
     monkeypatch.setattr(torch.cuda, "device", device)
-    result = bc.compare({"a": lambda: None}, repeats=2, warmup=1, device="cuda:1")
-    assert set(at) == {"cuda:1"} and len(at) == 3 * 4
-    assert result["a"].samples == (0.008, 0.008)
+    # Of 2 ms each: three of them are a sample of 5 ms or more.
+    result = bc.compare({"a": lambda: calls.append(0)}, repeats=4, warmup=2, device="cuda:1")
+    assert set(at) == {"cuda:1"} and len(at) == (2 + 4) * 4
+    assert len(calls) == 2 + 4 * 3
+    assert result["a"].samples == pytest.approx((0.002,) * 4) and result["a"].warmup == 0.004
 
 
 def test_nothing_to_time_is_an_error() -> None:

@@ -136,7 +136,10 @@ def measure_device(repeats: int) -> dict[str, Any]:
                   ("resnet50", 64)],
         ratios=(0.125, 0.25, 0.5),
         batch_sizes=(128, 512, 1024) if on_cuda else (64,),
-        precisions=("bfloat16", "tf32") if on_cuda else ("float32", "bfloat16"),
+        # A GPU older than Ampere has neither of the two.
+        precisions=("bfloat16", "tf32")
+        if on_cuda and native("tf32")
+        else ("float32", "bfloat16"),
         repeats=repeats,
         # torch's own count of threads: it knows of containers, hyper-threads, OMP_NUM_THREADS.
         threads=torch.get_num_threads(),

@@ -46,7 +46,8 @@ def publish(
 
     Raises:
         MissingRuns: if runs of the section have no record, unless it may be incomplete.
-        ValueError: if one of them failed, unless it may be incomplete: those are left out then.
+        ValueError: if one of them failed, unless it may be incomplete: those are left out then;
+            and if an incomplete section would replace published records by none.
         ConflictingResults: if another result of one of them was published already.
         DamagedFile: if a record or the manifest is damaged. In all of these cases nothing is
             written.
@@ -66,14 +67,21 @@ def publish(
     # What was published before counts: this store may be new, on another machine.
     missing = set(lacking(section, destination)) - {record.run_id for record in records}
     entries = {**before, section.name: Entry(not missing, section)}
+    unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
+    removed = tuple(path.stem for path in unnamed if path.exists())
+    if missing and removed:
+        raise ValueError(
+            f"Section {section.name} as asked for lacks {len(missing)} of its records, and would "
+            f"take the place of one with {len(removed)} published records that it has no use for. "
+            "They are kept until it is complete: train what is missing, or publish it with the "
+            "settings that it was published with."
+        )
     report = Store(destination).add(records)
     values = {
         name: {"complete": entry.complete, "section": entry.section.model_dump(mode="json")}
         for name, entry in entries.items()
     }
     write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
-    unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
-    removed = tuple(path.stem for path in unnamed if path.exists())
     for path in unnamed:
         path.unlink(missing_ok=True)
     return PublishReport(report.added, report.known, report.kept, removed)

@@ -7,6 +7,8 @@ report  = make_report(study, section)
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,7 @@ def make_section(
     study: Study,
     name: str,
     parameters: Mapping[str, Any] | None = None,
-    minutes: float | None = None,
+    end: float = math.inf,
     retry_failed: bool = False,
     checkpoint_seconds: float = SECONDS,
 ) -> Section:
@@ -57,7 +59,7 @@ def make_section(
         study: the profile's study.
         name: the notebook.
         parameters: its parameters; the profile's by default.
-        minutes: after these Runs at hand are put aside and no more are started.
+        end: the `time.monotonic()` when Runs at hand are put aside and no more are started.
         retry_failed: train Runs again whose record is a failure.
         checkpoint_seconds: between two checkpoints of a Run.
 
@@ -72,14 +74,15 @@ def make_section(
         try:
             arms = draft(study, name, given)
         except Waiting as waiting:
-            make_section(study, waiting.needs, None, minutes, retry_failed, checkpoint_seconds)
+            make_section(study, waiting.needs, None, end, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
         if study.store.missing(arms.runs.values(), retry_failed):
             # Fetched, or found missing, once and here rather than in each worker for each Run.
             load(study.profile.data, study.profile.train_images)
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
-            minutes=minutes, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            minutes=None if end == math.inf else max(0.0, end - time.monotonic()) / 60,
+            retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
             executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:

@@ -147,7 +147,8 @@ def read_set(name: str, folder: Path) -> RawSet:
         DamagedData: if a file is missing, or is not what its publisher wrote.
     """
     batches = _BATCHES.get(name)
-    if batches is None or (folder / MANIFEST).exists() or folder.name == name:
+    # By what a folder holds: people name theirs as they like.
+    if batches is None or (folder / MANIFEST).exists() or any(folder.glob("*.webp")):
         return read_pack(folder)
     return _read_batches(name, folder)
 

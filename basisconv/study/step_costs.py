@@ -23,11 +23,12 @@ from basisconv.study.costs import (
     settings,
     unmeasured,
 )
-from basisconv.study.environment import device, environment, prepare
+from basisconv.study.data import load
+from basisconv.study.environment import Unfit, device, environment, prepare
 from basisconv.study.experiments import DRAFTS, draft
 from basisconv.study.files import read_json
 from basisconv.study.pace import Running, network, random_images, training_step
-from basisconv.study.precision import convolutions_in
+from basisconv.study.precision import check_native, convolutions_in
 from basisconv.study.profiles import Profile
 from basisconv.study.protocol import Study, cost_table
 from basisconv.timing import compare, forward_backward
@@ -37,19 +38,36 @@ from basisconv.timing import compare, forward_backward
 _AT_A_TIME = 6
 
 
-def ensure_costs(study: Study) -> None:
+def ensure_costs(study: Study, stop: Callable[[], bool] = lambda: False) -> bool:
     """Measure what a profile that wants a cost table lacks of it.
+
+    What the Runs need besides is asked for first, for measuring may take an hour.
+
+    Args:
+        study: the profile's.
+        stop: whether the time for it is over.
+
+    Returns:
+        Whether the table is complete.
 
     Raises:
         ValueError: if rows are lacking in a table of another device.
+        Unfit: if this device only emulates the profile's precision, or cannot compile.
+        MissingData: if the data are not here and cannot be fetched.
         DamagedFile: if the table is gone by which the Runs of the store's records were sized.
     """
     study.check_table()
-    if study.profile.costs == "table" and _lacking(study):
-        measure_costs(study)
+    if study.profile.costs != "table" or not _lacking(study):
+        return True
+    check_native(study.profile.precision)
+    load(study.profile.data, study.profile.train_images)
+    measure_costs(study, stop=stop)
+    return not _lacking(study)
 
 
-def measure_costs(study: Study, repeats: int = 10) -> Path:
+def measure_costs(
+    study: Study, repeats: int = 10, stop: Callable[[], bool] = lambda: False
+) -> Path:
     """Add the steps of a profile's experiments that have no row yet to its cost table.
 
     Every step is timed in this process, beside dense and turn by turn, as the profile trains it:
@@ -59,16 +77,23 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
     machine drifts between two steps. There the layer itself is timed, forward and backward on
     what it is given in the network, and the row is the dense step's less what the layer saves.
 
+    Args:
+        study: the profile's.
+        repeats: turns of each.
+        stop: asked before each measurement; what has no row yet is then left for another time.
+
     Returns:
         The table's path.
 
     Raises:
         ValueError: if the table is of another device or other settings.
+        Unfit: if this device only emulates the profile's precision, or is to compile and cannot.
     """
     profile, path = study.profile, cost_table(study.profile.name)
     here = environment()
     head = {"device": here["device"], "device_kind": here["device_kind"], **settings(profile)}
     check_head(path, head)
+    check_native(profile.precision)
     prepare(profile.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = _lacking(study)
@@ -79,7 +104,11 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
         tqdm(desc="step times", total=len(steps)) as bar,
     ):
         unit = _training_step(profile, reference(profile))
+        if profile.compile:
+            _try(unit)
         for step in steps:
+            if stop():
+                return path
             if not _is_single(step):
                 add_rows(path, head, [_network_row(profile, step, unit, repeats)])
                 bar.update()
@@ -87,10 +116,23 @@ def measure_costs(study: Study, repeats: int = 10) -> Path:
             alike = [step for step in single if step._replace(plan=Plan()) == dense]
             cost = MeasuredCosts(read_json(path), path, profile).of(dense)
             for first in range(0, len(alike), _AT_A_TIME):
+                if stop():
+                    return path
                 some = alike[first : first + _AT_A_TIME]
                 add_rows(path, head, _layer_rows(profile, some, cost, unit, repeats))
                 bar.update(len(some))
     return path
+
+
+def _try(compiled_step: Callable[[], None]) -> None:
+    # Runs whose network does not compile train in eager mode, but the table is of compiled steps.
+    try:
+        compiled_step()
+    except Exception as error:
+        raise Unfit(
+            f"Nothing can be compiled here ({type(error).__name__}: {error}). A C compiler may be "
+            "missing; compile=false does without."
+        ) from error
 
 
 def _network_row(
