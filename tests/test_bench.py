@@ -185,17 +185,21 @@ def test_results_of_several_devices_stand_side_by_side(
     assert "resnet18, width 8, training step" in table and "bfloat16 is left out" in table
 
 
+@pytest.mark.parametrize(
+    ("ampere", "precisions"), [(True, ("bfloat16", "tf32")), (False, ("float32", "bfloat16"))]
+)
 def test_cuda_is_timed_compiled_in_its_own_precisions_and_batches(
-    monkeypatch: pytest.MonkeyPatch,
+    ampere: bool, precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given))
     monkeypatch.setattr(bench, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(bench, "native", lambda precision: ampere)
     bench.measure_device(3)
     monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
     bench.measure_device(3)
     cuda, cpu = asked
-    assert cuda["compiled"] and cuda["precisions"] == ("bfloat16", "tf32")
+    assert cuda["compiled"] and cuda["precisions"] == precisions
     assert cuda["batch_sizes"] == (128, 512, 1024)
     assert not cpu["compiled"] and cpu["precisions"] == ("float32", "bfloat16")
     assert cpu["batch_sizes"] == (64,)
