@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (reproduce, run):
         sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
                          metavar="local|ray", help="who trains; as --set executor=")  # fmt: skip
-    run.add_argument("--minutes", type=_time, default=None,
+    run.add_argument("--minutes", type=_time, default=math.inf,
                      help="stop after these, with a checkpoint of each run at hand")  # fmt: skip
     run.add_argument("--checkpoint-seconds", type=_time, default=None, metavar="SECONDS",
                      help="between two checkpoints of a run; default: 60")  # fmt: skip
@@ -154,15 +154,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(study, options.sections or DRAFTS, options.retry_failed)
         return
-    end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
-    if not ensure_costs(study, Stop(end - time.monotonic())):
+    stop = Stop(60 * options.minutes)  # of all that follows together
+    if not ensure_costs(study, stop):
         print("Step times are left to be measured, before any run: the same command goes on.")
         return
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in options.sections or DRAFTS:
         try:
-            make_section(study, name, None, end, options.retry_failed, seconds)
+            make_section(study, name, None, stop, options.retry_failed, seconds)
         except Unfinished as unfinished:
             print(unfinished, file=sys.stderr)
             failed |= dict.fromkeys(unfinished.failed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from basisconv.layer import INITS, MODES, BasisConv2d, Init
 from basisconv.plan import Plan, check_plan
-from basisconv.surgery import Convolution, convolutions, module_aliases, swap, untouchable
+from basisconv.surgery import Convolution, check_replaceable, convolutions, module_aliases, swap
 
 
 def apply_plan(
@@ -55,9 +55,12 @@ def apply_plan(
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
     check_plan(model, plan)
-    for name, conv in convolutions(model).items():
-        if isinstance(conv, BasisConv2d) and (why := untouchable(model, name, conv)):
-            raise ValueError(f"{name} cannot be replaced: {why}.")
+    dense_again = {
+        name: conv
+        for name, conv in convolutions(model).items()
+        if isinstance(conv, BasisConv2d) and name not in plan.layers
+    }
+    check_replaceable(model, dense_again)
     if not inplace:
         model = copy.deepcopy(model)
     found = convolutions(model)

@@ -183,7 +183,9 @@ def low_rank(coef: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     live = min(rank, int((s > _rounding(s, coef)).sum()))
     root = s[:live].sqrt()
     outer, inner = u[:, :live] * root, root[:, None] * vh[:live] @ torch.linalg.pinv(left)
-    # Where channels are left the kernel is exact, and this has no part in it.
+    if live == rank:
+        return outer, inner
+    # Channels are left: the kernel is exact without them, and they have no part in it.
     u, s, vh = torch.linalg.svd(coef - outer @ inner, full_matrices=False)
     u, s, vh = u[:, : rank - live], s[: rank - live], vh[: rank - live]
     inner_scale, outer_scale = _split(s, _rounding(torch.linalg.svdvals(coef), coef))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -19,13 +19,17 @@ _HOOKS = (
     "_backward_pre_hooks", "_is_full_backward_hook",
 )  # fmt: skip
 
-_MODULE = frozenset(vars(nn.Module()))
-
-# What a layer of each kind holds; anything beside is not known to the layer that replaces it.
-_HELD = {
-    nn.Conv2d: {"weight", "bias"},
-    BasisConv2d: {"basis", "coef", "coef_out", "coef_in", "bias", "passed"},
+# Plain layers of each kind, for what they hold of their own: anything beside is the user's.
+_PLAIN: dict[type[Convolution], list[Convolution]] = {
+    nn.Conv2d: [nn.Conv2d(1, 1, 1, device="meta")],
+    BasisConv2d: [BasisConv2d(1, 1, 1, 1, coef_rank=q, device="meta") for q in (None, 1)],
 }
+_HELD = {
+    kind: {name for conv in convs for name in (*conv._parameters, *conv._buffers)}
+    for kind, convs in _PLAIN.items()
+}
+_ATTRIBUTES = {name for convs in _PLAIN.values() for conv in convs for name in vars(conv)}
+_MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
 
 def convolutions(model: nn.Module) -> dict[str, Convolution]:
@@ -63,6 +67,13 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
     return None
 
 
+def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> None:
+    """Raise ValueError if one of some named layers must stay as it is."""
+    for name, conv in found.items():
+        if why := untouchable(model, name, conv):
+            raise ValueError(f"{name} cannot be replaced: {why}.")
+
+
 def _extra(conv: Convolution, kind: type[Convolution]) -> str | None:
     """Why a layer that holds more than its kind does must stay: pruned ones do, for one."""
     extra = (conv._parameters.keys() | conv._buffers.keys()) - _HELD[kind]
@@ -72,7 +83,7 @@ def _extra(conv: Convolution, kind: type[Convolution]) -> str | None:
 def _plain_holder(module: nn.Module, conv: Convolution) -> str | None:
     """The attribute through which a module would go on calling a layer that was replaced."""
     for name, value in vars(module).items():
-        if name in _MODULE:
+        if name in _MODULE_ATTRIBUTES:
             continue
         held = value.values() if isinstance(value, dict) else value
         if held is conv or (
@@ -94,15 +105,8 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module, aliases: dict[int, li
     """Put `new` wherever `old` stands, with the hooks and the users' own attributes of `old`."""
     for attribute in _HOOKS:
         setattr(new, attribute, getattr(old, attribute))
-    for attribute in vars(old).keys() - _own_attributes():
+    for attribute in vars(old).keys() - _ATTRIBUTES:
         if not attribute.startswith("_"):
             setattr(new, attribute, getattr(old, attribute))
     for name in aliases[id(old)]:
         model.set_submodule(name, new)
-
-
-@functools.cache
-def _own_attributes() -> frozenset[str]:
-    """The attributes that the layers themselves have."""
-    plain = nn.Conv2d(1, 1, 1, device="meta")
-    return frozenset(vars(plain)) | frozenset(vars(BasisConv2d(1, 1, 1, 1, device="meta")))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from basisconv.cost import observe
 from basisconv.layer import MODES, BasisConv2d
-from basisconv.surgery import module_aliases, swap
+from basisconv.surgery import check_replaceable, module_aliases, swap
 
 # Seconds of a sample on CUDA: many launches, and many ticks of its events' clock.
 _CUDA_SAMPLE = 5e-3
@@ -156,12 +156,15 @@ def tune(
         A row a layer. Those with `speedup` below 1 gain nothing from their basis form.
 
     Raises:
-        ValueError: if `drop` is set for a model that is itself a basis layer.
+        ValueError: if `drop` is set for a model that is itself a basis layer, or has one that
+            cannot be replaced. The model is then unchanged.
     """
     if drop and isinstance(model, BasisConv2d):
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
     rows = []
     found = observe(model, input, (BasisConv2d,))
+    if drop:  # any of them may be
+        check_replaceable(model, {name: seen.module for name, seen in found.items()})
     for name, (layer, x, _) in found.items():
         # Copies, so that no gradient, hook or flag of the model is touched.
         dense = layer.to_conv2d()

@@ -12,12 +12,13 @@ import pytest
 from fake_runs import make_record, make_run
 
 from basisconv.cli import main
-from basisconv.study import protocol, sections
+from basisconv.study import protocol, sections, stopping
 from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.experiments import draft
 from basisconv.study.files import DamagedFile
 from basisconv.study.protocol import Study
 from basisconv.study.run import Measurement, Record, Result, Run
+from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.sweep import SweepReport
 from basisconv.study.sweep import sweep as real_sweep
@@ -182,20 +183,21 @@ def test_records_of_another_profile_are_not_merged(
 def test_minutes_are_those_of_the_command_and_not_of_each_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, given = [0.0], []
+    now, over = [0.0], []
 
-    def sweep(runs: list[Run], store: Store, minutes: float, **_: object) -> SweepReport:
-        given.append(minutes)
+    def sweep(runs: list[Run], store: Store, stop: Stop, **_: object) -> SweepReport:
+        over.append(stop())
         now[0] += 60.0
         for run in runs:
             store.put(make_record(run))
         return SweepReport(len(runs), (), ())
 
     monkeypatch.setattr(sections, "sweep", sweep)
-    monkeypatch.setattr(sections.time, "monotonic", lambda: now[0])
-    study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
-    sections.make_section(study, "04_selection", end=90.0)  # 03 first, which it waits for
-    assert given == [1.5, 0.5]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    # 03 first, which 04 waits for; then 04, and 02 is too late.
+    assert main(["run", *runs, "--minutes", "1.5", "04_selection", "02_all_layers"]) == 0
+    assert over == [False, False, True]
 
 
 @pytest.mark.usefixtures("fake")

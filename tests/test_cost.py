@@ -236,9 +236,10 @@ def test_a_compiled_network_is_counted_and_tuned() -> None:
     compiled = torch.compile(bc.apply_plan(model, bc.Plan({"1": 2})), backend="eager")
     x = torch.randn(1, 2, 9, 9)
     compiled(x)
-    costs = bc.summary(compiled, x.shape)  # type: ignore[arg-type]
+    assert isinstance(compiled, nn.Module)
+    costs = bc.summary(compiled, x.shape)
     assert costs["_orig_mod.1"].n_basis == 2
-    assert [row.name for row in bc.tune(compiled, x, repeats=1)] == ["_orig_mod.1"]  # type: ignore[arg-type]
+    assert [row.name for row in bc.tune(compiled, x, repeats=1)] == ["_orig_mod.1"]
 
 
 def test_a_layer_called_by_keyword_is_counted() -> None:

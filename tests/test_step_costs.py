@@ -51,6 +51,14 @@ def fake_compare(seen: list[set[str]]):  # type: ignore[no-untyped-def]
     return compare
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The arms of every comparison, which `fake_compare` times."""
+    found: list[set[str]] = []
+    monkeypatch.setattr(step_costs, "compare", fake_compare(found))
+    return found
+
+
 def test_every_plan_that_a_profile_trains_is_measured_once(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,11 +88,9 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
 
 
 def test_steps_are_timed_as_the_profile_trains_them(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[set[str]]
 ) -> None:
     """Batch, precision and compilation; and a ratio is ours over dense, quartiles in order."""
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     threads: list[int] = []
     monkeypatch.setattr(step_costs, "prepare", threads.append)
     running: list[tuple[object, ...]] = []
@@ -157,10 +163,8 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
 
 
 def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     ensure_costs(Study.open("smoke", runs=tmp_path / "runs"))  # sized by MACs: wants none
     assert not seen and not table.exists()
     ensure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
@@ -175,10 +179,13 @@ def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
     [("emulated", Emulated), ("no data", MissingData), ("no compiler", Unfit)],
 )
 def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
-    fault: str, error: type[Exception], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    error: type[Exception],
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: list[set[str]],
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     settings = {
         "emulated": ["precision=bfloat16"], "no data": ["data=cifar10"], "no compiler": [
             "compile=true"],
@@ -200,10 +207,8 @@ def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
 
 
 def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
     assert not ensure_costs(study, lambda: len(seen) >= 2)
     assert len(read_json(table)["rows"]) == len(seen) == 2
@@ -211,10 +216,8 @@ def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
 
 
 def test_records_without_the_table_that_sized_them_are_not_trained_anew(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
     ensure_costs(study)
     study.store.put(make_record(make_run()))
@@ -227,10 +230,8 @@ def test_records_without_the_table_that_sized_them_are_not_trained_anew(
 
 
 def test_a_table_of_other_settings_is_refused_before_anything_is_timed(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
     measure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
     before = table.read_bytes()
     seen.clear()
@@ -241,11 +242,8 @@ def test_a_table_of_other_settings_is_refused_before_anything_is_timed(
 
 
 def test_an_interrupted_table_is_finished_and_its_rows_stay(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[set[str]]
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
-
     def broken(*_: object, **__: object) -> object:
         if len(seen) == 2:
             raise KeyboardInterrupt

@@ -98,12 +98,12 @@ def test_a_time_limit_puts_runs_aside(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
-    minutes = (0.2 if workers == 1 else 20) / 60  # workers take some seconds to begin
+    seconds = 0.2 if workers == 1 else 20  # workers take some seconds to begin
     start = time.monotonic()
     report = sweep(
-        runs, store, workers=workers, minutes=minutes, train=partial(patient_train, log=log)
+        runs, store, workers=workers, stop=Stop(seconds), train=partial(patient_train, log=log)
     )
-    assert time.monotonic() - start < 60 * minutes + 10
+    assert time.monotonic() - start < seconds + 10
     assert report == SweepReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
     told = capfd.readouterr().err
@@ -168,3 +168,4 @@ def test_minutes_end_the_command_inside_a_run_and_it_says_what_is_left(tmp_path:
     assert (records or put_aside) and len(put_aside) <= 2
     # On a fast machine they may be at the next section's, of which no step was taken yet.
     assert told.count("was put aside: after step ") == len(put_aside)
+    assert told.count("was put aside") - told.count("aside: before its first") == len(put_aside)

@@ -19,6 +19,7 @@ from basisconv.study.checkpoint import NotSaved
 from basisconv.study.files import DamagedFile
 from basisconv.study.packs import MissingData
 from basisconv.study.status import Status, status, steps_done
+from basisconv.study.stopping import Stop
 from basisconv.study.store import ConflictingResults, Store
 from basisconv.study.sweep import SweepReport, sweep
 
@@ -102,15 +103,15 @@ def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
 def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log):
     runs = [make_run(seed) for seed in range(6)]
     train = partial(fake_train, log=log, seconds=0.2)
-    assert sweep(runs, store, minutes=0, train=train).left == tuple(runs)
+    assert sweep(runs, store, stop=Stop(0), train=train).left == tuple(runs)
     assert trained(log) == []
-    report = sweep(runs, store, workers=1, minutes=0.3 / 60, train=train)
+    report = sweep(runs, store, workers=1, stop=Stop(0.3), train=train)
     assert report == SweepReport(done=2, failed=(), left=tuple(runs[2:]))
     assert sweep(runs, store, workers=1, train=train).left == ()
     assert trained(log) == ids(runs)
 
 
-@pytest.mark.parametrize("values", [{"workers": 0}, {"minutes": -1}])
+@pytest.mark.parametrize("values", [{"workers": 0}, {"checkpoint_seconds": -1}])
 def test_senseless_limits_are_refused(store, values):
     with pytest.raises(ValueError, match="needs a worker and no negative time"):
         sweep([make_run()], store, **values)

@@ -143,6 +143,14 @@ def test_tune_drops_the_layers_that_lose_when_asked(monkeypatch: pytest.MonkeyPa
         bc.tune(model[4], x, drop=True)
 
 
+def test_tune_drops_no_layer_that_a_list_would_go_on_calling() -> None:
+    model = bc.apply_plan(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3)), bc.Plan({"1": 2}))
+    model.heads, was = [model[1]], list(model)
+    with pytest.raises(ValueError, match="1 cannot be replaced: heads of a Sequential holds it"):
+        bc.tune(model, torch.randn(1, 2, 9, 9), repeats=1, drop=True)
+    assert list(model) == was
+
+
 def test_tune_measures_for_real() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 64, 5))
     model = bc.apply_plan(model, bc.make_plan(model, n_basis=4))

@@ -36,7 +36,7 @@ def first_network(run: Run, classes: int) -> nn.Module:
     if run.init != "random":
         return apply_plan(model, plan, init=run.init, inplace=True)
     kernels = {name: layer.weight for name, layer in convolutions(model).items()}
-    apply_plan(model, plan, init="qr", inplace=True)  # any: the weights are drawn next
+    apply_plan(model, plan, init="random", inplace=True)  # any: the weights are drawn next
     for name, layer in convolutions(model).items():
         if isinstance(layer, BasisConv2d):
             initialise_layer(layer, generator(run.seed, "weights", name))

@@ -7,8 +7,6 @@ report  = make_report(study, section)
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.parameters import NOTEBOOKS, Timing, check_parameters
 from basisconv.study.protocol import Study
 from basisconv.study.run import Section
+from basisconv.study.stopping import Stop
 from basisconv.study.sweep import SweepReport, sweep
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def make_section(
     study: Study,
     name: str,
     parameters: Mapping[str, Any] | None = None,
-    end: float = math.inf,
+    stop: Stop | None = None,
     retry_failed: bool = False,
     checkpoint_seconds: float = SECONDS,
 ) -> Section:
@@ -59,7 +58,7 @@ def make_section(
         study: the profile's study.
         name: the notebook.
         parameters: its parameters; the profile's by default.
-        end: the `time.monotonic()` when Runs at hand are put aside and no more are started.
+        stop: when it says so Runs at hand are put aside and no more are started.
         retry_failed: train Runs again whose record is a failure.
         checkpoint_seconds: between two checkpoints of a Run.
 
@@ -74,15 +73,14 @@ def make_section(
         try:
             arms = draft(study, name, given)
         except Waiting as waiting:
-            make_section(study, waiting.needs, None, end, retry_failed, checkpoint_seconds)
+            make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
         if study.store.missing(arms.runs.values(), retry_failed):
             # Fetched, or found missing, once and here rather than in each worker for each Run.
             load(study.profile.data, study.profile.train_images)
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
-            minutes=None if end == math.inf else max(0.0, end - time.monotonic()) / 60,
-            retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            stop=stop, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
             executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:

@@ -114,10 +114,8 @@ def candidates(root: Path, name: str) -> Iterator[Path]:
     Raises:
         DamagedData: if the folder is a pack whose manifest cannot be read.
     """
-    pack = root / name
-    # A pack that lost its manifest is a damaged one, not an absent one.
-    if (pack / MANIFEST).exists() or any(pack.glob("*.webp")):
-        yield pack
+    if _is_pack(root / name):
+        yield root / name
     batches = _BATCHES.get(name)
     if batches and (root / batches.folder).is_dir():
         yield root / batches.folder
@@ -147,10 +145,15 @@ def read_set(name: str, folder: Path) -> RawSet:
         DamagedData: if a file is missing, or is not what its publisher wrote.
     """
     batches = _BATCHES.get(name)
-    # By what a folder holds: people name theirs as they like.
-    if batches is None or (folder / MANIFEST).exists() or any(folder.glob("*.webp")):
+    if batches is None or _is_pack(folder):
         return read_pack(folder)
     return _read_batches(name, folder)
+
+
+def _is_pack(folder: Path) -> bool:
+    # By what it holds, for people name folders as they like; a pack that lost its manifest is a
+    # damaged one, not an absent one.
+    return (folder / MANIFEST).exists() or any(folder.glob("*.webp"))
 
 
 def fetch(name: str, sha256: str) -> Path:

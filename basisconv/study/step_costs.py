@@ -59,7 +59,6 @@ def ensure_costs(study: Study, stop: Callable[[], bool] = lambda: False) -> bool
     study.check_table()
     if study.profile.costs != "table" or not _lacking(study):
         return True
-    check_native(study.profile.precision)
     load(study.profile.data, study.profile.train_images)
     measure_costs(study, stop=stop)
     return not _lacking(study)

@@ -53,7 +53,7 @@ def sweep(
     store: Store,
     *,
     workers: int = 2,
-    minutes: float | None = None,
+    stop: Stop | None = None,
     retry_failed: bool = False,
     checkpoint_seconds: float = SECONDS,
     train: Train | None = None,
@@ -73,7 +73,7 @@ def sweep(
         runs: what to train, in this order; a run named twice counts once.
         store: where records are looked up and put.
         workers: local processes side by side; with one, or one run to train, this process trains.
-        minutes: after these no run is started; those at hand are put aside as at a signal.
+        stop: when it says so no run is started, and those at hand are put aside as at a signal.
         retry_failed: whether runs whose record is a failure are trained again.
         checkpoint_seconds: between two checkpoints of a training, which is what it loses at most
             when its process is killed.
@@ -87,17 +87,17 @@ def sweep(
         Where all of the runs stand.
 
     Raises:
-        ValueError: if workers < 1, minutes < 0 or checkpoint_seconds < 0.
+        ValueError: if workers < 1 or checkpoint_seconds < 0.
         ModuleNotFoundError: if Ray is asked for and not installed.
         DamagedFile: if a record is not what was written; nothing is trained then.
         OSError: when a record or a checkpoint cannot be written.
     """
-    if workers < 1 or (minutes is not None and minutes < 0) or checkpoint_seconds < 0:
+    if workers < 1 or checkpoint_seconds < 0:
         raise ValueError(
-            f"workers={workers}, minutes={minutes}, checkpoint_seconds={checkpoint_seconds}: a "
-            "sweep needs a worker and no negative time."
+            f"workers={workers}, checkpoint_seconds={checkpoint_seconds}: a sweep needs a worker "
+            "and no negative time."
         )
-    stop = Stop() if minutes is None else Stop(60 * minutes)
+    stop = stop or Stop()
     sweep_stray(store.folder)
     wanted = {run.run_id: run for run in runs}
     seen = {run_id: store.get(run_id) for run_id in wanted}
