@@ -6,10 +6,10 @@ layers. A score below zero is noise, and counts as no loss rather than as a gain
 
     predicted loss = Σ max(score, 0)        predicted time = total - Σ saving
 
-Only layers that save something are ever chosen, and a plan that comes back has the candidates'
-form, n_basis and modes. The searches are exact (integer programs), and where two subsets are
-equally good a second criterion, stated with each, decides: a plan names runs, so it must not
-hang on a solver's mood.
+Layers that save nothing are chosen by the threshold and the inverted subset alone, and a plan that
+comes back has the candidates' form, n_basis and modes. The searches are exact (integer programs),
+and where two subsets are equally good a second criterion, stated with each, decides: a plan names
+runs, so it must not hang on a solver's mood.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def select(
             that is not finite, or if the budget is negative or not finite.
         ImportError: if scipy is not installed.
     """
-    names, loss, saving = _table(scores, savings, candidates)
+    _check_values("scores", scores, candidates)
+    names, saving = _useful(savings, candidates)
+    loss = _losses(scores, names)
     _check_number("budget", budget, least=0)
     if not names:
         return candidates.only([])
@@ -83,7 +85,9 @@ def random_subset(
     seed: int,
     tolerance: float = 0.02,
 ) -> Plan:
-    """A random subset of a given predicted time, each such subset as likely as any other.
+    """A random subset, of a given predicted time, of the layers that save something.
+
+    Each such subset is as likely as any other.
 
     Args:
         savings: what each candidate saves.
@@ -97,7 +101,7 @@ def random_subset(
         ValueError: as `select`, and if no subset is that near; the message says what is.
         ImportError: if scipy is not installed.
     """
-    names, _, saving = _table(dict.fromkeys(candidates.layers, 0.0), savings, candidates)
+    names, saving = _useful(savings, candidates)
     low, high = _window(saving, total, target, tolerance)
     if not names:
         return candidates.only([])
@@ -127,7 +131,8 @@ def inverted_subset(
 ) -> Plan:
     """The worst subset of a given predicted time: the one with the largest predicted loss.
 
-    Of subsets with the same predicted loss, the one with the larger sum of raw scores.
+    It may hold layers that save nothing, for they cost accuracy all the same. Of subsets with the
+    same predicted loss, the one with the larger sum of raw scores.
 
     Args:
         scores: sensitivity of each candidate.
@@ -141,7 +146,10 @@ def inverted_subset(
         ValueError: as `select`, and if no subset is that near; the message says what is.
         ImportError: if scipy is not installed.
     """
-    names, loss, saving = _table(scores, savings, candidates)
+    _check_values("scores", scores, candidates)
+    _check_values("savings", savings, candidates)
+    names = list(candidates.layers)
+    loss, saving = _losses(scores, names), np.array([savings[name] for name in names])
     bounds = [(saving, *_window(saving, total, target, tolerance))]
     if not names:
         return candidates.only([])
@@ -216,7 +224,8 @@ def _window(saving: Floats, total: float, target: float, tolerance: float) -> tu
     raise ValueError(
         f"No subset of these {len(saving)} layers has a predicted time within "
         f"{tolerance:.1%} of {target:g}: the nearest is {nearest:g}, and all times lie from "
-        f"{total - math.fsum(saving):g} to {total:g}. Change the target or the tolerance."
+        f"{total - math.fsum(saving.clip(min=0)):g} to {total - math.fsum(saving.clip(max=0)):g}. "
+        "Change the target or the tolerance."
     )
 
 
@@ -258,15 +267,15 @@ def _draw(
     return tuple(drawn)
 
 
-def _table(
-    scores: Mapping[str, float], savings: Mapping[str, float], candidates: Plan
-) -> tuple[list[str], Floats, Floats]:
-    """Names, predicted losses and savings of the candidates that save something."""
-    _check_values("scores", scores, candidates)
+def _useful(savings: Mapping[str, float], candidates: Plan) -> tuple[list[str], Floats]:
+    """Names and savings of the candidates that save something."""
     _check_values("savings", savings, candidates)
     names = [name for name in candidates.layers if savings[name] > 0]
-    loss = np.array([max(float(scores[name]), 0.0) for name in names])
-    return names, loss, np.array([float(savings[name]) for name in names])
+    return names, np.array([float(savings[name]) for name in names])
+
+
+def _losses(scores: Mapping[str, float], names: Sequence[str]) -> Floats:
+    return np.array([max(float(scores[name]), 0.0) for name in names])
 
 
 def _fits(subset: Subset, bound: Bound) -> bool:

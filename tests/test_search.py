@@ -127,7 +127,8 @@ def test_plans_keep_the_candidates_form():
     assert select_by_threshold(scores, 0.5, candidates) == expected
     only_b = {"a": -1.0, "b": 1.0, "c": 0.0}
     assert random_subset(only_b, 4.0, 3.0, candidates, seed=0) == expected
-    assert inverted_subset(scores, only_b, 4.0, 3.0, candidates) == expected
+    only_b_hurts = {"a": 0.0, "b": 1.0, "c": 0.0}
+    assert inverted_subset(only_b_hurts, only_b, 4.0, 3.0, candidates) == expected
 
 
 @pytest.mark.parametrize("seed", range(80))
@@ -143,10 +144,18 @@ def test_inverted_is_the_worst_of_all_subsets_of_that_time(seed):
     assert abs(time - target) <= 0.05 * target * (1 + 1e-9)
     worst = max(
         (loss_of(scores, s), total_of(scores, s))
-        for s in subsets(useful)
+        for s in subsets(list(scores))
         if abs(total - total_of(savings, s) - target) <= 0.05 * target + 1e-9 * total
     )
     assert (loss_of(scores, chosen), total_of(scores, chosen)) == pytest.approx(worst, abs=1e-9)
+
+
+def test_the_worst_subset_holds_a_sensitive_layer_that_saves_nothing():
+    scores = {"stem": 0.1, "shortcut": -0.1, "a": 0.01, "b": 0.02}
+    savings = {"stem": -0.001, "shortcut": 0.0, "a": 0.3, "b": 0.3}
+    assert set(inverted_subset(scores, savings, 1.0, 0.7, plan_of(scores)).layers) == {"stem", "b"}
+    drawn = [random_subset(savings, 1.0, 0.7, plan_of(savings), seed) for seed in range(20)]
+    assert {tuple(plan.layers) for plan in drawn} == {("a",), ("b",)}
 
 
 def test_random_subsets_are_uniform_over_those_of_that_time():
