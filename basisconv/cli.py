@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,16 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 when it did what was asked; 1, with one sentence on stderr, when not; 130 after Ctrl-C
-        and 143 after SIGTERM.
+        0 when it did what was asked; 1, with one sentence on stderr, when not; 130 after Ctrl-C,
+        141 when nobody reads its output to the end, and 143 after SIGTERM.
     """
-    options = _parser().parse_args(arguments)
-    command: Command = options.command
     kept = "records and checkpoints are kept, and the same command goes on from them"
     try:
+        options = _parser().parse_args(arguments)
+        command: Command = options.command
         with sigterm_raises():
             command(options)
+        print(end="", flush=True)  # at exit, nobody could catch that it fails
     except (ValueError, OSError, RuntimeError, LookupError, ModuleNotFoundError) as error:
+        # A worker's pipe breaks, too, and that is no reader who has seen enough.
+        if isinstance(error, BrokenPipeError) and _unread("\n"):
+            return 141
         print(f"basisconv: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -43,7 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         print(f"basisconv: terminated; {kept}", file=sys.stderr)
         return 143
+    finally:
+        _unread()
     return 0
+
+
+def _unread(more: str = "") -> bool:
+    """Whether the reader of stdout is gone, which only a write tells for sure.
+
+    Where stdout cannot be written, what it still holds goes nowhere: Python would try again at
+    exit, and complain.
+    """
+    try:
+        print(end=more, flush=True)
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return isinstance(error, BrokenPipeError)
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:

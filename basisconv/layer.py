@@ -47,8 +47,9 @@ class BasisConv2d(nn.Module):
             it has `coef_groups` times fewer coefficients.
         coef_rank: channels, a block, through which the coefficients are a product of two
             matrices; None for a plain matrix.
-        mode: "factored" (two convolutions: the fast way) or "rebuilt" (the dense kernel, then
-            one convolution: saves parameters, not time). May be set at any time.
+        mode: "factored" (two convolutions: usually the faster; see `tune`) or "rebuilt" (the
+            dense kernel, then one convolution: saves parameters, hardly time). May be set at any
+            time.
 
     Attributes:
         basis: parameter of shape (m, in_channels/groups, kH, kW).

@@ -312,7 +312,7 @@ def skip_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
                      "momentum_carry": "fresh", "schedule": "one"} | change  # fmt: skip
             told = next(iter(change.values()))
             maker.arm(f"{direction} at 0.5, exact, {told}", "skip", 84.0 + 0.6 * sign, detail=usual)
-    return maker.section(ratio=0.25, budget=2.0), maker.records
+    return maker.section(ratio=0.25, budget=2.0, train_images=3000), maker.records
 
 
 def timing_section(profile: str = "desk") -> Section:

@@ -309,6 +309,42 @@ def test_the_module_runs_and_data_where_says_what_there_is() -> None:
     assert done.returncode == 0 and "cifar10-sample" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "unbuffered", "status", "words"),
+    [
+        ("--help", "", 0, ""),
+        ("data where", "", 141, ""),  # at the last flush
+        ("data where", "1", 141, ""),  # at once
+        ("verify --profile smoke --runs .", "", 1, r"[^\n]+\nbasisconv: 1 files are not .+\n"),
+    ],
+)
+def test_a_reader_who_has_seen_enough_is_no_error(
+    command: str, unbuffered: str, status: int, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{'0' * 16}.json").touch()  # a damaged record
+    reader, stdout = os.pipe()
+    os.close(reader)
+    with open(stdout, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "basisconv", *command.split()],
+            cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(words, done.stderr), done.stderr
+
+
+def test_a_pipe_of_a_worker_that_breaks_is_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("basisconv.study.verify.verify", broken)
+    assert main(["verify", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err == "basisconv: [Errno 32] Broken pipe\n"
+
+
 @pytest.mark.usefixtures("fake")
 def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

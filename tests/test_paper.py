@@ -142,10 +142,10 @@ def test_trial_profiles_are_watermarked_and_report_no_findings(tmp_path: Path) -
 # in the text are the constants below, by section, each as it is written there.
 NAMES = ("ResNet-18", "CIFAR-10", "arXiv 2408.06024")
 CONSTANTS = {
-    "abstract": ["15 %"],  # the paper's claim, quoted
+    "abstract": ["15 %", "95 %"],  # the paper's claim, quoted
     "introduction": ["15 %"],
     "method": [],
-    "protocol": ["32 × 32", "3 × 3", "500", "20", "95 %", "±0.2"],
+    "protocol": ["32 × 32", "3 × 3", "500", "20", "95 %", "±0.2", "{ 50 }", "{ 128 }"],
     "results": [],
     "claims": [],
     "discussion": [],

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+import torch
 from synthetic import all_sections
 
+import basisconv
 from basisconv.study import paper
+from basisconv.study.files import read_json, write_json
 from basisconv.study.parameters import NOTEBOOKS
 from basisconv.study.profiles import load_profile
 from basisconv.study.protocol import published_folder
 from basisconv.study.publish import publish, published
 from basisconv.study.report import build_claims
+from basisconv.study.report.paper import index
 from basisconv.study.store import MissingRuns, Store
 
 
@@ -55,6 +62,27 @@ def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(roo
         "claims -->\ny\n"
     )
     assert "OLD TABLE" not in text
+
+
+def test_what_is_published_no_more_leaves_the_paper(root: Path) -> None:
+    gone = paper.published_report("04_selection")
+    paper.build_published("desk")
+    there = set(root.rglob("*"))
+    results, figures = root / "paper" / "results", root / "figures"
+    expected = {path for path in there if path.stem == gone.name}
+    for folder, names in ((results / "tables", gone.tables), (figures, gone.figures)):
+        expected |= {path for name in names for path in folder.glob(f"{name}.*")}
+    (figures / "README.md").touch()
+
+    manifest = root / "runs" / "desk" / "manifest.json"
+    values = read_json(manifest)
+    values["sections"][gone.name]["complete"] = False
+    write_json(manifest, values)
+    paper.build_published("desk")
+    left = set(root.rglob("*"))
+    assert there - left == expected and left - there == {figures / "README.md"}
+    assert not index(results)["sections"][gone.name]["measured"]
+    assert f"needs {gone.name}" in (root / "README.md").read_text()
 
 
 def test_a_missing_record_stops_the_build_and_is_named(root: Path) -> None:
@@ -105,6 +133,25 @@ def test_the_desk_frontier_has_the_subset_that_was_selected() -> None:
     assert load_profile("desk").notebooks.all_layers.selected == taken
 
 
+def test_the_desk_frontier_has_the_skip_whose_mean_was_best() -> None:
+    folder = published_folder("desk")
+    section = published(folder)["05_skip_training"]
+    store = Store(folder)
+    reached = {
+        arm.label: statistics.fmean(
+            record.result.val_accuracy
+            for record in store.records(arm.run_ids).values()
+            if record.result
+        )
+        for arm in section.arms
+        if arm.method == "skip"
+    }
+    best = next(arm for arm in section.arms if arm.label == max(reached, key=reached.__getitem__))
+    named = load_profile("desk").notebooks
+    assert named.all_layers.best_skip == named.widths.skip
+    assert named.widths.skip.model_dump().items() <= best.detail.items()
+
+
 def test_only_what_is_published_can_be_shown(root: Path) -> None:
     report = paper.published_report("03_sensitivity")
     paper.build_published("desk")
@@ -149,6 +196,19 @@ def test_the_times_in_the_readme_are_the_benchmarks() -> None:
     text = paper.README.read_text(encoding="utf-8")
     told = text.split("On two AVX2 cores, float32, batch 64, f = 1/4, ")[1].split(" In an ")[0]
     assert re.findall(r"\d+\.\d+", told) == [f"{speedup:.1f}" for speedup in measured]
+
+
+def test_the_readmes_example_runs_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall("```python\n(.*?)```", paper.README.read_text(encoding="utf-8"), re.S)
+    # One turn of each timing: it is read for its rows, and not for their times.
+    monkeypatch.setattr(basisconv, "tune", partial(basisconv.tune, repeats=1))
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert re.search(r"^total +63,488 ", capsys.readouterr().out, re.M)
+    batch = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(names["dense"](batch), names["small"](batch), rtol=1e-3, atol=1e-4)
 
 
 def test_a_readme_without_the_comments_is_an_error() -> None:

@@ -257,11 +257,24 @@ def test_a_replaced_section_takes_the_records_with_it_that_it_alone_named(tmp_pa
 
 def test_what_is_not_whole_takes_no_place_of_what_is_there(tmp_path):
     destination = tmp_path / "smoke"
-    publish(filled(tmp_path / "runs", [0, 1]), section(0, 1), destination)
+    publish(filled(tmp_path / "runs", [0, 1]), section(0, 1, 4), destination, incomplete=True)
     before = contents(destination)
-    with pytest.raises(ValueError, match="lacks 1 of its records.* 1 published records.*are kept"):
+    with pytest.raises(ValueError, match="lacks 1 of its records.* 1 published records.*is kept"):
         publish(filled(tmp_path / "new", [2]), section(1, 2, 3), destination, incomplete=True)
     assert contents(destination) == before
+
+
+def test_what_is_shown_makes_way_only_for_what_can_be_shown(tmp_path):
+    """An arm more takes no record away, and yet the section would be shown no more."""
+    store, destination = filled(tmp_path / "runs", [0, 1, 3]), tmp_path / "smoke"
+    publish(store, section(0, 1), destination)
+    before = contents(destination)
+    with pytest.raises(ValueError, match="lacks 1 of its records.* is complete.*--set"):
+        publish(store, section(0, 1, 2, 3), destination, incomplete=True)
+    assert contents(destination) == before
+    store.put(make_record(make_run(2)))
+    publish(store, section(0, 1, 2, 3), destination, incomplete=True)
+    assert published(destination) == {"01_baseline": section(0, 1, 2, 3)}
 
 
 def test_what_was_never_published_is_not_said_to_be_removed(tmp_path):

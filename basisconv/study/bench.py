@@ -2,8 +2,10 @@
 
 Each distinct layer of a network and whole networks, dense beside every basis form and its peers
 in one process, interleaved. Beside every speed-up stand the ratio of executed MACs, the share of
-it that was realised, and a bound from the same run: for a layer the roofline of this machine, for
-a network Amdahl's, in which each convolution shrinks by its MACs and all else stays.
+it that was realised, and what to expect from the same run (in the record `bound_speedup`): of a
+layer's forward pass if dense and basis both ran at this machine's roof, of a network if each
+convolution's time shrank by its MACs and all else stayed. Neither is an upper bound: where dense
+is further from its roof, or a convolution gains more than its MACs, the clock sees more.
 """
 
 from __future__ import annotations
@@ -225,10 +227,11 @@ def _network(
         for (f, form), key in zip(itertools.product(ratios, FORMS), plans, strict=True):
             after = summary(dense, x.shape, plans[key])
             timed = _timing(timings[key], timings["dense"])
-            bound = _amdahl(timings, titles, before, after, backward)
+            expected = _amdahl(timings, titles, before, after, backward)
             yield {
                 "network": name, "width": width, **setting.told(), "arm": form, "ratio": f,
-                "what": what, **timed, "bound_speedup": bound, "share": timed["speedup"] / bound,
+                "what": what, **timed, "bound_speedup": expected,
+                "share": timed["speedup"] / expected,
                 "macs_ratio": _executed(before, backward) / _executed(after, backward),
             }  # fmt: skip
 
@@ -240,7 +243,10 @@ def _amdahl(
     after: Summary,
     backward: bool,
 ) -> float:
-    """The most that a network can gain: layers shrink by their MACs, all else stays."""
+    """What to expect of a network by Amdahl's law: layers shrink by their MACs, all else stays.
+
+    No upper bound: a layer may gain more than its MACs, and takes other time alone than inside.
+    """
     rest = 1.0
     for name, what in titles.items():
         # What the layer, timed alone in the same turns, takes of the dense network's time.
@@ -284,13 +290,17 @@ def _macs(layer: nn.Module, x: Tensor) -> float:
 
 
 def _roofline(conv: nn.Conv2d, layer: nn.Module, x: Tensor, roof: Roof) -> dict[str, float | None]:
-    """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs."""
+    """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs.
+
+    The speed-up is that of the forward pass if dense and basis both ran at the roof: a ratio of
+    two least times, so that dense further from its roof gains more.
+    """
     if not isinstance(layer, BasisConv2d):
         return {"intensity": None, "bound_speedup": None}
     ours, dense = (summary(nn.Sequential(part), x.shape)["0"] for part in (layer, conv))
     machine = roof.macs_per_second, roof.bytes_per_second
-    bound = dense.roofline_seconds(*machine) / ours.roofline_seconds(*machine)
-    return {"intensity": ours.intensity, "bound_speedup": bound}
+    expected = dense.roofline_seconds(*machine) / ours.roofline_seconds(*machine)
+    return {"intensity": ours.intensity, "bound_speedup": expected}
 
 
 def _timing(arm: Timing, dense: Timing) -> dict[str, float]:

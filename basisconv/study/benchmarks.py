@@ -36,17 +36,17 @@ def markdown(facts: dict[str, Any]) -> str:
     head += [f"{key} {value}" for key, value in facts["settings"].items()]
     lines = [
         ", ".join(head), *facts["left_out"], "",
-        "| what | precision, batch | f | arm | speed-up | quartiles | bound | share |",
+        "| what | precision, batch | f | arm | speed-up | quartiles | expected | share |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     rows = [(r, r["layer"], r["both"], r["macs_ratio"]) for r in facts["layers"]]
     rows += [(r, f"{r['network']}, width {r['width']}, {r['what']}", r, r["bound_speedup"])
              for r in facts["networks"]]  # fmt: skip
-    for row, what, timed, bound in rows:
+    for row, what, timed, expected in rows:
         lines.append(
             f"| {what} | {row['precision']}, {row['batch']} | {row['ratio']:g} | {row['arm']} | "
             f"{timed['speedup']:.2f}× | {timed['speedup_low']:.2f}–{timed['speedup_high']:.2f} | "
-            f"{bound:.2f}× | {row['share']:.2f} |"
+            f"{expected:.2f}× | {row['share']:.2f} |"
         )
     lines += ["", "| network | precision, batch | f | peak memory, MB | of dense |",
               "| --- | --- | ---: | ---: | ---: |"]  # fmt: skip

@@ -8,7 +8,7 @@ then the paper is built from what a reproduction left in `build/<profile>/`, mar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from basisconv.study.environment import ROOT
@@ -44,18 +44,27 @@ def build_paper(study: Study) -> Path:
 def build_published(profile: str) -> Path:
     """Make tables, figures, numbers, the PDF and the README's table from published records.
 
+    Those of sections that are published no more, or of another profile, are removed: the PDF shows
+    whatever it finds.
+
     Raises:
         MissingRuns: naming records of a complete section that are not there.
     """
     sections, records = _published(profile)
     reports = {name: _report(name, profile, sections, records) for name in (*sections, CLAIMS_NAME)}
     results, figures = ROOT / "paper" / "results", ROOT / "figures"
-    for report in reports.values():
-        report.save(results, figures)
+    _remove_others({path for report in reports.values() for path in report.save(results, figures)})
     path = compile_paper(results, ROOT / "paper" / "paper.pdf", figures=figures)
     text = README.read_text(encoding="utf-8")
     write_atomic(README, with_claims(text, reports[CLAIMS_NAME]).encode())
     return path
+
+
+def _remove_others(made: Set[Path]) -> None:
+    """Remove the files beside those just made that are of their kinds, and were made before."""
+    for folder, suffix in {(path.parent, path.suffix) for path in made}:
+        for path in set(folder.glob(f"*{suffix}")) - made:
+            path.unlink(missing_ok=True)
 
 
 def published_report(name: str) -> Report:

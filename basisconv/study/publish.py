@@ -47,7 +47,7 @@ def publish(
     Raises:
         MissingRuns: if runs of the section have no record, unless it may be incomplete.
         ValueError: if one of them failed, unless it may be incomplete: those are left out then;
-            and if an incomplete section would replace published records by none.
+            and if an incomplete section would replace a complete one, or published records by none.
         ConflictingResults: if another result of one of them was published already.
         DamagedFile: if a record or the manifest is damaged. In all of these cases nothing is
             written.
@@ -69,12 +69,14 @@ def publish(
     entries = {**before, section.name: Entry(not missing, section)}
     unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
     removed = tuple(path.stem for path in unnamed if path.exists())
-    if missing and removed:
+    whole = section.name in before and before[section.name].complete
+    if missing and (whole or removed):
+        loss = f"with {len(removed)} published records that it has no use for"
         raise ValueError(
             f"Section {section.name} as asked for lacks {len(missing)} of its records, and would "
-            f"take the place of one with {len(removed)} published records that it has no use for. "
-            "They are kept until it is complete: train what is missing, or publish it with the "
-            "settings that it was published with."
+            f"take the place of one {'that is complete' if whole else loss}. That one is kept "
+            "until the new one is complete: train what is missing and publish it then, or publish "
+            "it with the settings (--set) that it was published with."
         )
     report = Store(destination).add(records)
     values = {

@@ -32,9 +32,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
                 "the same time (Welch, p by Holm over the basis arms, and over the narrower "
                 "networks); and the bracket of its speed-up to equal accuracy, between two "
-                "measured dense budgets (95 % intervals, beyond equal time not corrected for their "
-                "number). Equal within: the smallest "
-                "margin within which the equivalence test would find both equal.",
+                "measured dense budgets (from 95 % intervals; comparisons with dense trained "
+                "longer are not corrected for multiplicity). Equal within: the smallest margin "
+                "within which the equivalence test would find both equal.",
             ),
             "equal_steps": Table(
                 equal, shown(equal, outcome),
@@ -71,7 +71,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "sideways by up to a tenth.",
             ),
         },
-        numbers=_numbers(table, outcome, found, equal)
+        numbers=_numbers(table, outcome, found, equal) | _scale(found, records)
         | {"notes": arms.lost_note(every), "tuned": bool(section.facts.get("tuned"))},
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
         style.panel(left, "a", f"{outcome} accuracy (%)")
         style.panel(right, "b", "minus dense of the same time (points)")
         for axes in (left, right):
-            style.time_axis(axes, ticks, "training time (dense epochs)")
+            style.time_axis(axes, ticks, "training time (dense epochs, logarithmic)")
         handles = [style.handle(m, label, place) for label, (m, place) in labels.items()]
         style.legend_below(made, handles)
     return made
@@ -183,8 +183,8 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
         style.panel(panels[0], "a", "accuracy against size")
         style.panel(panels[1], "b", "accuracy against arithmetic")
         panels[0].set_ylabel(f"{outcome} accuracy (%)")
-        panels[0].set_xlabel("parameters (millions)")
-        panels[1].set_xlabel("executed multiplications (millions an image)")
+        panels[0].set_xlabel("parameters (millions, logarithmic)")
+        panels[1].set_xlabel("executed multiplications (millions an image, logarithmic)")
         shown = [
             style.handle(m, label, place, line=False)
             for label, (m, place) in labels.items()
@@ -192,6 +192,21 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
         ]
         style.legend_below(made, shown)
     return made
+
+
+def _scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str, Any]:
+    """How large the trainings are: what the paper's protocol says of them, and their images."""
+    run = records[found[0].arm.run_ids[0]].run
+    budgets = sorted({m.arm.budget for m in found if m.arm.method != "dense" and m.arm.budget})
+    images = "all training images"
+    if run.data.train_images is not None:
+        images = f"{run.data.train_images:,} training images"
+    return {
+        "train_images": run.data.train_images,
+        "scale": f"The frontier is that of {text.network(run.network)} of width {run.width} on "
+        f"{images}, at training times of {text.listed([f'{b:g}' for b in budgets])} dense epochs, "
+        f"{text.plural(run.threads, 'thread')} a run.",
+    }
 
 
 def _numbers(

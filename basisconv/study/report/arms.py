@@ -132,10 +132,6 @@ def compare_values(a: Sequence[float], b: Sequence[float]) -> Comparison:
     )
 
 
-TESTED = ("above", "below", "equal", "open")
-"""The verdicts of what could be tested."""
-
-
 def verdict(difference: float, equivalence: float, p: float) -> str:
     """One of "above", "below", "equal" (within MARGIN), "open" (neither test decides), "untested".
 
@@ -177,6 +173,11 @@ def decided(table: pd.DataFrame, families: Iterable[object] | None = None) -> pd
         for r, p in zip(table.itertuples(), adjusted, strict=True)
     ]
     return table.assign(p_holm=adjusted, verdict=verdicts)
+
+
+def tested(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table from `decided` that could be tested."""
+    return table[table["verdict"].isin(("above", "below", "equal", "open"))]
 
 
 def first(found: Sequence[Measured], method: str) -> Measured | None:

@@ -22,7 +22,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     table = variant_frame(found)
     where = (
         f"all layers in basis form at f = {text.share(facts['ratio'])}, the time of "
-        f"{text.epochs(facts['budget'])} of dense, {facts['train_images']:,} training images"
+        f"{text.epochs(facts['budget'])} of dense by {facts['unit']}, "
+        f"{facts['train_images']:,} training images"
     )
     return Report(
         section.name,
@@ -33,7 +34,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"One default changed at a time ({where}): {outcome} accuracy with its 95 % "
                 "interval, the difference from our defaults in accuracy (Welch, p by Holm) and in "
                 "validation loss, and what the network holds and a step executes, relative to the "
-                "defaults.",
+                "defaults. Steps are what the time of a step allows, whose measurement has an "
+                "error of its own: forms that execute the same differ by it alone. Decay of the "
+                "product is given the defaults' steps, though it computes more.",
             )
         },
         figures={
@@ -64,14 +67,16 @@ def variant_frame(found: Sequence[Measured]) -> pd.DataFrame:
         c = arms.compare_values(m.accuracy, rival.accuracy if rival else [])
         loss = arms.compare_values(m.val_loss, rival.val_loss if rival else []).difference
         mean, size = m.interval, usual.arm.detail
+        detail: dict[str, Any] = m.arm.detail
         rows.append(
             {
-                "label": m.arm.label, "choice": m.arm.detail["choice"], "n": m.n, "lost": m.lost,
+                "label": m.arm.label, "choice": detail["choice"], "n": m.n, "lost": m.lost,
                 "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
                 **arms.columns(c), "loss_difference": loss.estimate, "loss_low": loss.low,
                 "loss_high": loss.high,
-                "parameters": _ratio(m.arm.detail, size, "parameters"),
-                "executed_macs": _ratio(m.arm.detail, size, "executed_macs"),
+                "parameters": _ratio(detail, size, "parameters"),
+                "executed_macs": _ratio(detail, size, "executed_macs"),
+                "steps": sum(detail["steps"]),
             }
         )  # fmt: skip
     return arms.decided(pd.DataFrame(rows))
@@ -87,6 +92,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             "variant": r.label,
             "parameters": f"{100 * r.parameters:.0f} %",
             "MACs executed": f"{100 * r.executed_macs:.0f} %",
+            "steps": f"{r.steps:,}",
             "n": text.seeds(r.n, r.lost),
             f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
             "minus defaults (points)": text.with_interval(
@@ -151,7 +157,7 @@ def _numbers(table: pd.DataFrame, found: Sequence[Measured], outcome: str) -> di
 def _headline(variants: pd.DataFrame) -> str:
     if variants.empty:
         return "No variant was measured beside our defaults."
-    tested = variants[variants["verdict"] != "untested"]
+    tested = arms.tested(variants)
     if tested.empty:
         return (
             "With one run an arm nothing is tested; the variants differ from our defaults by "

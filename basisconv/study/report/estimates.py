@@ -21,22 +21,22 @@ from basisconv.study.report.evidence import (
     by_share,
     kept,
     lost,
-    one_seed,
     tally,
+    untested,
 )
 from basisconv.study.report.frontier import bracket_text
-from basisconv.study.stats import holm
+from basisconv.study.report.timing_frames import Outcomes, outcomes
 
 
 def speedup(e: Evidence) -> Estimate:
     """Largest measured bracket of a speed-up at equal accuracy."""
-    rows = e.tested
+    rows = arms.tested(e.ours)
     if rows.empty:
-        return one_seed()
+        return untested()
     above = rows[rows["verdict"] == "above"]
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
-        verdict = UNMEASURED if (rows["verdict"] == "open").any() else NOT
+        verdict = NOT if e.ours["verdict"].isin(("below", "equal")).all() else UNMEASURED
         said = f"no arm beats dense of the same time (Holm); nearest {_at(best)}: {text.gain(best)}"
         return Estimate(said, verdict, n=int(best.n))  # fmt: skip
     best = above.loc[above["speedup_at_least"].idxmax()]
@@ -65,7 +65,7 @@ def identified(e: Evidence) -> Estimate:
     scores = sensitivity.score_matrix(section, e.records)
     seeds = len(scores)
     if seeds < 2:
-        return one_seed()
+        return untested()
     trust, low, high = reliability_interval(scores)
     table = sensitivity.layer_frame(section, e.records)
     decided = int((table["p_holm"] < arms.ALPHA).sum())
@@ -84,18 +84,17 @@ def identified(e: Evidence) -> Estimate:
 
 def effectiveness(e: Evidence) -> Estimate:
     """At how many budgets some arm of ours beats dense trained for the same time."""
-    rows = e.tested
+    rows = arms.tested(e.ours)
     if rows.empty:
-        return one_seed()
-    budgets = sorted(set(rows["budget"]))
+        return untested()
+    budgets = sorted(set(e.ours["budget"]))
     won = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
-    still_open = (rows["verdict"] == "open").any()
     if len(won) == len(budgets):
         verdict = REPRODUCED
     elif won:
         verdict = PARTLY
     else:
-        verdict = UNMEASURED if still_open else NOT
+        verdict = NOT if e.ours["verdict"].isin(("below", "equal")).all() else UNMEASURED
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
         f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')} "
@@ -107,10 +106,11 @@ def effectiveness(e: Evidence) -> Estimate:
 def performance(e: Evidence) -> Estimate:
     """All layers in basis form against dense trained for the same time, at every budget."""
     share = e.sections["02_all_layers"].facts["ratio"]
-    rows = e.tested[(e.tested["method"] == "basis") & (e.tested["ratio"] == share)]
-    if rows.empty:
-        return one_seed()
-    last = rows.loc[rows["budget"].idxmax()]
+    rows = e.ours[(e.ours["method"] == "basis") & (e.ours["ratio"] == share)]
+    tested = arms.tested(rows)
+    if tested.empty:
+        return untested()
+    last = tested.loc[tested["budget"].idxmax()]
     steps = [
         f"; for as many steps {text.gain(row)}"
         for row in e.equal_steps[e.equal_steps["ratio"] == share].itertuples()
@@ -130,7 +130,7 @@ def selected(e: Evidence) -> Estimate:
         return absent("the selected subset or dense")
     row = e.rivals.loc[names["dense"]]
     if row.verdict == "untested":
-        return one_seed()
+        return untested()
     random = e.rivals.loc[names["random"]] if names["random"] in e.rivals.index else None
     useful = random is not None and random.verdict == "above"
     verdict = kept([row.verdict])
@@ -144,25 +144,24 @@ def selected(e: Evidence) -> Estimate:
 
 def computation(e: Evidence) -> Estimate:
     """Forward speed-ups of single layers and the training step's."""
-    faster = int((e.layers["forward_speedup_low"] > 1).sum())
+    found, median = outcomes(e.layers, "forward_"), float(e.layers["forward_speedup"].median())
     return by_share(
-        faster, len(e.layers),
-        f"forward pass faster in {faster} of {text.plural(len(e.layers), 'timing')} of single "
-        f"layers; median {e.layers['forward_speedup'].median():.2f}×",
-        float(e.layers["forward_speedup"].median()), e.layer_turns,
+        found.faster, len(e.layers),
+        f"forward pass: {_counted(found, 'timing', ' of single layers')}; median {median:.2f}×",
+        median, e.layer_turns, found.undecided,
     )  # fmt: skip
 
 
 def too_few(e: Evidence) -> Estimate:
     """The smallest share of basis filters against the largest, trained for as many steps."""
     measured = arms.measure(e.sections["02_all_layers"], e.records)
-    found = [m for m in at_equal_steps(measured) if m.n]
+    found = at_equal_steps(measured)
     if len({ratio(m) for m in found}) < 2:
         return absent("two shares of basis filters that trained for as many steps")
     few, *_, many = found
     c = arms.compare(few, many)
     if c.difference.p != c.difference.p:
-        return one_seed()
+        return untested()
     said = (
         f"f = {text.share(ratio(few))} minus f = {text.share(ratio(many))}, both for dense's steps "
         f"in {text.epochs(few.arm.budget or 0.0)}: {text.points(c.difference)}"
@@ -174,15 +173,14 @@ def too_few(e: Evidence) -> Estimate:
 
 def uncompressed(e: Evidence) -> Estimate:
     """Training steps whose coefficient matrix is not compressed: does time improve after all?"""
-    faster = int((e.networks["speedup_low"] > 1).sum())
-    total = len(e.networks)
-    best = e.networks.loc[e.networks["speedup"].idxmax()]
-    said = (
-        f"training steps faster than dense, coefficient matrix as it is: {faster} of {total}; "
-        f"best {best.speedup:.2f}×"
-    )
-    estimate = by_share(total - faster, total, said, float(best.speedup), e.network_turns)
-    return estimate
+    found, best = outcomes(e.networks), float(e.networks["speedup"].max())
+    # A step that is not told from dense speaks for neither side.
+    if found.faster:
+        verdict = PARTLY if found.slower else NOT
+    else:
+        verdict = REPRODUCED if found.slower else UNMEASURED
+    said = f"coefficient matrix as it is: {_counted(found, 'training step')}; best {best:.2f}×"
+    return Estimate(said, verdict, best, n=e.network_turns)
 
 
 def misjudged(e: Evidence) -> Estimate:
@@ -192,7 +190,7 @@ def misjudged(e: Evidence) -> Estimate:
         return absent("an inverted subset")
     row = e.rivals.loc[name]
     if row.verdict == "untested":
-        return one_seed()
+        return untested()
     verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(row.verdict, NOT)
     said = f"selected minus inverted subset of the same time: {_rival(row)}"
     return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
@@ -214,12 +212,12 @@ def few_layers(e: Evidence) -> Estimate:
 def bottleneck(e: Evidence) -> Estimate:
     """Layers that are slower than dense although they execute fewer multiplications."""
     fewer = e.layers[e.layers["macs_ratio"] > 1]
-    slow = int((fewer["speedup_high"] < 1).sum())
+    found = outcomes(fewer)
     return by_share(
-        slow, len(fewer),
-        f"slower than dense, forward and backward, with fewer multiplications: {slow} of "
-        f"{text.plural(len(fewer), 'timing')} of single layers",
-        float(fewer["speedup"].min()), e.layer_turns,
+        found.slower, len(fewer),
+        "forward and backward, with fewer multiplications: "
+        f"{_counted(found, 'timing', ' of single layers')}",
+        float(fewer["speedup"].min()), e.layer_turns, found.undecided,
     )  # fmt: skip
 
 
@@ -245,7 +243,7 @@ def reinitialised(e: Evidence) -> Estimate:
 def early_switch(e: Evidence) -> Estimate:
     """The earliest switch to dense against basis throughout, at equal time."""
     section = e.sections["05_skip_training"]
-    found = [m for m in arms.measure(section, e.records) if m.n]
+    found = arms.measure(section, e.records)
     basis = arms.first(found, "basis")
     kept = [
         m
@@ -257,7 +255,7 @@ def early_switch(e: Evidence) -> Estimate:
     early = min(kept, key=lambda m: float(m.arm.detail["switch"]))  # type: ignore[arg-type]
     c = arms.compare(early, basis)
     if c.difference.p != c.difference.p:
-        return one_seed()
+        return untested()
     d = c.difference
     verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(
         arms.verdict(d.estimate, c.equivalence, d.p), NOT
@@ -270,21 +268,33 @@ def early_switch(e: Evidence) -> Estimate:
 
 
 def _skip_rows(rows: pd.DataFrame) -> Estimate:
-    rows = rows[rows["difference"].notna()]
     if rows.empty:
         return absent("a skip arm that is re-initialised")
-    if (rows["verdict"] == "untested").all():
-        return one_seed()
     # Adjusted over the arms that the claim is about alone.
-    rows = rows.assign(p_holm=holm(list(rows["p"])))
-    verdicts = [arms.verdict(r.difference, r.equivalence_p, r.p_holm) for r in rows.itertuples()]
-    best = rows.loc[rows["difference"].idxmax()]
+    rows = arms.decided(rows)
+    tested = arms.tested(rows)
+    if tested.empty:
+        return untested()
+    best = tested.loc[tested["difference"].idxmax()]
+    worst = tested.loc[tested["difference"].idxmin()]
+    said = (
+        f"minus dense of the same time, best of {text.plural(len(rows), 'switch point')} "
+        f"({100 * best.switch:.0f} % of the time): {text.gain(best)}"
+    )
+    if best.switch != worst.switch:
+        said += f"; worst ({100 * worst.switch:.0f} %): {text.gain(worst)}"
     return Estimate(
-        f"best of {text.plural(len(rows), 'switch point')} ({100 * best.switch:.0f} % of the time) "
-        f"minus dense of the same time: {text.gain(best)}; {tally(verdicts)}",
-        kept(verdicts),
+        f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]),
         best.difference, best.difference_low, best.difference_high, int(best.n), "points",
     )  # fmt: skip
+
+
+def _counted(found: Outcomes, noun: str, of: str = "") -> str:
+    """As in "84 of 90 training steps faster, 0 slower, 6 undecided (quartiles clear of 1)"."""
+    return (
+        f"{found.faster} of {text.plural(sum(found), noun)}{of} faster, {found.slower} slower, "
+        f"{found.undecided} undecided (quartiles clear of 1)"
+    )
 
 
 def _at(row: Any) -> str:

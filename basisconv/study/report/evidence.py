@@ -53,11 +53,14 @@ class Evidence:
         return frontier(self.sections["02_all_layers"], self.records)
 
     @cached_property
-    def tested(self) -> pd.DataFrame:
-        """Rows of the frontier that hold one of our arms against dense, with intervals."""
+    def ours(self) -> pd.DataFrame:
+        """Rows of the frontier that are to be held against dense: those too that lost their runs.
+
+        An arm that diverged at a budget must not make "at every budget" easier to reach.
+        """
         table = self.frontier
-        tested = table["verdict"].isin(arms.TESTED)
-        return table[table["method"].isin(OURS) & tested]
+        rivals = table[table["method"] == "dense"]["budget"]
+        return table[table["method"].isin(OURS) & table["budget"].isin(rivals)]
 
     @cached_property
     def equal_steps(self) -> pd.DataFrame:
@@ -112,7 +115,7 @@ def kept(verdicts: Iterable[str]) -> str:
         return REPRODUCED
     if good:
         return PARTLY
-    return UNMEASURED if "open" in found else NOT
+    return NOT if all(v == "below" for v in found) else UNMEASURED
 
 
 def lost(verdict: str) -> str:
@@ -125,20 +128,30 @@ def tally(verdicts: Iterable[str]) -> str:
     found = list(verdicts)
     words = {"above": "above", "equal": "equal", "below": "below", "open": "undecided"}
     counts = [f"{found.count(v)} {word}" for v, word in words.items() if v in found]
+    lacking = sum(v not in words for v in found)
+    counts += [f"{lacking} untested"] if lacking else []
     return f"over {text.plural(len(found), 'comparison')}: {', '.join(counts)}"
 
 
-def by_share(holds: int, total: int, said: str, value: float, n: int | None) -> Estimate:
-    """Reproduced where something holds of all, partly where of some, not where of none."""
+def by_share(
+    holds: int, total: int, said: str, value: float, n: int | None, undecided: int = 0
+) -> Estimate:
+    """Reproduced where something holds of all, partly where of some, not where of none.
+
+    Where all are undecided nothing has been measured.
+    """
     if not total:
         return absent("a measurement")
-    verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
+    if undecided == total:
+        verdict = UNMEASURED
+    else:
+        verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
     return Estimate(said, verdict, value, n=n)
 
 
-def one_seed() -> Estimate:
-    """One run an arm decides nothing."""
-    return Estimate("one run an arm: no interval", UNMEASURED, n=1)
+def untested() -> Estimate:
+    """One run of an arm decides nothing, nor does an arm whose runs diverged."""
+    return Estimate("fewer than two finished runs of an arm: no interval", UNMEASURED)
 
 
 def absent(what: str) -> Estimate:

@@ -78,7 +78,7 @@ def bracket_text(low: float, high: float) -> str:
 
 def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
     """What the frontier shows, in sentences; the first is its headline."""
-    tested = table[table["verdict"].isin(arms.TESTED)]
+    tested = arms.tested(table)
     # In one breath: what beats dense may still lose to a narrower network.
     headline = " ".join([_headline(table, tested), *_against_narrow(found)])
     told = [headline, *_by_budget(table, tested)]
@@ -163,11 +163,20 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     best, difference, _ = max(tested, key=lambda row: row[1].estimate)
     return [
         f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
-        f"time, the basis arms win {text.amount(won)} of "
-        f"{text.plural(len(tested), 'comparison')}, lose {text.amount(lost)} and leave "
-        f"{len(tested) - won - lost} undecided (Holm); the most favourable is {best}, "
-        f"{text.points(difference)}."
+        f"time, the basis arms {tally(won, lost, len(tested))} (Holm); the most favourable is "
+        f"{best}, {text.points(difference)}."
     ]
+
+
+def tally(won: int, lost: int, of: int) -> str:
+    """As in "lose all 4 comparisons", "win 1 of 3 comparisons, lose none and leave 2 undecided"."""
+    for count, verb in ((won, "win"), (lost, "lose"), (of - won - lost, "leave undecided")):
+        if count == of:
+            return f"{verb} {'the one comparison' if of == 1 else f'all {of} comparisons'}"
+    return (
+        f"win {text.amount(won)} of {of} comparisons, lose {text.amount(lost)} and leave "
+        f"{text.amount(of - won - lost)} undecided"
+    )
 
 
 def _against_same_size(found: Sequence[Measured]) -> list[str]:

@@ -162,8 +162,8 @@ def _headline(best: pd.DataFrame) -> str:
     return (
         f"Of {text.plural(len(best), 'choice')} of a learning rate and batch size (one for each "
         f"kind of arm and budget, out of {best['settings'].max()} settings), {text.amount(clear)} "
-        f"lead the next best by more than {CLEAR:g} standard errors and {text.amount(edge)} lie "
-        "at an edge of the grid."
+        f"{'lead' if clear > 1 else 'leads'} the next best by more than {CLEAR:g} standard errors "
+        f"and {text.amount(edge)} {'lie' if edge > 1 else 'lies'} at an edge of the grid."
     )
 
 

@@ -222,7 +222,7 @@ def _numbers(
         values["predicted_time"] = text.number(time, digits=0, unit=" %")
         headline = (
             f"The selected subset ({text.plural(len(selected.arm.detail['layers']), 'layer')}, "  # type: ignore[arg-type]
-            f"{values['predicted_time']['text']} of the dense step's time) reaches "
+            f"a predicted {values['predicted_time']['text']} of the dense step's time) reaches "
             f"{values['accuracy']['text']} {outcome} accuracy{_told(tests, 'dense')}."
         )
     others = [_told(tests, words) for words in list(RIVALS.values())[1:]]
@@ -237,8 +237,19 @@ def _numbers(
         )
     return {
         "values": values, "outcome": outcome, "headline": headline, "findings": findings,
-        "notes": arms.lost_note(found),
+        "notes": arms.lost_note(found), "rules": _rules(section.facts),
     }  # fmt: skip
+
+
+def _rules(facts: Mapping[str, Any]) -> str:
+    """What we chose for the source's rule and for ours, which it leaves open; "" if not known."""
+    if not {"loss_share", "threshold"} <= set(facts):
+        return ""
+    return (
+        f"Two numbers are our choices: the budget of predicted loss, {100 * facts['loss_share']:g} "
+        "% of the sum of all positive sensitivities, and the threshold of the source's rule, "
+        f"{facts['threshold']:g}."
+    )
 
 
 def _told(tests: pd.DataFrame, rival: str) -> str:
@@ -249,7 +260,7 @@ def _told(tests: pd.DataFrame, rival: str) -> str:
     r = rows.iloc[0]
     words = {
         "above": "better than", "below": "worse than", "equal": "equal to",
-        "open": "not to be told from", "untested": "measured once beside",
+        "open": "not distinguishable from", "untested": "measured once beside",
     }  # fmt: skip
     difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
     return f": {words[r.verdict]} {rival} ({difference})"

@@ -61,7 +61,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"(by {unit}). {told}",
             )
         },
-        numbers=_numbers(table, matrix, bounds, trust.ceiling, told, found),
+        numbers=_numbers(table, matrix, bounds, trust.ceiling, told)
+        | {"notes": [*_fewest(section, records), *arms.lost_note(found)]},
     )  # fmt: skip
 
 
@@ -108,6 +109,11 @@ def _arms(
         raise ValueError(
             f"{section.name} needs an arm 'dense' and one of method 'layer' for each layer; it "
             f"has {', '.join(arm.label for arm in section.arms) or 'none'}."
+        )
+    if not dense.n:
+        raise ValueError(
+            f"{section.name}: no run of dense was finished ({dense.lost} failed or diverged), so "
+            "there is nothing to hold a layer against."
         )
     return dense, layers
 
@@ -217,8 +223,7 @@ def needed(trust: rankings.Reliability, seeds: int) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Bootstrap, ceiling: float, told: str,
-    found: Sequence[Measured],
+    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Bootstrap, ceiling: float, told: str
 ) -> dict[str, Any]:  # fmt: skip
     hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
     gain = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] < 0)]
@@ -246,8 +251,23 @@ def _numbers(
     }
     return {
         "values": values, "outcome": "validation", "headline": headline, "findings": findings,
-        "notes": arms.lost_note(found),
     }  # fmt: skip
+
+
+def _fewest(section: Section, records: Mapping[str, Record]) -> list[str]:
+    """A sentence on the layers that keep a single basis filter, if there are any."""
+    _, layers = _arms(section, records)
+    counts: dict[str, int] = {}
+    for m in layers:
+        counts |= records[m.arm.run_ids[0]].run.phases[0].plan.layers
+    single = [name for name, count in counts.items() if count == 1]
+    if not single:
+        return []
+    share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
+    return [
+        f"At width {section.facts['width']}, f = {share} leaves a single basis filter in "
+        f"{text.listed(single)}."
+    ]
 
 
 def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:

@@ -21,33 +21,38 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over the switch point in both directions, and the ablations of the switch."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     table, pairs = skip_frame(section, records), pair_frame(found)
-    budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
+    facts: dict[str, Any] = section.facts
+    time = f"the time of {text.epochs(facts['budget'])} of dense"
+    images = f"{facts['train_images']:,} training images"
+    where = f"f = {text.share(facts['ratio'])}, {time} by {facts['unit']}, {images}"
     return Report(
         section.name,
         section.profile,
         tables={
             "skip": Table(
                 table, _shown(table, outcome),
-                f"Skip training at the time of {budget} of dense: {outcome} accuracy with its 95 % "
-                "interval and its difference from dense trained for the same time (Welch, p by "
-                "Holm). The paper reports training up to 15 % faster at a negligible drop; at "
-                "equal time the question is whether accuracy is gained.",
+                f"Skip training ({where}): {outcome} accuracy with its 95 % interval and its "
+                "difference from dense trained for the same time (Welch, p by Holm). The paper "
+                "reports training up to 15 % faster at a negligible drop; at equal time the "
+                "question is whether accuracy is gained.",
             ),
             "skip_switches": Table(
                 pairs, _shown_pairs(pairs),
-                "What each choice at the switch is worth: arms that differ in it alone, pooled "
-                "over switch points (difference by seed, then its mean and 95 % interval).",
+                f"What each choice at the switch is worth ({where}): {outcome} accuracy of arms "
+                "that differ in it alone, pooled over switch points (difference by seed, then its "
+                "mean and 95 % interval). Kept weights are the same function from basis to dense, "
+                "and the nearest of rank m from dense to basis.",
             ),
         },
         figures={
             "skip": Plot(
                 _figure(table, outcome), table,
-                f"{text.capital(outcome)} accuracy after the time of {budget} of dense, over the "
-                f"share of that time spent in the first form: {arms.shown_as(found)}, set "
-                "apart sideways. Line and band: dense throughout.",
+                f"{text.capital(outcome)} accuracy after {time}, over the share of that time spent "
+                f"in the first form ({where}): {arms.shown_as(found)}, set apart sideways. Line "
+                "and band: dense throughout; dotted: basis throughout.",
             )
         },
-        numbers=_numbers(table, pairs, found, outcome),
+        numbers=_numbers(table, pairs, found, outcome, f"{images}, {time}"),
     )  # fmt: skip
 
 
@@ -150,20 +155,32 @@ def _kind(key: Sequence[Any]) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, pairs: pd.DataFrame, found: Sequence[Measured], outcome: str
+    table: pd.DataFrame, pairs: pd.DataFrame, found: Sequence[Measured], outcome: str, where: str
 ) -> dict[str, Any]:
-    skips = table[(table["method"] == "skip") & table["difference"].notna()]
-    findings = [_headline(skips)]
-    if len(skips):
-        leader = skips.loc[skips["difference"].idxmax(), "direction"]
-        for direction, rows in skips[skips["direction"] != leader].groupby("direction"):
-            best = rows.loc[rows["difference"].idxmax()]
-            findings.append(f"The best of {direction}: {_named(best)}, {text.gain(best)}.")
+    skips = table[table["method"] == "skip"]
+    told = skips[skips["difference"].notna()]
+    findings = [_headline(skips, outcome, where)]
+    if len(told):
+        best = _best(told)
+        for direction, rows in told[told["direction"] != best.direction].groupby("direction"):
+            second = _best(rows)
+            findings.append(f"The best of {direction}: {_named(second)}, {text.gain(second)}.")
+        findings += _against_basis(best, found)
     findings += _at_the_switch(pairs)
     return {
         "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
         "notes": arms.lost_note(found),
     }  # fmt: skip
+
+
+def _against_basis(best: Any, found: Sequence[Measured]) -> list[str]:
+    """The rival that never switches: what beats dense may still lose to it."""
+    basis = arms.first(found, "basis")
+    if basis is None or not basis.n:
+        return []
+    skip = next(m for m in found if m.arm.label == best.label)
+    difference = text.points(arms.compare(skip, basis).difference)
+    return [f"The best skip arm minus basis filters from start to end: {difference}."]
 
 
 def _at_the_switch(pairs: pd.DataFrame) -> list[str]:
@@ -176,21 +193,19 @@ def _at_the_switch(pairs: pd.DataFrame) -> list[str]:
         + text.with_interval(r.difference, r.low, r.high, 2, True, " points")
         for r in tested[tested["p_holm"] < arms.ALPHA].itertuples()
     ]
-    rest = len(tested) - len(told)
+    count = text.plural(len(tested), "comparison")
     if not told:
-        return [f"No choice at the switch makes a difference at the 5 % level (of {rest}, Holm)."]
-    left = f"; the other {rest} do not" if rest else ""
+        return [f"No choice at the switch is seen to matter ({count}, Holm, 5 %)."]
     return [
-        f"Of {len(tested)} choices at the switch these make a difference at the 5 % level (Holm): "
-        f"{'; '.join(told)}{left}."
+        f"Choices at the switch seen to matter ({len(told)} of {count}, Holm, 5 %): "
+        f"{'; '.join(told)}."
     ]
 
 
-def _headline(skips: pd.DataFrame) -> str:
-    if skips.empty:
+def _headline(skips: pd.DataFrame, outcome: str, where: str) -> str:
+    if skips["difference"].isna().all():
         return "No run of skip training is done beside dense."
-    tested = skips[skips["verdict"] != "untested"]
-    best = skips.loc[skips["difference"].idxmax()]
+    tested, best = arms.tested(skips), _best(skips)
     if tested.empty:
         return (
             f"With one run an arm nothing is tested; the best skip arm ({_named(best)}) differs "
@@ -198,12 +213,21 @@ def _headline(skips: pd.DataFrame) -> str:
         )
     above = (tested["verdict"] == "above").sum()
     below = (tested["verdict"] == "below").sum()
+    lacking = len(skips) - len(tested)
     return (
-        f"Of {text.plural(len(tested), 'skip arm')}, {text.amount(above)} beat dense trained for "
-        f"the same time, {text.amount(below)} lose to it and "
-        f"{text.amount(len(tested) - above - below)} do neither (Holm, 5 %); the best is "
+        f"Of {text.plural(len(skips), 'skip arm')} ({where}; {outcome} accuracy), better than "
+        f"dense trained for the same time {text.amount(above)}, worse {text.amount(below)}, "
+        f"undecided or within ±{arms.MARGIN:g} points {text.amount(len(tested) - above - below)}"
+        f"{f', with too few finished runs {lacking}' if lacking else ''} (Holm); the best is "
         f"{_named(best)}, {text.gain(best)}."
     )
+
+
+def _best(rows: pd.DataFrame) -> Any:
+    """The arm furthest ahead of dense; one that lost runs is passed over for those that did not."""
+    tested = arms.tested(rows)
+    of = rows if tested.empty else tested
+    return of.loc[of["difference"].idxmax()]
 
 
 def _named(row: Any) -> str:

@@ -172,8 +172,13 @@ def panel(axes: Axes, letter: str, title: str) -> None:
 
 
 def time_axis(axes: Axes, ticks: Iterable[float], label: str) -> None:
-    """A logarithmic axis whose ticks stand at the given values alone, written plainly."""
+    """A logarithmic axis whose ticks stand at the given values, written plainly.
+
+    Between two values alone a third stands in the middle, which a log axis shows off its middle.
+    """
     places = sorted(set(ticks))
+    if len(places) == 2:
+        places.insert(1, sum(places) / 2)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -231,8 +236,12 @@ def _fill(method: str, place: int, line: bool) -> dict[str, Any]:
 
 
 def plain_log(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "x") -> None:
-    """A logarithmic axis from `low` to `high` with ticks at 1, 2 and 5, written plainly."""
-    places = [m * 10.0**e for e in range(-6, 10) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    """A logarithmic axis from `low` to `high` with ticks at 1, 2, 5 or more, written plainly."""
+    for leading in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        every = [m * 10.0**e for e in range(-6, 10) for m in leading]
+        places = [place for place in every if low <= place <= high]
+        if len(places) > 3:
+            break
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis.set_major_locator(FixedLocator(places))

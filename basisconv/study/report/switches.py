@@ -16,7 +16,7 @@ from basisconv.study.run import Record, Section
 SWITCHES = ("carry", "momentum_carry", "schedule")
 # Switch -> (the setting, what it is set against), as they are told.
 PAIRS = {
-    "carry": ("exact", "reinit", "keeping the function at the switch", "re-initialising"),
+    "carry": ("exact", "reinit", "keeping the weights", "re-initialising"),
     "momentum_carry": ("carried", "fresh", "carrying momentum over", "starting it fresh"),
     "schedule": ("one", "restart", "one cosine over both phases", "a restart at the switch"),
 }

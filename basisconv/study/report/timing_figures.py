@@ -49,7 +49,7 @@ def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
         handles += [
             Line2D([], [], color=style.FAINT, linewidth=5, label="promised by MACs"),
             Line2D([], [], color=style.INK, marker="|", markersize=7, linestyle="none",
-                   label="bound by the roofline"),
+                   label="expected by the roofline"),
         ]  # fmt: skip
         style.legend_below(made, handles)
     return made
@@ -140,8 +140,8 @@ def _bars(axes: Axes, rows: pd.DataFrame, titles: Sequence[str], arms: Sequence[
             here["speedup"], y, xerr=ends, fmt=marker, markersize=3, color=colour,
             markerfacecolor=fill, elinewidth=0.8,
         )  # fmt: skip
-        bounds = here["bound_speedup"].astype(float)
-        axes.plot(bounds, y, "|", color=style.INK, markersize=4)
+        expected = here["expected_speedup"].astype(float)
+        axes.plot(expected, y, "|", color=style.INK, markersize=4)
     axes.axvline(1, color=style.look("dense").colour, linewidth=0.9)
 
 

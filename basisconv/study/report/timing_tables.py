@@ -55,7 +55,7 @@ def shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
                 _PLACE: letter,
                 "subset": speedup(subset),
                 "share": _percent(subset.share),
-                "bound": f"{subset.bound_speedup:.2f}×",
+                "expected": f"{subset.expected_speedup:.2f}×",
                 **{a: f"{arms[a].speedup:.2f}×" if a in arms else text.NOTHING for a in others},
             }
         )
@@ -63,7 +63,7 @@ def shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
 
 
 def shown_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Training steps beside their bound and memory."""
+    """Training steps beside what is expected of them, and their memory."""
     return pd.DataFrame(
         [
             {
@@ -102,8 +102,8 @@ def _shown_step(row: Any) -> dict[str, str]:
     return {
         _PLACE: getattr(row, _PLACE),
         "training step": speedup(row),
-        "ms": f"{row.median_ms:.0f}",
-        "bound": f"{row.bound_speedup:.2f}×",
+        "basis, ms": f"{row.median_ms:.0f}",
+        "expected": f"{row.expected_speedup:.2f}×",
         "share": _percent(row.share),
     }
 

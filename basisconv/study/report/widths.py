@@ -30,7 +30,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"Networks of several widths at equal training time (dense epochs of the width "
                 f"that the other experiments have, by {unit}): {outcome} accuracy with its 95 % "
                 "interval, and the difference from dense of the same width and time (Welch, p by "
-                "Holm over all rows).",
+                "Holm over all rows). Learning rate and batch size are those that the pilot found "
+                "for a narrower dense network, and for the others at the profile's width: where "
+                "batches differ, so does what the two sides were tuned for.",
             ),
             "widths_envelope": Table(
                 envelope, _shown_envelope(envelope, outcome),
@@ -45,7 +47,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"{text.capital(outcome)} accuracy over the network's width, a panel for each "
                 f"budget of training time: {arms.shown_as(found)}. Horizontal lines: the best "
                 "dense network of that time (black) and the best with basis layers (coloured), "
-                "picked by validation accuracy. Skip training ends as a dense network.",
+                "picked by validation accuracy. What skip training ends with is a dense network "
+                "where it began in basis form.",
             )
         },
         numbers=_numbers(table, envelope, outcome, found),
@@ -57,14 +60,16 @@ def width_frame(found: Sequence[Measured]) -> pd.DataFrame:
     dense = {(m.arm.detail["width"], m.arm.budget): m for m in found if _is_dense(m)}
     rows = []
     for m in found:
-        rival = None if _is_dense(m) else dense.get((m.arm.detail["width"], m.arm.budget))
+        detail: dict[str, Any] = m.arm.detail
+        rival = None if _is_dense(m) else dense.get((detail["width"], m.arm.budget))
         c, mean = arms.compare_values(m.accuracy, rival.accuracy if rival else []), m.interval
         rows.append(
             {
-                "label": m.arm.label, "method": m.arm.method, "width": m.arm.detail["width"],
+                "label": m.arm.label, "method": m.arm.method, "width": detail["width"],
                 "budget": m.arm.budget, "time": m.time, "n": m.n, "lost": m.lost,
                 "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
-                **arms.columns(c), "parameters": m.arm.detail["parameters"],
+                **arms.columns(c), "parameters": detail["parameters"],
+                "batch_size": detail["batch_size"], "steps": sum(detail["steps"]),
             }
         )  # fmt: skip
     return arms.decided(pd.DataFrame(rows))
@@ -113,6 +118,8 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             "network": r.label,
             "budget": f"{r.budget:g}",
             "parameters": f"{int(r.parameters):,}",
+            "batch": str(r.batch_size),
+            "steps": f"{r.steps:,}",
             "n": text.seeds(r.n, r.lost),
             f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
             "minus dense of its width": text.with_interval(
@@ -192,7 +199,7 @@ def _numbers(
 def _headline(envelope: pd.DataFrame) -> str:
     if envelope.empty:
         return "No network with basis layers was measured beside a dense one."
-    tested = envelope[envelope["verdict"] != "untested"]
+    tested = arms.tested(envelope)
     if tested.empty:
         return (
             "With one run a network nothing is tested; the best network with basis layers differs "
@@ -219,7 +226,7 @@ def _by_budget(envelope: pd.DataFrame) -> list[str]:
 
 def _by_width(table: pd.DataFrame) -> list[str]:
     """Where basis layers beat dense of the same width: the narrower question."""
-    tested = table[table["verdict"].isin(arms.TESTED)]
+    tested = arms.tested(table)
     if tested.empty:
         return []
     told = [
