@@ -199,7 +199,7 @@ def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> 
      (1, 0, 3, "win 1 of 3 comparisons, lose none and leave 2 undecided")],
 )  # fmt: skip
 def test_comparisons_are_counted_in_few_words(won: int, lost: int, of: int, said: str) -> None:
-    assert frontier.tally(won, lost, of) == said
+    assert frontier.won_and_lost(won, lost, of) == said
 
 
 def test_the_paper_is_told_the_frontiers_scale_and_what_was_our_choice() -> None:
@@ -322,7 +322,9 @@ def test_selection_without_controls_says_why() -> None:
     detail = {"predicted_time": 1.0, "parameters": 1, "macs": 1, "executed_macs": 1}
     maker.arm("none (dense)", "dense", 84, detail={"layers": [], **detail})
     maker.arm("selected", "selected", 84, detail={"layers": [], **detail})
-    made = report.build(maker.section(budget=1.0, controls=False), maker.records)
+    made = report.build(
+        maker.section(budget=1.0, controls=False, loss_share=0.25, threshold=0.0), maker.records
+    )
     assert any("no other subsets" in sentence for sentence in made.numbers["findings"])
 
 

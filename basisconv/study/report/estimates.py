@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from basisconv.study.rankings import reliability_interval
 from basisconv.study.report import arms, method, selection, sensitivity, text
 from basisconv.study.report.equal_steps import at_equal_steps, ratio
@@ -23,6 +21,7 @@ from basisconv.study.report.evidence import (
     lost,
     tally,
     untested,
+    unwon,
 )
 from basisconv.study.report.frontier import bracket_text
 from basisconv.study.report.timing_frames import Outcomes, outcomes
@@ -36,9 +35,8 @@ def speedup(e: Evidence) -> Estimate:
     above = rows[rows["verdict"] == "above"]
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
-        verdict = NOT if e.ours["verdict"].isin(("below", "equal")).all() else UNMEASURED
         said = f"no arm beats dense of the same time (Holm); nearest {_at(best)}: {text.gain(best)}"
-        return Estimate(said, verdict, n=int(best.n))  # fmt: skip
+        return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))  # fmt: skip
     best = above.loc[above["speedup_at_least"].idxmax()]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
     return Estimate(
@@ -94,7 +92,7 @@ def effectiveness(e: Evidence) -> Estimate:
     elif won:
         verdict = PARTLY
     else:
-        verdict = NOT if e.ours["verdict"].isin(("below", "equal")).all() else UNMEASURED
+        verdict = unwon(e.ours["verdict"])
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
         f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')} "
@@ -237,7 +235,25 @@ def larger(e: Evidence) -> Estimate:
 def reinitialised(e: Evidence) -> Estimate:
     """Basis, then re-initialised and trained as dense: against dense of the same time."""
     rows = e.skips[(e.skips["direction"] == "basis→dense") & (e.skips["carry"] == "reinit")]
-    return _skip_rows(rows)
+    if rows.empty:
+        return absent("a skip arm that is re-initialised")
+    # Adjusted over the arms that the claim is about alone.
+    rows = arms.decided(rows)
+    tested = arms.tested(rows)
+    if tested.empty:
+        return untested()
+    best = tested.loc[tested["difference"].idxmax()]
+    worst = tested.loc[tested["difference"].idxmin()]
+    said = (
+        f"minus dense of the same time, best of {text.plural(len(rows), 'switch point')} "
+        f"({100 * best.switch:.0f} % of the time): {text.gain(best)}"
+    )
+    if best.switch != worst.switch:
+        said += f"; worst ({100 * worst.switch:.0f} %): {text.gain(worst)}"
+    return Estimate(
+        f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]),
+        best.difference, best.difference_low, best.difference_high, int(best.n), "points",
+    )  # fmt: skip
 
 
 def early_switch(e: Evidence) -> Estimate:
@@ -265,28 +281,6 @@ def early_switch(e: Evidence) -> Estimate:
         f"throughout, equal time: {text.points(d)}"
     )
     return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
-
-
-def _skip_rows(rows: pd.DataFrame) -> Estimate:
-    if rows.empty:
-        return absent("a skip arm that is re-initialised")
-    # Adjusted over the arms that the claim is about alone.
-    rows = arms.decided(rows)
-    tested = arms.tested(rows)
-    if tested.empty:
-        return untested()
-    best = tested.loc[tested["difference"].idxmax()]
-    worst = tested.loc[tested["difference"].idxmin()]
-    said = (
-        f"minus dense of the same time, best of {text.plural(len(rows), 'switch point')} "
-        f"({100 * best.switch:.0f} % of the time): {text.gain(best)}"
-    )
-    if best.switch != worst.switch:
-        said += f"; worst ({100 * worst.switch:.0f} %): {text.gain(worst)}"
-    return Estimate(
-        f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]),
-        best.difference, best.difference_low, best.difference_high, int(best.n), "points",
-    )  # fmt: skip
 
 
 def _counted(found: Outcomes, noun: str, of: str = "") -> str:

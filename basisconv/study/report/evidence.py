@@ -76,7 +76,7 @@ class Evidence:
     @cached_property
     def skips(self) -> pd.DataFrame:
         """05, one row an arm."""
-        return skip_frame(self.sections["05_skip_training"], self.records)
+        return skip_frame(arms.measure(self.sections["05_skip_training"], self.records))
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -116,6 +116,11 @@ def kept(verdicts: Iterable[str]) -> str:
     if good:
         return PARTLY
     return NOT if all(v == "below" for v in found) else UNMEASURED
+
+
+def unwon(verdicts: Iterable[str]) -> str:
+    """Where no arm is above dense: settled if every comparison is, and all had runs to compare."""
+    return NOT if all(v in ("below", "equal") for v in verdicts) else UNMEASURED
 
 
 def lost(verdict: str) -> str:

@@ -163,12 +163,12 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     best, difference, _ = max(tested, key=lambda row: row[1].estimate)
     return [
         f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
-        f"time, the basis arms {tally(won, lost, len(tested))} (Holm); the most favourable is "
-        f"{best}, {text.points(difference)}."
+        f"time, the basis arms {won_and_lost(won, lost, len(tested))} (Holm); the most favourable "
+        f"is {best}, {text.points(difference)}."
     ]
 
 
-def tally(won: int, lost: int, of: int) -> str:
+def won_and_lost(won: int, lost: int, of: int) -> str:
     """As in "lose all 4 comparisons", "win 1 of 3 comparisons, lose none and leave 2 undecided"."""
     for count, verb in ((won, "win"), (lost, "lose"), (of - won - lost, "leave undecided")):
         if count == of:

@@ -242,9 +242,7 @@ def _numbers(
 
 
 def _rules(facts: Mapping[str, Any]) -> str:
-    """What we chose for the source's rule and for ours, which it leaves open; "" if not known."""
-    if not {"loss_share", "threshold"} <= set(facts):
-        return ""
+    """What we chose for the source's rule and for ours, which it leaves open."""
     return (
         f"Two numbers are our choices: the budget of predicted loss, {100 * facts['loss_share']:g} "
         "% of the sum of all positive sensitivities, and the threshold of the source's rule, "

@@ -62,7 +62,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             )
         },
         numbers=_numbers(table, matrix, bounds, trust.ceiling, told)
-        | {"notes": [*_fewest(section, records), *arms.lost_note(found)]},
+        | {"notes": [*_fewest(section, records, found), *arms.lost_note(found)]},
     )  # fmt: skip
 
 
@@ -254,19 +254,18 @@ def _numbers(
     }  # fmt: skip
 
 
-def _fewest(section: Section, records: Mapping[str, Record]) -> list[str]:
+def _fewest(
+    section: Section, records: Mapping[str, Record], found: Sequence[Measured]
+) -> list[str]:
     """A sentence on the layers that keep a single basis filter, if there are any."""
-    _, layers = _arms(section, records)
-    counts: dict[str, int] = {}
-    for m in layers:
-        counts |= records[m.arm.run_ids[0]].run.phases[0].plan.layers
-    single = [name for name, count in counts.items() if count == 1]
+    plans = [records[m.arm.run_ids[0]].run.phases[0].plan for m in found]
+    single = [name for plan in plans for name, count in plan.layers.items() if count == 1]
     if not single:
         return []
-    share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
+    facts: dict[str, Any] = section.facts
     return [
-        f"At width {section.facts['width']}, f = {share} leaves a single basis filter in "
-        f"{text.listed(single)}."
+        f"At width {facts['width']}, f = {text.share(facts['ratio'])} leaves a single basis filter "
+        f"in {text.listed(single)}."
     ]
 
 

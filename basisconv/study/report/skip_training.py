@@ -20,7 +20,7 @@ from basisconv.study.run import Record, Section
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over the switch point in both directions, and the ablations of the switch."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
-    table, pairs = skip_frame(section, records), pair_frame(found)
+    table, pairs = skip_frame(found), pair_frame(found)
     facts: dict[str, Any] = section.facts
     time = f"the time of {text.epochs(facts['budget'])} of dense"
     images = f"{facts['train_images']:,} training images"

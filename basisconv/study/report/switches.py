@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import pandas as pd
 from basisconv.study import stats
 from basisconv.study.report import arms
 from basisconv.study.report.arms import Measured
-from basisconv.study.run import Record, Section
 
 SWITCHES = ("carry", "momentum_carry", "schedule")
 # Switch -> (the setting, what it is set against), as they are told.
@@ -22,9 +21,8 @@ PAIRS = {
 }
 
 
-def skip_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+def skip_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row an arm, with its difference from dense trained for the same time."""
-    found = arms.measure(section, records)
     dense = arms.first(found, "dense")
     rows = []
     for m in found:
