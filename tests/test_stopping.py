@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -49,6 +50,32 @@ def test_a_noted_signal_comes_after_the_block(number: int, raised: type[BaseExce
         after.append("never")
     assert after == ["the block goes on"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_signal_inside_a_task_ends_the_loop(number: int, raised: type[BaseException]) -> None:
+    """asyncio keeps what a task raises for whoever awaits it, and nobody need do so.
+
+    Through such tasks papermill watches its kernel, and a signal may come while one runs.
+    """
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # nobody asks for the task's exception, here too
+
+    async def watch() -> None:
+        signal.raise_signal(number)
+
+    async def notebook() -> None:
+        task = asyncio.create_task(watch())
+        await asyncio.sleep(5)
+        await task
+
+    try:
+        with sigterm_raises(), pytest.raises(raised):
+            loop.run_until_complete(asyncio.wait_for(notebook(), 2))
+    finally:
+        loop.close()
 
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,12 @@ from types import FrameType
 _ECHO_SECONDS = 1.0
 
 
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class Terminated(SystemExit):
+    """SIGTERM, as KeyboardInterrupt is SIGINT.
+
+    Of SystemExit, because asyncio lets that and KeyboardInterrupt alone out of a task: any other
+    exception waits in it for somebody who asks, and papermill runs its kernel through tasks.
+    """
 
 
 class Stop:
