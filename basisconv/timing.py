@@ -3,7 +3,7 @@
 The arms run in turn, each turn in a new order, so that neither a drift of the machine's pace
 nor what the arm before leaves in the caches favours one of them (a fixed order was seen to be worth
 3 to 5 % on a CPU), and each ratio is taken within one turn. On CUDA, events on the stream are
-timed after a synchronise; elsewhere the clock is `time.perf_counter`.
+timed after a synchronise; on a CPU the clock is `time.perf_counter`.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ def compare(
         arms: what to call, by name. Each should take a millisecond or more.
         repeats: turns that count.
         warmup: turns before them; their time (compilation, caches) is reported apart.
-        device: where the work runs; on "cuda" it is timed by events on the stream, so many calls
-            at once that they take some milliseconds: launching them is hidden, as in training,
-            as far as the host is the faster of the two.
+        device: where the work runs, "cpu" or "cuda"; on CUDA it is timed by events on the stream,
+            so many calls at once that they take some milliseconds: launching them is hidden, as in
+            training, as far as the host is the faster of the two.
 
     Raises:
-        ValueError: if there is nothing to time.
+        ValueError: if there is nothing to time, or on a device whose work cannot be waited for
+            here.
     """
     if not arms or repeats < 1:
         raise ValueError(f"Nothing to time: {len(arms)} arms, {repeats} repeats.")
@@ -74,6 +75,8 @@ def compare(
         # Events and synchronize are the current device's.
         with torch.cuda.device(device):
             return _interleaved(arms, repeats, warmup, _cuda_seconds, _CUDA_SAMPLE)
+    if device.type != "cpu":
+        raise ValueError(f"Work is timed on a CPU or on CUDA, not on {device.type}.")
     return _interleaved(arms, repeats, warmup, _cpu_seconds, 0.0)
 
 
@@ -102,7 +105,7 @@ def _interleaved(
 def forward_backward(
     module: nn.Module, x: Tensor, input_gradient: bool = True
 ) -> Callable[[], None]:
-    """A callable that runs forward and backward of a module.
+    """A callable that runs forward and backward of a module, as a step of a training does.
 
     Args:
         module: the layer or network.
@@ -113,6 +116,8 @@ def forward_backward(
     gradient = torch.ones_like(module(x))
 
     def step() -> None:
+        # Autocast keeps its casts of weights until it ends; each training step has them anew.
+        torch.clear_autocast_cache()
         x.grad = None
         module.zero_grad(set_to_none=True)
         module(x).backward(gradient)
@@ -144,10 +149,14 @@ def tune(
 ) -> tuple[TunedLayer, ...]:
     """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
 
+    Each is measured in eager mode, also where the model is compiled: `torch.compile` spares
+    small layers part of their launches, so that they may gain more than is told here.
+
     Args:
         model: a network with basis layers; their `mode` is set, nothing else changes.
         input: a batch of the size, dtype, device and memory format that will be trained with;
-            to train under autocast, call this under autocast.
+            to train under autocast, call this under autocast. Layers that read it directly are
+            timed without its gradient, which training does not need, unless it requires one.
         repeats: interleaved measurements of each.
         drop: put layers where nothing beats dense back into dense form, as `restore` does;
             make the optimizer afterwards.
@@ -173,8 +182,9 @@ def tune(
             arms[mode] = BasisConv2d.from_conv2d(
                 dense, **{**layer.config(), "mode": mode, "init": "qr"}
             )
+        wanted = x is not input or input.requires_grad
         timings = compare(
-            {arm: forward_backward(module, x) for arm, module in arms.items()},
+            {arm: forward_backward(module, x, wanted) for arm, module in arms.items()},
             repeats=repeats,
             device=x.device,
         )

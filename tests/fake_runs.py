@@ -15,6 +15,7 @@ from basisconv.study import files
 from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.environment import device_kind
 from basisconv.study.run import Data, Epoch, Measurement, Phase, Record, Result, Run
+from basisconv.study.stopping import Stop
 
 PLAN = Plan({"layer1.0.conv1": 4, "layer1.0.conv2": 3}, form="full")
 
@@ -88,6 +89,17 @@ def no_space(*args: Any, **kwargs: Any) -> None:
 def trained(log: Path) -> list[str]:
     """The ids in a log, in the order of their starts."""
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+class AfterStarts(Stop):
+    """Stops when so many trainings have begun: a time limit that no slow machine can miss."""
+
+    def __init__(self, log: Path, count: int) -> None:
+        super().__init__()
+        self._log, self._count = log, count
+
+    def __call__(self) -> bool:
+        return super().__call__() or len(trained(self._log)) >= self._count
 
 
 def pids(log: Path) -> set[int]:

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 from basisconv.study.report import style, text
 from basisconv.study.run import Method
-from basisconv.study.stats import Difference, Interval
+from basisconv.study.stats import Difference
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, on linear RGB.
 DEFICIENCIES = {
@@ -89,9 +89,6 @@ def test_numbers_as_read(value: float, digits: int, signed: bool, shown: str) ->
 
 
 def test_intervals_as_read() -> None:
-    nan = float("nan")
-    assert text.percent(Interval(84.04, 83.56, 84.44, 3, 0.2)) == "84.0 [83.6, 84.4]"
-    assert text.percent(Interval(84.04, nan, nan, 1, nan)) == "84.0"
     assert text.points(Difference(0.42, -0.1, 0.94, 0.1, 3, 3)) == "+0.42 points [−0.10, +0.94]"
     assert text.listed(["a", "b", "c"]) == "a, b and c"
     assert [text.share(f) for f in (0.25, 0.125, 0.3)] == ["1/4", "1/8", "0.3"]

@@ -12,16 +12,28 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_runs import fake_train, make_record, make_run, no_space, pids, strays, trained
+import torch
+from fake_runs import (
+    AfterStarts,
+    fake_train,
+    make_record,
+    make_run,
+    no_space,
+    pids,
+    strays,
+    trained,
+)
 
-from basisconv.study import files
+from basisconv.study import environment, files
 from basisconv.study.checkpoint import NotSaved
+from basisconv.study.environment import Unfit
 from basisconv.study.files import DamagedFile
 from basisconv.study.packs import MissingData
 from basisconv.study.status import Status, status, steps_done
 from basisconv.study.stopping import Stop
 from basisconv.study.store import ConflictingResults, Store
 from basisconv.study.sweep import SweepReport, sweep
+from basisconv.study.workers import _Worker
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +103,24 @@ def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys
     assert trained(log)[3:] == [runs[1].run_id]
 
 
+def test_a_gpu_that_a_run_has_broken_ends_the_sweep_after_that_run(store, log, monkeypatch):
+    """After an illegal access, say, all that follows in the process would fail, and be recorded."""
+    runs = [make_run(seed) for seed in range(4)]
+    environment.environment()  # from here on remembered: there is no CUDA to ask
+    monkeypatch.setattr(environment, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    sweep(runs[:2], store, workers=1, train=partial(fake_train, log=log, raising=[0]))
+
+    def broken():
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(Unfit, match=f"{runs[2].run_id}.*seed 2 has no luck.*goes on"):
+        sweep(runs, store, workers=1, train=partial(fake_train, log=log, raising=[2]))
+    assert [r and r.status for r in map(store.get, ids(runs))] == ["failed", "done", "failed", None]
+
+
 def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
     runs = [make_run(seed) for seed in range(2)]
     train = partial(fake_train, log=log, diverging=[0, 1])
@@ -102,10 +132,10 @@ def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
 
 def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log):
     runs = [make_run(seed) for seed in range(6)]
-    train = partial(fake_train, log=log, seconds=0.2)
+    train = partial(fake_train, log=log)
     assert sweep(runs, store, stop=Stop(0), train=train).left == tuple(runs)
     assert trained(log) == []
-    report = sweep(runs, store, workers=1, stop=Stop(0.3), train=train)
+    report = sweep(runs, store, workers=1, stop=AfterStarts(log, 2), train=train)
     assert report == SweepReport(done=2, failed=(), left=tuple(runs[2:]))
     assert sweep(runs, store, workers=1, train=train).left == ()
     assert trained(log) == ids(runs)
@@ -150,7 +180,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_was_there(store, log, monkeyp
 
 
 def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, log, capfd):
-    runs = [make_run(seed) for seed in range(6)]
+    runs = [make_run(seed) for seed in range(40)]  # more than one worker gets done meanwhile
     train = partial(fake_train, log=log, seconds=0.3, full_disk=[0])
     with pytest.raises(OSError, match="Nothing was written") as error:
         sweep(runs, store, workers=2, train=train)
@@ -171,6 +201,20 @@ def test_a_killed_worker_costs_only_its_run(store, log, capfd):
     told = f"Run {lost} (resnet18, width 16, seed 1) was lost and stays to be trained"
     assert f"{told}: its process ended with code -9" in capfd.readouterr().err
     assert sweep(runs, store, train=partial(fake_train, log=log)).left == ()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="signals are told by Linux's /proc")
+def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
+    before = signal.getsignal(signal.SIGINT)
+    worker = _Worker(store, None, 60.0)
+    try:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
+        (ignored,) = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn:")]
+        assert ignored >> (signal.SIGINT - 1) & 1
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        worker.process.kill()
+        worker.process.join()
 
 
 def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):

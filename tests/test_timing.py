@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import basisconv as bc
 from basisconv import timing
@@ -172,16 +174,53 @@ def test_forward_and_backward_takes_the_inputs_gradient_too() -> None:
     assert not given.requires_grad and given.grad is None
 
 
-def test_tune_times_each_mode_in_that_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[str] = []
+def test_tune_times_each_mode_in_that_mode_and_no_gradient_of_the_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[tuple[str, bool]] = []
     real = timing.forward_backward
 
-    def spy(module: nn.Module, x: torch.Tensor) -> object:
-        timed.append(getattr(module, "mode", "dense"))
-        return real(module, x)
+    def spy(module: nn.Module, x: torch.Tensor, input_gradient: bool) -> object:
+        timed.append((getattr(module, "mode", "dense"), input_gradient))
+        return real(module, x, input_gradient)
 
     monkeypatch.setattr(timing, "forward_backward", spy)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3))
-    model = bc.apply_plan(model, bc.make_plan(model, ratio=0.5))
-    bc.tune(model, torch.randn(2, 3, 8, 8), repeats=1)
-    assert timed == ["dense", "factored", "rebuilt"]
+    model = bc.apply_plan(model, bc.make_plan(model, layers=["0", "1"], ratio=0.5))
+    x = torch.randn(2, 3, 8, 8)
+    bc.tune(model, x, repeats=1)
+    arms = ["dense", "factored", "rebuilt"]
+    assert timed == [(arm, False) for arm in arms] + [(arm, True) for arm in arms]
+    timed.clear()
+    bc.tune(model, x.requires_grad_(), repeats=1)  # an image that is optimised itself
+    assert timed == [(arm, True) for arm in arms] * 2 and x.grad is None
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts to bfloat16, by their shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.bfloat16:
+            self.seen.append(tuple(args[0].shape))
+        return func(*args, **kwargs)
+
+
+def test_each_step_under_autocast_casts_its_weights_anew() -> None:
+    """As training does, which enters autocast once a step: else dense layers cast for nothing."""
+    conv, x = nn.Conv2d(4, 8, 3, bias=False), torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = timing.forward_backward(conv, x)
+        for _ in range(3):
+            with Casts() as casts:
+                step()
+            assert casts.seen.count((8, 4, 3, 3)) == 1
+
+
+def test_what_cannot_be_waited_for_is_not_timed() -> None:
+    with pytest.raises(ValueError, match="not on mps"):
+        timing.compare({"nothing": lambda: None}, device="mps")

@@ -11,11 +11,14 @@ from typing import NamedTuple
 from filelock import Timeout
 
 from basisconv.study.checkpoint import SECONDS, Checkpoints, NotSaved, Paused
-from basisconv.study.environment import Unfit, environment, peak_memory_bytes
+from basisconv.study.environment import Unfit, computes, environment, peak_memory_bytes
 from basisconv.study.run import Measurement, Record, Run
 from basisconv.study.store import Store
 
 Train = Callable[[Run, Checkpoints], Record]
+
+# Longer than anybody holds a lock who only looks whether a run is being trained.
+_LOOK_SECONDS = 0.5
 
 
 class Outcome(NamedTuple):
@@ -53,7 +56,8 @@ def attend(
 
     Raises:
         OSError: when the record or a checkpoint cannot be written.
-        Unfit: if this machine lacks what the run needs.
+        Unfit: if this machine lacks what the run needs; or can compute no more after a failure of
+            this run, of which there is a record then: the next ones would all fail with it.
         ConflictingResults: if another result was merged in meanwhile; see `Store.add`.
     """
     claimed = claim(run, seen, store)
@@ -69,6 +73,12 @@ def attend(
         store.settle(record, seen)
         if record.status != "failed":
             checkpoints.remove()
+        elif not computes():
+            reason = (record.error or "").strip().rpartition("\n")[2]
+            raise Unfit(
+                f"After run {run.run_id} the GPU computes nothing more in this process ({reason}). "
+                "The same command goes on from the records, without that run."
+            )
     return Outcome(run, record.status, record.error)
 
 
@@ -82,7 +92,7 @@ def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack |
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(store.lock(run.run_id).acquire(blocking=False))
+            held.enter_context(store.lock(run.run_id).acquire(_LOOK_SECONDS, 0.02))
         except Timeout:
             return Outcome(run, "locked", "another process trains it")
         record = store.get(run.run_id)

@@ -8,7 +8,7 @@ be compiled, training goes on in eager mode and says why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -24,6 +24,9 @@ differ by rounding, which twenty layers of bfloat16 amplify to some per cent."""
 # A gradient that should be zero (a bias before batch-norm) is rounding alone, so errors count
 # relative to this share of the largest gradient at least.
 _FLOOR = 1e-3
+
+# The first call of what runs as CUDA graphs is eager, the second is recorded, the third a replay.
+_CALLS = 3
 
 
 def compiled(
@@ -45,8 +48,9 @@ def compiled(
     # times only before it gives up silently.
     torch.compiler.reset()
     forward = graph(model)
+    expected = loss_and_gradients(model, model, loss)  # what fails here is no compiler's fault
     try:
-        error = disagreement(model, forward, loss)
+        error = disagreement(loss_and_gradients(model, forward, loss, _CALLS), expected)
     except Exception as failure:
         reason = f"it failed with {type(failure).__name__}: {_first_line(failure)}"
     else:
@@ -80,39 +84,41 @@ def many_networks() -> AbstractContextManager[None]:
     return patched
 
 
-def disagreement(model: nn.Module, forward: Forward, loss: Callable[[Forward], Tensor]) -> float:
-    """The largest relative error of a forward pass against the model's own, on one batch.
-
-    Over the loss and every parameter's gradient: ‖g − g₀‖ / max(‖g₀‖, 0.001 · the largest ‖g₀‖).
-    """
-    # Batch-norm's running statistics move with every forward pass in training mode.
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    expected = _loss_and_gradients(model, model, loss)
-    _restore(model, buffers)
-    try:
-        found = _loss_and_gradients(model, forward, loss)
-    finally:
-        _restore(model, buffers)
-    floor = _FLOOR * max(g.norm().item() for g in expected[1:])
-    errors = [
-        ((a - b).norm() / b.norm().clamp(min=floor)).item()
-        for a, b in zip(found, expected, strict=True)
-    ]
-    return max(errors, key=lambda e: float("inf") if e != e else e)
-
-
-def _loss_and_gradients(
-    model: nn.Module, forward: Forward, loss: Callable[[Forward], Tensor]
+def loss_and_gradients(
+    model: nn.Module, forward: Forward, loss: Callable[[Forward], Tensor], calls: int = 1
 ) -> list[Tensor]:
-    model.zero_grad(set_to_none=True)
-    value = loss(forward)
-    value.backward()
+    """One batch's loss and every parameter's gradient, in float64, of the last of some calls.
+
+    Batch-norm's running statistics, which move with every forward pass in training mode, are put
+    back after each call.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for _ in range(calls):
+        try:
+            model.zero_grad(set_to_none=True)
+            value = loss(forward)
+            value.backward()
+        finally:
+            _restore(model, buffers)
     # Copies: what a CUDA graph returns is overwritten by its next replay.
     gradients = [
         p.grad.to(torch.float64, copy=True) for p in model.parameters() if p.grad is not None
     ]
     model.zero_grad(set_to_none=True)
     return [value.detach().to(torch.float64, copy=True), *gradients]
+
+
+def disagreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error among the loss and the gradients of one batch.
+
+    For each gradient ‖g − g₀‖ / max(‖g₀‖, 0.001 · the largest ‖g₀‖), and so for the loss.
+    """
+    floor = _FLOOR * max(g.norm().item() for g in expected[1:])
+    errors = [
+        ((a - b).norm() / b.norm().clamp(min=floor)).item()
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return max(errors, key=lambda e: float("inf") if e != e else e)
 
 
 def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:

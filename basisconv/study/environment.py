@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-class Unfit(Exception):
+class Unfit(RuntimeError):
     """This machine lacks what a Run needs: no fault of the Run, so there is no record of it."""
 
 
@@ -41,7 +41,6 @@ def environment() -> dict[str, str]:
     return {
         "device_kind": device_kind(),
         "device": _device_name(),
-        "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
@@ -68,6 +67,17 @@ def repeats_exactly(kind: str) -> bool:
     device to another ("… then …") depends on when it did.
     """
     return kind.startswith("cpu ") and " then " not in kind
+
+
+def computes() -> bool:
+    """Whether this process can still compute: some errors of a GPU are the end of its context."""
+    if device().type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def computes_bfloat16() -> bool:

@@ -17,7 +17,7 @@ from basisconv.study.compiling import graph
 from basisconv.study.environment import device, forget_peak_memory, peak_memory_bytes, prepare
 from basisconv.study.models import build, initialise
 from basisconv.study.optimization import sgd
-from basisconv.study.precision import autocast
+from basisconv.study.precision import autocast, convolutions_in
 from basisconv.study.run import Precision
 from basisconv.timing import compare
 
@@ -139,7 +139,8 @@ def step_memory(
 ) -> int:
     """Peak bytes of a few training steps: weights, gradients, momentum, activations.
 
-    On CUDA as torch counts them; on a CPU by how much a process of its own grows.
+    On CUDA as torch counts them; on a CPU by how much a process of its own grows. Of eager steps:
+    what compiled ones hold depends on all else that was compiled in the process.
     """
     arguments = (name, width, plan, batch_size, precision, threads)
     if device().type == "cuda":
@@ -157,6 +158,7 @@ def _growth(
     before = forget_peak_memory()
     model = Running(network(name, width, plan), precision, compiled=False)
     step = training_step(model, random_images(batch_size))
-    for _ in range(3):
-        step()
+    with convolutions_in(precision):  # the workspace of the kernels that train, too
+        for _ in range(3):
+            step()
     return peak_memory_bytes() - before

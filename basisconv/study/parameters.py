@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from basisconv.study.run import Carry, MomentumCarry, Schedule
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Direction = Literal["basis→dense", "dense→basis"]
-Carry = Literal["exact", "reinit"]
-MomentumCarry = Literal["fresh", "carried"]
-Schedule = Literal["one", "restart"]
 
 
 class Strict(BaseModel):

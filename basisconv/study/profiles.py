@@ -24,6 +24,7 @@ from basisconv.study.parameters import (
     check_known,
     mistakes,
 )
+from basisconv.study.run import DataName, Precision
 from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
@@ -101,11 +102,11 @@ class Profile(Strict):
 
     name: str
     about: str
-    data: Literal["cifar10", "cifar10-sample", "cifar100"]
+    data: DataName
     train_images: Count | None
     network: Literal["resnet18", "resnet50", "vgg16_bn"]
     width: Count
-    precision: Literal["float32", "tf32", "bfloat16"]
+    precision: Precision
     compile: bool
     threads: Count
     workers: Count

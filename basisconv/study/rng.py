@@ -29,6 +29,11 @@ def generator(
     )
 
 
+def seed_global_streams(seed: int) -> None:
+    """Start torch's own generators, which layers such as dropout draw from, as a Run's."""
+    torch.manual_seed(generator(seed, "torch").initial_seed())
+
+
 def global_streams() -> dict[str, Tensor]:
     """The states of torch's own generators by device type: the CPU's, and CUDA's current one."""
     streams = {"cpu": torch.get_rng_state()}

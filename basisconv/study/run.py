@@ -32,7 +32,11 @@ NUMERICS = 1
 """Raised by hand when a change of the code changes results."""
 
 Status = Literal["done", "failed", "diverged"]
+DataName = Literal["cifar10", "cifar10-sample", "cifar100"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Schedule = Literal["one", "restart"]
+Carry = Literal["exact", "reinit"]
+MomentumCarry = Literal["fresh", "carried"]
 Method = Literal[
     "dense",
     "narrow",
@@ -73,7 +77,7 @@ class Model(BaseModel):
 class Data(Model):
     """A data set, identified by the sha256 of its pixels and labels."""
 
-    name: Literal["cifar10", "cifar10-sample", "cifar100"]
+    name: DataName
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     train_images: Count | None = None
     """The first k / classes training images of each class, in canonical order; None for all."""
@@ -101,13 +105,13 @@ class Run(Model):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     warmup: Fraction = 0.1
     """Fraction of the steps over which the learning rate rises."""
-    schedule: Literal["one", "restart"] = "one"
+    schedule: Schedule = "one"
     """One cosine over all phases, or a new one at each switch."""
     init: Literal["random", "svd", "qr"] = "random"
     """Of the basis layers in the first phase."""
-    carry: Literal["exact", "reinit"] = "exact"
+    carry: Carry = "exact"
     """What a switch does to the weights of the layers that it converts."""
-    momentum_carry: Literal["carried", "fresh"] = "fresh"
+    momentum_carry: MomentumCarry = "fresh"
     """What a switch does to their momentum buffers."""
     seed: int = Field(ge=0)
     precision: Precision = "float32"

@@ -165,7 +165,8 @@ def _outcomes(team: Team, progress: _Progress) -> list[Outcome]:
         return team.outcomes(timeout=1.0)
     except Exception as error:
         if team.busy():
-            progress.say(f"{error}. Nothing more is started; the runs at hand end first.")
+            said = str(error).removesuffix(".")
+            progress.say(f"{said}. Nothing more is started; the runs at hand end first.")
         raise
 
 

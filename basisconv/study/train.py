@@ -25,7 +25,7 @@ from basisconv.study.optimization import learning_rate, momentum_of, sgd, square
 from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import Buffers, first_network, later_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
-from basisconv.study.rng import global_streams, restore_global_streams
+from basisconv.study.rng import global_streams, restore_global_streams, seed_global_streams
 from basisconv.study.run import Epoch, Measurement, Record, Result, Run
 from basisconv.study.stopwatch import Stopwatch
 
@@ -108,6 +108,7 @@ class _Training:
             if checkpoints is None or not checkpoints.resume(self._restore):
                 self.model = first_network(run, len(self.data.classes)).to(self.device)
                 self.optimizer = _sgd(self.model, run, {})
+                seed_global_streams(run.seed)
         if checkpoints is not None:
             self.notes += checkpoints.refused
         if group.of_first(self.step) != self.step:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Literal, Protocol, Self
 
@@ -148,7 +149,8 @@ class Processes:
         except (EOFError, OSError):
             worker.process.join()
             code = worker.process.exitcode
-            if code == -signal.SIGTERM and self._stop():
+            # By SIGTERM, or on its own when that was noted before the run had come.
+            if code in (0, -signal.SIGTERM) and self._stop():
                 return Outcome(run, "paused", "before its first step")
             return Outcome(run, "killed", f"its process ended with code {code}")
         if isinstance(answer, Outcome) and answer.status == "paused":
@@ -168,14 +170,31 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, store, train, checkpoint_seconds)
         self.process = context.Process(target=_serve, args=arguments)
-        self.process.start()
+        with _ctrl_c_ignored():
+            self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """A process that is started here ignores Ctrl-C from its first instruction on.
+
+    It reaches every process of the terminal, and the sweep's own decides what it means. Only a main
+    thread can have it ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _serve(pipe: Connection, store: Store, train: Train | None, checkpoint_seconds: float) -> None:
     """A worker's life: run in, outcome out, until the pipe is closed or SIGTERM comes."""
-    # Ctrl-C reaches every process of the terminal; the sweep's own decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for those that a thread has started
     stop = Stop()
     signal.signal(signal.SIGTERM, stop.note)
     threading.Thread(target=_end_with_parent, daemon=True).start()

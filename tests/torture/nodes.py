@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,13 +130,22 @@ def trial(cluster: Any, runs: Sequence[Run], folder: Path, moments: random.Rando
         }
 
     def wait_for_work(on_node: bool) -> set[int]:
-        """Until a random moment of a training; one that is over by then is let go."""
+        """Until a random moment of a training, halted there; one that is over is let go."""
         while not ended.wait(0.01):
             if at_work(on_node):
                 ended.wait(moments.uniform(0, 0.5))
-                if found := at_work(on_node):
+                halted = at_work(on_node)
+                tell(halted, signal.SIGSTOP)
+                found = at_work(on_node) & halted  # it may have ended between look and signal
+                tell(halted - found, signal.SIGCONT)
+                if found:
                     return found
         return set()
+
+    def tell(pids: set[int], number: int) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill() -> None:
         nonlocal killed

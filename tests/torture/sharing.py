@@ -43,7 +43,7 @@ def share(folder: Path, count: int, start: Barrier) -> None:
     """One process of the four."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    train = partial(counted, log=folder / "log", seconds=0.2)
+    train = partial(counted, log=folder / "log", seconds=0.5)
     start.wait()
     sweep(_runs(count), Store(folder / "runs"), workers=1, train=train)
 
@@ -85,7 +85,7 @@ def _four(folder: Path, scale: Scale, killed: bool) -> Line:
 
 
 def _one_that_just_began(log: Path, after: int) -> int:
-    """The process of the last line, which has its 0.2 s of "training" before it."""
+    """The process of the last line, which has its 0.5 s of "training" before it."""
     lines: list[str] = []
     while len(lines) < after or not lines[-1].endswith(" begin"):
         time.sleep(0.005)

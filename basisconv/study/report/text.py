@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from basisconv.study.stats import NAN, Difference, Interval
+from basisconv.study.stats import NAN, Difference
 
 NOTHING = "–"
 """What a table shows where there is no number."""
@@ -38,11 +38,6 @@ def with_interval(
     if math.isnan(low) or math.isnan(high):
         return text
     return f"{text} [{fixed(low, digits, signed)}, {fixed(high, digits, signed)}]"
-
-
-def percent(interval: Interval, digits: int = 1) -> str:
-    """An accuracy in per cent with its interval, without its unit: for a table's cell."""
-    return with_interval(interval.mean, interval.low, interval.high, digits)
 
 
 def points(difference: Difference, digits: int = 2) -> str:
@@ -99,11 +94,6 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return NOTHING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def p_words(p: float) -> str:
-    """As in "p = 0.012" or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def seeds(n: int, lost: int = 0) -> str:

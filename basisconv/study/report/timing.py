@@ -66,7 +66,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             ),
             "timing_memory": timing_tables.table(
                 memory, timing_tables.shown_memory(memory), ["network", "f"],
-                f"Peak memory of a training step, subset form beside dense. {told}",
+                "Peak memory of a training step, subset form beside dense, neither of them "
+                f"compiled. {told}",
             ),
         },
         figures={
