@@ -100,7 +100,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             ),
             "p (Holm)": text.p_value(r.p_holm),
             "loss minus defaults": text.with_interval(
-                r.loss_difference, r.loss_low, r.loss_high, 4, True
+                r.loss_difference, r.loss_low, r.loss_high, 3, True
             ),
             "so": text.VERDICT_WORDS[r.verdict],
         }
