@@ -184,6 +184,20 @@ def test_a_run_of_two_processes_is_not_trained_by_one() -> None:
         train(make_run((1, bc.Plan())))
 
 
+def test_who_only_looks_at_a_runs_lock_keeps_nobody_from_training_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, store = small_runs.make_run((2, bc.Plan())), Store(tmp_path)
+    lock = store.lock(run.run_id)
+    lock.acquire()
+    monkeypatch.setattr(together.time, "sleep", lambda seconds: None)
+    outcome = train_together(run, store, ALONE, Stop())
+    assert outcome is not None and outcome.status == "locked"
+    monkeypatch.setattr(together.time, "sleep", lambda seconds: lock.release())
+    outcome = train_together(run, store, ALONE, Stop())
+    assert outcome is not None and outcome.status == "done"
+
+
 def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path: Path) -> None:
     """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
     settings = ("notebooks.01_baseline.epochs=6", "confirm=[]")

@@ -17,9 +17,6 @@ from basisconv.study.store import Store
 
 Train = Callable[[Run, Checkpoints], Record]
 
-# Longer than anybody holds a lock who only looks whether a run is being trained.
-_LOOK_SECONDS = 0.5
-
 
 class Outcome(NamedTuple):
     """What became of a run that was given to a worker.
@@ -92,7 +89,7 @@ def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack |
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(store.lock(run.run_id).acquire(_LOOK_SECONDS, 0.02))
+            held.enter_context(store.lock(run.run_id).acquire(blocking=False))
         except Timeout:
             return Outcome(run, "locked", "another process trains it")
         record = store.get(run.run_id)

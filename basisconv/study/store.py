@@ -83,7 +83,7 @@ class Store:
         """Whether a living process has the run's lock.
 
         The lock is taken for a moment, for only the lock itself knows of its holder's death. A
-        trainer who comes at that moment waits for it.
+        trainer who comes at that moment finds the run locked, and looks again.
         """
         if not self._lock_file(run_id).exists():
             return False

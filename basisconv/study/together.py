@@ -7,6 +7,7 @@ the others follow it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 from basisconv.study.attempt import Outcome, attend
@@ -16,6 +17,9 @@ from basisconv.study.run import Record, Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.train import train
+
+# Seconds, longer than a look at a lock takes.
+_LOOK_AGAIN = 0.5
 
 
 def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome | None:
@@ -52,6 +56,9 @@ def _lead(run: Run, store: Store, group: Group, stopping: Callable[[], bool]) ->
     record = store.get(run.run_id)
     failure = record if record is not None and record.status == "failed" else None
     outcome = attend(run, failure, store, train_with_all, stopping)
+    if outcome.status == "locked":  # perhaps by somebody who only looked whether it is
+        time.sleep(_LOOK_AGAIN)
+        outcome = attend(run, failure, store, train_with_all, stopping)
     if not begun:
         group.of_first(False)
     return outcome
