@@ -44,11 +44,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_paper_is_rebuilt_from_records_without_training_and_is_the_same(root: Path) -> None:
+def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(root: Path) -> None:
     assert paper.best_published() == "desk"
     start = time.process_time()
     path = paper.build_published("desk")
-    assert time.process_time() - start < 120  # half a minute, on a machine of today
+    assert time.process_time() - start < 60  # this process's, for others may want the machine
     assert path == root / "paper" / "paper.pdf" and path.read_bytes().startswith(b"%PDF")
     files = [p for p in root.rglob("*") if p.is_file()]
     names = {p.relative_to(root).as_posix() for p in files}

@@ -125,8 +125,9 @@ def test_a_time_limit_puts_runs_aside(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
-    stop = AfterStarts(log, 1 + workers)
+    stop, start = AfterStarts(log, 1 + workers), time.monotonic()
     report = sweep(runs, store, workers=workers, stop=stop, train=partial(patient_train, log=log))
+    assert time.monotonic() - start < (10 if workers == 1 else 30)  # theirs to start, too
     assert report == SweepReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
     told = capfd.readouterr().err

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basisconv.study.run import Carry, MomentumCarry, Schedule
+from basisconv.study.run import Carry, Count, MomentumCarry, Schedule
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Direction = Literal["basis→dense", "dense→basis"]
 
 

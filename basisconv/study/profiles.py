@@ -16,7 +16,6 @@ from basisconv.study.environment import ROOT
 from basisconv.study.parameters import (
     NOTEBOOKS,
     PILOT,
-    Count,
     Notebooks,
     Positive,
     Share,
@@ -24,7 +23,7 @@ from basisconv.study.parameters import (
     check_known,
     mistakes,
 )
-from basisconv.study.run import DataName, Precision
+from basisconv.study.run import Count, DataName, Precision
 from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
