@@ -66,6 +66,37 @@ def test_the_envelope_is_picked_by_validation_and_not_by_what_is_compared() -> N
     assert row.dense == "dense b" and row.difference == pytest.approx(-1.0)
 
 
+def one_budget(basis: float) -> dict:  # type: ignore[type-arg]
+    """The numbers of two dense widths, the narrower one better, and basis layers in both."""
+    maker = synthetic.Maker("02b_widths", noise=0.1)
+    for width, dense in ((8, 80.0), (16, 78.0)):
+        detail = {"width": width, "parameters": 1}
+        maker.arm(f"dense, width {width}", "dense", dense, detail=detail)
+        # Basis layers are best at the other width.
+        maker.arm(f"basis, width {width}", "basis", basis - 8 / width, detail=detail)
+    return report.build(maker.section(), maker.records).numbers
+
+
+def test_at_a_single_budget_nothing_is_counted() -> None:
+    told = {level: one_budget(level)["headline"] for level in (70.0, 90.0)}
+    assert "is below the best dense one" in told[70.0]
+    assert "is above the best dense one" in told[90.0]
+    assert all("the one budget measured" in t and "none" not in t for t in told.values())
+
+
+def test_a_best_width_at_the_edge_of_those_tried_is_said_to_be_one() -> None:
+    told = one_budget(70.0)["findings"]
+    assert any("the best dense network is of the narrowest width tried" in t for t in told)
+    assert any("best network with basis layers is of the widest width tried" in t for t in told)
+    maker = synthetic.Maker("02b_widths", noise=0.1)
+    for width, level in ((8, 78.0), (16, 80.0), (32, 77.0)):
+        for method in ("dense", "basis"):
+            maker.arm(f"{method}, width {width}", method, level,
+                      detail={"width": width, "parameters": 1})  # fmt: skip
+    inside = report.build(maker.section(), maker.records).numbers["findings"]
+    assert not any("width tried" in t for t in inside)
+
+
 def test_widths_without_basis_layers_have_no_envelope() -> None:
     maker = synthetic.Maker("02b_widths")
     maker.arm("dense, width 8", "dense", 80, detail={"width": 8, "parameters": 1})

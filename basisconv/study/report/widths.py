@@ -15,6 +15,12 @@ from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.run import Record, Section
 
+# How a verdict on the best of both kinds is said, by `arms.decided`.
+_AGAINST = {
+    "above": "above", "below": "below", "equal": f"within ±{arms.MARGIN:g} points of",
+    "open": "not told from",
+}  # fmt: skip
+
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over width at each budget, and the two envelopes over widths."""
@@ -91,16 +97,18 @@ def envelope_frame(found: Sequence[Measured]) -> pd.DataFrame:
         c, a, b = arms.compare(basis, dense), basis.interval, dense.interval
         rows.append(
             {
-                "budget": budget, "dense": dense.arm.label, "dense_accuracy": b.mean,
+                "budget": budget, "dense": dense.arm.label,
+                "dense_width": dense.arm.detail["width"], "dense_accuracy": b.mean,
                 "dense_low": b.low, "dense_high": b.high, "basis": basis.arm.label,
-                "basis_method": basis.arm.method, "basis_accuracy": a.mean, "basis_low": a.low,
-                "basis_high": a.high, **arms.columns(c), "n": basis.n, "candidates": len(at),
+                "basis_method": basis.arm.method, "basis_width": basis.arm.detail["width"],
+                "basis_accuracy": a.mean, "basis_low": a.low, "basis_high": a.high,
+                **arms.columns(c), "n": basis.n, "candidates": len(at),
             }
         )  # fmt: skip
-    columns = ["budget", "dense", "dense_accuracy", "dense_low", "dense_high", "basis",
-               "basis_method", "basis_accuracy", "basis_low", "basis_high", "difference",
-               "difference_low", "difference_high", "p", "equivalence_p", "smallest_margin", "n",
-               "candidates"]  # fmt: skip
+    columns = ["budget", "dense", "dense_width", "dense_accuracy", "dense_low", "dense_high",
+               "basis", "basis_method", "basis_width", "basis_accuracy", "basis_low", "basis_high",
+               "difference", "difference_low", "difference_high", "p", "equivalence_p",
+               "smallest_margin", "n", "candidates"]  # fmt: skip
     return arms.decided(pd.DataFrame(rows, columns=columns))
 
 
@@ -189,7 +197,10 @@ def _lines(axes: Axes, best: pd.DataFrame) -> None:
 def _numbers(
     table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, found: Sequence[Measured]
 ) -> dict[str, Any]:
-    findings = [_headline(envelope), *_by_budget(envelope), *_by_width(table)]
+    findings = [
+        _headline(envelope), *_by_budget(envelope), *_at_an_edge(table, envelope),
+        *_by_width(table),
+    ]  # fmt: skip
     return {
         "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
         "notes": arms.lost_note(found),
@@ -205,6 +216,13 @@ def _headline(envelope: pd.DataFrame) -> str:
             "With one run a network nothing is tested; the best network with basis layers differs "
             f"from the best dense one by {text.fixed(envelope['difference'].min(), 1, True)} to "
             f"{text.fixed(envelope['difference'].max(), 1, True)} points."
+        )
+    if len(tested) == 1:
+        (row,) = tested.itertuples()
+        return (
+            "With every width to choose from, the best network with basis layers is "
+            f"{_AGAINST[row.verdict]} the best dense one of the same time, at the one budget "
+            "measured."
         )
     above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
     rest = len(tested) - above - below
@@ -222,6 +240,24 @@ def _by_budget(envelope: pd.DataFrame) -> list[str]:
         f"{text.gain(r)}."
         for r in envelope.itertuples()
     ]
+
+
+def _at_an_edge(table: pd.DataFrame, envelope: pd.DataFrame) -> list[str]:
+    """Where a best network is of the narrowest or widest width tried, the best lies elsewhere."""
+    told = []
+    for r in envelope.itertuples():
+        tried = table.loc[(table["budget"] == r.budget) & (table["n"] > 0), "width"]
+        sides = {"best dense network": r.dense_width,
+                 "best network with basis layers": r.basis_width}  # fmt: skip
+        for edge, word in ((tried.min(), "narrowest"), (tried.max(), "widest")):
+            names = [f"the {name}" for name, width in sides.items() if width == edge]
+            if names and tried.nunique() > 1:
+                told.append(
+                    f"At a budget of {text.epochs(float(r.budget))} {text.listed(names)} "
+                    f"{'is' if len(names) == 1 else 'are'} of the {word} width tried: beyond it "
+                    "there may be a better one."
+                )
+    return told
 
 
 def _by_width(table: pd.DataFrame) -> list[str]:
