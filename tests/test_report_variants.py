@@ -168,6 +168,23 @@ def test_a_dense_budget_between_the_others_brackets_a_speed_up() -> None:
     assert (row.speedup_at_least, row.speedup_below) == (1.16, 2.0)
 
 
+def test_of_two_equal_speed_ups_the_more_accurate_is_named_first() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    jitter = [-0.01, 0.01, 0.0, 0.005]
+    for budget, level in ((1, 70), (1.31, 72)):
+        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in jitter])
+    # Whole steps make the less accurate one's time the shorter, as in the desk study.
+    for label, level, time in (("better", 75, 1.0), ("worse", 74, 0.9996), ("third", 71, 0.99)):
+        maker.arm(label, "basis", 0, budget=1, time=time, values=[level + j for j in jitter])
+    table = frontier.frontier(maker.section(), maker.records)
+    told = frontier.findings(table, arms.measure(maker.section(), maker.records))
+    assert any(
+        sentence.startswith("Dense trained 1.31 times as long is beaten by “better” at 1 and "
+                            "“worse” at 1, ")
+        for sentence in told
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("tuned", [True, False])
 def test_the_frontier_tells_what_its_arms_were_trained_with(tuned: bool) -> None:
     section, records = synthetic.frontier_section()

@@ -23,7 +23,7 @@ from basisconv.study.report.evidence import (
     untested,
     unwon,
 )
-from basisconv.study.report.frontier import bracket_text
+from basisconv.study.report.frontier import bracket_text, fastest
 from basisconv.study.report.timing_frames import Outcomes, outcomes
 
 
@@ -37,7 +37,7 @@ def speedup(e: Evidence) -> Estimate:
         best = rows.loc[rows["difference"].idxmax()]
         said = f"no arm beats dense of the same time (Holm); nearest {_at(best)}: {text.gain(best)}"
         return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))  # fmt: skip
-    best = above.loc[above["speedup_at_least"].idxmax()]
+    best = fastest(above).iloc[0]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
     return Estimate(
         f"{_at(best)}: {bracket} at equal accuracy",

@@ -207,12 +207,22 @@ def _speedups(table: pd.DataFrame) -> list[str]:
     ours = table[~table["method"].isin(DENSE) & (table["speedup_at_least"] > 1.02)]
     if ours.empty:
         return []
-    best = ours.loc[ours["speedup_at_least"].idxmax()]
+    best = fastest(ours)
+    told = [f"{_quoted(r.label)} at {r.budget:g}" for r in best.itertuples()]
     return [
-        f"{text.capital(_quoted(best.label))} at a budget of {best.budget:g} beats dense trained "
-        f"{best.speedup_at_least:.2f} times as long, the largest speed-up at equal accuracy that "
-        "the measured budgets show."
+        f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
+        f"{text.listed(told)}, the largest speed-up at equal accuracy that the measured budgets "
+        "show."
     ]
+
+
+def fastest(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the largest speed-up as it is printed, the largest gain over dense first.
+
+    Two arms that beat dense of the same budget have the same speed-up but for whole steps.
+    """
+    printed = table["speedup_at_least"].round(2)
+    return table[printed == printed.max()].sort_values("difference", ascending=False)
 
 
 def _quoted(label: str) -> str:
