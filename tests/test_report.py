@@ -159,6 +159,21 @@ def test_frontier_figure_draws_what_its_csv_holds() -> None:
     assert drawn == {round(y, 9) for y in plot.data["accuracy"]}
 
 
+def test_on_the_frontier_dense_stands_at_its_time_and_nothing_else_does() -> None:
+    plot = built("02_all_layers").figures["frontier"]
+    (axes, _), table = plot.figure.axes, plot.data
+    drawn = {
+        (round(float(y), 9), float(x))
+        for container in axes.containers
+        for x, y in zip(*container.lines[0].get_data(), strict=True)  # type: ignore[attr-defined]
+    }
+    time = {round(r.accuracy, 9): (r.time, r.method == "dense") for r in table.itertuples()}
+    assert len(drawn) == len(time)
+    for accuracy, x in drawn:
+        true, dense = time[accuracy]
+        assert (x == pytest.approx(true, rel=1e-9)) is dense
+
+
 def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() -> None:
     maker = synthetic.Maker("02_all_layers", noise=0.0)
     jitter = [-0.01, 0.01, 0.0, 0.005]

@@ -60,8 +60,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"(a) {text.capital(outcome)} accuracy against training time, in dense epochs by "
                 f"{unit}: {arms.shown_as(found)}; at each budget an arm is trained anew, with a "
                 "schedule of its own. (b) The difference from dense trained for the same time, "
-                f"with 95 % Welch intervals; the band is ±{arms.MARGIN:g} points. Points "
-                "of one budget are set apart sideways to be told apart.",
+                f"with 95 % Welch intervals; the band is ±{arms.MARGIN:g} points. Round "
+                "dense, the points of one budget are set apart sideways to be told apart.",
             ),
             "frontier_size": Plot(
                 _size_figure(table, outcome), table,
@@ -133,7 +133,11 @@ def _labels(table: pd.DataFrame) -> dict[str, tuple[str, int]]:
 
 def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
     labels = _labels(table)
-    shifts = dict(zip(labels, style.spread(len(labels)), strict=True))
+    # Dense has more budgets than the others, so it stands at its own times, and of the places round
+    # them there is an even number, so that none of them is dense's.
+    rest = [label for label, (method, _) in labels.items() if method != "dense"]
+    places = style.spread(len(rest) + len(rest) % 2)
+    shifts = dict.fromkeys(labels, 1.0) | dict(zip(rest, places, strict=False))
     # Dense's own budgets between these would crowd the axis.
     several = table[table["method"] != "dense"]
     ticks = sorted({float(b) for b in (several if len(several) else table)["budget"]})
