@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_the_envelope_is_picked_by_validation_and_not_by_what_is_compared() -> N
     assert row.dense == "dense b" and row.difference == pytest.approx(-1.0)
 
 
-def one_budget(basis: float) -> dict:  # type: ignore[type-arg]
+def one_budget(basis: float) -> dict[str, Any]:
     """The numbers of two dense widths, the narrower one better, and basis layers in both."""
     maker = synthetic.Maker("02b_widths", noise=0.1)
     for width, dense in ((8, 80.0), (16, 78.0)):
@@ -77,11 +78,16 @@ def one_budget(basis: float) -> dict:  # type: ignore[type-arg]
     return report.build(maker.section(), maker.records).numbers
 
 
-def test_at_a_single_budget_nothing_is_counted() -> None:
-    told = {level: one_budget(level)["headline"] for level in (70.0, 90.0)}
-    assert "is below the best dense one" in told[70.0]
-    assert "is above the best dense one" in told[90.0]
-    assert all("the one budget measured" in t and "none" not in t for t in told.values())
+def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below() -> None:
+    for level, word in ((70.0, "below"), (90.0, "above")):
+        assert one_budget(level)["headline"].endswith(f"is {word} it at 2 epochs (Holm).")
+    maker = synthetic.Maker("02b_widths", noise=0.1)
+    for budget, basis in ((1, 85.0), (2, 75.0), (4, 70.0)):
+        for method, level in (("dense", 80.0), ("basis", basis)):
+            maker.arm(f"{method}, width 8", method, level, budget=budget,
+                      detail={"width": 8, "parameters": 1})  # fmt: skip
+    told = report.build(maker.section(), maker.records).numbers["headline"]
+    assert told.endswith("is above it at 1 epoch and below it at 2 epochs and 4 epochs (Holm).")
 
 
 def test_a_best_width_at_the_edge_of_those_tried_is_said_to_be_one() -> None:

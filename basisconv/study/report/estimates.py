@@ -35,12 +35,15 @@ def speedup(e: Evidence) -> Estimate:
     above = rows[rows["verdict"] == "above"]
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
-        said = f"no arm beats dense of the same time (Holm); nearest {_at(best)}: {text.gain(best)}"
+        said = (
+            f"no arm beats dense of the same time (Holm); nearest {text.at_budget(best)}: "
+            f"{text.gain(best)}"
+        )
         return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))  # fmt: skip
     best = fastest(above).iloc[0]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
     return Estimate(
-        f"{_at(best)}: {bracket} at equal accuracy",
+        f"{text.at_budget(best)}: {bracket} at equal accuracy",
         REPRODUCED if best.speedup_at_least >= PAPER_SPEEDUP else PARTLY,
         best.speedup_at_least, best.speedup_at_least, best.speedup_below, int(best.n), "×",
     )  # fmt: skip
@@ -96,7 +99,7 @@ def effectiveness(e: Evidence) -> Estimate:
     best = rows.loc[rows["difference"].idxmax()]
     return Estimate(
         f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')} "
-        f"(Holm); largest gain {_at(best)}: {text.gain(best)}",
+        f"(Holm); largest gain {text.at_budget(best)}: {text.gain(best)}",
         verdict, best.difference, best.difference_low, best.difference_high, int(best.n), "points",
     )  # fmt: skip
 
@@ -114,7 +117,7 @@ def performance(e: Evidence) -> Estimate:
         for row in e.equal_steps[e.equal_steps["ratio"] == share].itertuples()
     ]
     return Estimate(
-        f"{_at(last)}: {text.gain(last)} against dense of the same time; "
+        f"{text.at_budget(last)}: {text.gain(last)} against dense of the same time; "
         f"{tally(rows['verdict'])}{''.join(steps)}",
         kept(rows["verdict"]),
         last.difference, last.difference_low, last.difference_high, int(last.n), "points",
@@ -289,10 +292,6 @@ def _counted(found: Outcomes, noun: str, of: str = "") -> str:
         f"{found.faster} of {text.plural(sum(found), noun)}{of} faster, {found.slower} slower, "
         f"{found.undecided} undecided (quartiles clear of 1)"
     )
-
-
-def _at(row: Any) -> str:
-    return f"“{row.label}” at {row.budget:g}"
 
 
 def _rival(row: Any) -> str:

@@ -112,7 +112,7 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
     best = above.loc[above["difference"].idxmax()]
     return (
         f"Dense trained for the same time is beaten by {text.listed(where)} dense epochs; the "
-        f"largest gain is {text.gain(best)} ({_quoted(best.label)} at {best.budget:g})."
+        f"largest gain is {text.gain(best)} ({text.at_budget(best)})."
     )
 
 
@@ -150,7 +150,7 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     rivals = [m for m in found if m.arm.method == "narrow"]
     for rival in rivals:
         told += [
-            (f"{_quoted(m.arm.label)} at {m.arm.budget:g}", arms.compare(m, rival).difference)
+            (text.at_budget(m.arm), arms.compare(m, rival).difference)
             for m in found
             if m.arm.budget == rival.arm.budget and m.arm.method not in DENSE
         ]
@@ -208,7 +208,7 @@ def _speedups(table: pd.DataFrame) -> list[str]:
     if ours.empty:
         return []
     best = fastest(ours)
-    told = [f"{_quoted(r.label)} at {r.budget:g}" for r in best.itertuples()]
+    told = [text.at_budget(r) for r in best.itertuples()]
     return [
         f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
         f"{text.listed(told)}, the largest speed-up at equal accuracy that the measured budgets "

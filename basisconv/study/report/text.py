@@ -129,6 +129,11 @@ def capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
+def at_budget(row: Any) -> str:
+    """The arm of a table's row, or an arm, at its budget: as in "“all layers, f = 0.25” at 2"."""
+    return f"“{row.label}” at {row.budget:g}"
+
+
 def epochs(number_of: float) -> str:
     """As in "1 epoch", "2.5 epochs"."""
     return "1 epoch" if number_of == 1 else f"{number_of:g} epochs"

@@ -17,8 +17,8 @@ from basisconv.study.run import Record, Section
 
 # How a verdict on the best of both kinds is said, by `arms.decided`.
 _AGAINST = {
-    "above": "above", "below": "below", "equal": f"within ±{arms.MARGIN:g} points of",
-    "open": "not told from",
+    "above": "above it", "below": "below it", "equal": f"within ±{arms.MARGIN:g} points of it",
+    "open": "not told from it",
 }  # fmt: skip
 
 
@@ -217,20 +217,14 @@ def _headline(envelope: pd.DataFrame) -> str:
             f"from the best dense one by {text.fixed(envelope['difference'].min(), 1, True)} to "
             f"{text.fixed(envelope['difference'].max(), 1, True)} points."
         )
-    if len(tested) == 1:
-        (row,) = tested.itertuples()
-        return (
-            "With every width to choose from, the best network with basis layers is "
-            f"{_AGAINST[row.verdict]} the best dense one of the same time, at the one budget "
-            "measured."
-        )
-    above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
-    rest = len(tested) - above - below
+    where = [
+        f"{said} at {text.listed([text.epochs(float(b)) for b in rows['budget']])}"
+        for verdict, said in _AGAINST.items()
+        if len(rows := tested[tested["verdict"] == verdict])
+    ]
     return (
-        "With every width to choose from, the best network with basis layers is above the best "
-        f"dense one of the same time at {text.amount(above)} of "
-        f"{text.plural(len(tested), 'budget')}, below it at {text.amount(below)} and undecided or "
-        f"within ±{arms.MARGIN:g} points at {text.amount(rest)} (Holm)."
+        "With every width to choose from, and held against the best dense network of the same "
+        f"time, the best one with basis layers is {text.listed(where)} (Holm)."
     )
 
 
@@ -243,7 +237,7 @@ def _by_budget(envelope: pd.DataFrame) -> list[str]:
 
 
 def _at_an_edge(table: pd.DataFrame, envelope: pd.DataFrame) -> list[str]:
-    """Where a best network is of the narrowest or widest width tried, the best lies elsewhere."""
+    """Where a best network is of the narrowest or widest width tried, which may not be the best."""
     told = []
     for r in envelope.itertuples():
         tried = table.loc[(table["budget"] == r.budget) & (table["n"] > 0), "width"]
@@ -265,9 +259,7 @@ def _by_width(table: pd.DataFrame) -> list[str]:
     tested = arms.tested(table)
     if tested.empty:
         return []
-    told = [
-        f"“{r.label}” at {r.budget:g}" for r in tested[tested["verdict"] == "above"].itertuples()
-    ]
+    told = [text.at_budget(r) for r in tested[tested["verdict"] == "above"].itertuples()]
     below = int((tested["verdict"] == "below").sum())
     return [
         f"Against dense of the same width and time, {text.listed(told) or 'no network'} "
