@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from basisconv.study import paper
 from basisconv.study.files import read_json, write_json
 from basisconv.study.parameters import NOTEBOOKS
 from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import published_folder
+from basisconv.study.protocol import Study, published_folder
 from basisconv.study.publish import publish, published
 from basisconv.study.report import build_claims
 from basisconv.study.report.paper import index
@@ -92,6 +93,13 @@ def test_a_missing_record_stops_the_build_and_is_named(root: Path) -> None:
     with pytest.raises(MissingRuns, match=f"{gone}.*basisconv run"):
         paper.build_published("desk")
     assert not (root / "paper").exists()
+
+
+def test_a_profile_that_was_not_reproduced_is_named_whatever_is_published(root: Path) -> None:
+    smoke = replace(Study.open("smoke"), folder=root / "build")
+    with pytest.raises(ValueError, match="^Profile 'smoke' has not been reproduced here"):
+        paper.build_paper(smoke)
+    assert not smoke.folder.exists()
 
 
 def test_without_a_headline_nothing_counts_as_published(root: Path) -> None:

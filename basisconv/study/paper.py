@@ -33,7 +33,7 @@ def build_paper(study: Study) -> Path:
     name = study.profile.name
     if not (study.folder / "numbers").exists():
         raise ValueError(
-            f"Nothing is published yet, and profile {name!r} has not been reproduced here. "
+            f"Profile {name!r} has not been reproduced here, so its paper has nothing to show. "
             f"Do that first: make reproduce PROFILE={name}"
         )
     return compile_paper(
