@@ -209,6 +209,29 @@ def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> 
     assert "the basis arms lose the one comparison (Holm)" in headline
 
 
+@pytest.mark.parametrize(("last", "all_win"), [(75, True), (65, False)])
+def test_many_arms_that_all_beat_dense_are_not_listed_one_by_one(
+    last: float, all_win: bool
+) -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    for budget in (1, 2):
+        for label, level in (("dense", 70), ("a", 72), ("b", 73), ("c", 74), ("d", last)):
+            if label == "b" and budget == 2:
+                continue
+            values = [level + j for j in (-0.01, 0.01, 0.0, 0.005)]
+            maker.arm(
+                label, "dense" if label == "dense" else "basis", 0, budget=budget, values=values
+            )
+    section = maker.section()
+    table = frontier.frontier(section, maker.records)
+    headline = frontier.findings(table, arms.measure(section, maker.records))[0]
+    together = (
+        "by each of 4 basis arms at every budget that it was trained for (1 and 2 dense epochs)"
+    )
+    one_by_one = "by “a” at 1 and 2, “b” at 1 and “c” at 1 and 2 dense epochs"
+    assert (together in headline, one_by_one in headline) == (all_win, not all_win)
+
+
 @pytest.mark.parametrize(
     ("won", "lost", "of", "said"),
     [(4, 0, 4, "win all 4 comparisons"), (0, 1, 1, "lose the one comparison"),
