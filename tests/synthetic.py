@@ -142,7 +142,7 @@ def method_section(profile: str = "desk") -> Section:
 def baseline_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     """01: dense."""
     maker = Maker("01_baseline", **kwargs)
-    maker.arm("dense", "dense", 85.2)
+    maker.arm("dense", "dense", 85.2, budget=4)
     return maker.section(parameters=700000, macs=35000000, epochs=4.0, train_images=45000), (
         maker.records
     )

@@ -242,6 +242,16 @@ def test_comparisons_are_counted_in_few_words(won: int, lost: int, of: int, said
     assert frontier.won_and_lost(won, lost, of) == said
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(4.0, False), (3.9, True)])
+def test_epochs_of_another_batch_are_told_with_their_time(epochs: float, said: bool) -> None:
+    section, records = synthetic.baseline_section()
+    section = section.model_copy(update={"facts": section.facts | {"epochs": epochs}})
+    told = report.build(section, records).numbers["findings"]
+    assert f"in {epochs:g} epochs" in told[0]
+    sentence = "By their batch these take the time of 4 as budgets count them."
+    assert (sentence in told) is said
+
+
 def test_the_paper_is_told_the_frontiers_scale_and_what_was_our_choice() -> None:
     assert built("02_all_layers").numbers["scale"] == (
         "The frontier is that of ResNet-18 of width 64 on all training images, at training times "

@@ -180,6 +180,9 @@ def _numbers(
         f"{text.epochs(facts['epochs'])} (n = {text.seeds(reached.n, dense[0].lost)})."
     )
     findings = [headline]
+    budget = round(dense[0].time, 1)
+    if budget != round(facts["epochs"], 1):
+        findings.append(f"By their batch these take the time of {budget:g} as budgets count them.")
     published = [accuracy for _, accuracy, _ in LITERATURE]
     if reached.n:
         low, high = min(published), max(published)
