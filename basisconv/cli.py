@@ -300,7 +300,7 @@ def _told(report: MergeReport, verb: str) -> str:
 def _publish(options: argparse.Namespace) -> None:
     from basisconv.study.experiments import DRAFTS, draft
     from basisconv.study.protocol import published_folder
-    from basisconv.study.publish import lacking, publish
+    from basisconv.study.publish import lacking, publish, published
     from basisconv.study.sections import make_section
 
     study, name = _study(options), options.section
@@ -314,7 +314,10 @@ def _publish(options: argparse.Namespace) -> None:
         parts.append(f"{left} missing")
     if report.removed:
         parts.append(f"{len(report.removed)} removed: {' '.join(report.removed)}")
-    print(f"{name}: {', '.join(parts)}")
+    shown = (
+        "; until all are there the whole one is shown" if left and name in published(folder) else ""
+    )
+    print(f"{name}: {', '.join(parts)}{shown}")
 
 
 def _paper(options: argparse.Namespace) -> None:

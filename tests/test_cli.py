@@ -17,6 +17,7 @@ from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.experiments import draft
 from basisconv.study.files import DamagedFile
 from basisconv.study.protocol import Study
+from basisconv.study.publish import published
 from basisconv.study.run import Measurement, Record, Result, Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
@@ -270,6 +271,26 @@ def test_what_there_is_of_a_section_is_published_when_asked_for(
     assert told == f"03_sensitivity: {len(wanted) - 1} records published, 0 known, 1 missing\n"
     assert main(["verify", *runs]) == 0
     assert f"{len(wanted) - 1} published records, 1 manifests" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_is_published_of_a_larger_section_leaves_the_whole_one_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    fewer = [*runs, "--set", "seeds.confirm=[100]"]
+    main(["run", "01_baseline", *fewer])
+    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    assert main(["publish", "01_baseline", *fewer]) == 0
+    capsys.readouterr()
+    assert main(["publish", "01_baseline", *runs, "--incomplete"]) == 0
+    told = capsys.readouterr().out
+    assert told == (
+        "01_baseline: 0 records published, 1 known, 1 missing; until all are there the whole one "
+        "is shown\n"
+    )
+    (shown,) = published(protocol.published_folder("smoke")).values()
+    assert len(shown.run_ids) == 1
 
 
 def test_missing_data_stop_a_run_once_and_before_any_training(

@@ -265,16 +265,45 @@ def test_what_is_not_whole_takes_no_place_of_what_is_there(tmp_path):
 
 
 def test_what_is_shown_makes_way_only_for_what_can_be_shown(tmp_path):
-    """An arm more takes no record away, and yet the section would be shown no more."""
+    """An arm more is not lost with its machine, and yet the section is shown as it was."""
     store, destination = filled(tmp_path / "runs", [0, 1, 3]), tmp_path / "smoke"
     publish(store, section(0, 1), destination)
+    report = publish(store, section(1, 2, 3), destination, incomplete=True)
+    assert (report.added, report.removed) == (ids(3), ())
+    assert published(destination) == {"01_baseline": section(0, 1)}
+    assert set(Store(destination).all()) == set(ids(0, 1, 3))
+    # What is shown may change meanwhile, and what is to come may grow; neither loses a record.
+    store.put(make_record(make_run(4)))
+    publish(store, section(0, 4), destination)
+    publish(Store(tmp_path / "empty"), section(1, 2, 3, 5), destination, incomplete=True)
+    assert published(destination) == {"01_baseline": section(0, 4)}
+    assert set(Store(destination).all()) == set(ids(0, 1, 3, 4))
+    for seed in (2, 5):
+        store.put(make_record(make_run(seed)))
+    report = publish(store, section(1, 2, 3, 5), destination, incomplete=True)
+    assert set(report.removed) == set(ids(0, 4))
+    assert published(destination) == {"01_baseline": section(1, 2, 3, 5)}
+    assert b"successor" not in (destination / "manifest.json").read_bytes()
+
+
+def test_what_is_to_come_is_not_lost_to_another_that_is_not_whole(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0, 1, 2]), tmp_path / "smoke"
+    publish(store, section(0), destination)
+    publish(store, section(0, 1, 4), destination, incomplete=True)
     before = contents(destination)
-    with pytest.raises(ValueError, match="lacks 1 of its records.* is complete.*--set"):
-        publish(store, section(0, 1, 2, 3), destination, incomplete=True)
+    with pytest.raises(ValueError, match="lacks 1 of its records.* 1 published records.*is kept"):
+        publish(store, section(0, 2, 5), destination, incomplete=True)
     assert contents(destination) == before
-    store.put(make_record(make_run(2)))
-    publish(store, section(0, 1, 2, 3), destination, incomplete=True)
-    assert published(destination) == {"01_baseline": section(0, 1, 2, 3)}
+
+
+def test_a_shown_section_that_lost_a_record_is_not_published_as_incomplete(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "smoke"
+    publish(store, section(0, 1), destination)
+    Store(destination).path(ids(1)[0]).unlink()
+    before = contents(destination)
+    with pytest.raises(MissingRuns, match=ids(1)[0]):
+        publish(Store(tmp_path / "empty"), section(0, 1), destination, incomplete=True)
+    assert contents(destination) == before
 
 
 def test_what_was_never_published_is_not_said_to_be_removed(tmp_path):
@@ -320,6 +349,7 @@ def test_a_damaged_manifest_is_refused(tmp_path):
     publish(store, section(0), destination)
     manifest = destination / "manifest.json"
     whole = manifest.read_bytes()
+    (entry,) = files.read_json(manifest)["sections"].values()
     manifest.write_bytes(whole.replace(b'"epochs": 2', b'"epochs": 3'))
     with pytest.raises(DamagedFile, match="was changed after it was written"):
         publish(store, section(0, name="02_all_layers"), destination)
@@ -327,6 +357,7 @@ def test_a_damaged_manifest_is_refused(tmp_path):
         {"schema_version": 2, "sections": {}},
         {"schema_version": 1},
         {"schema_version": 1, "sections": {"a": {"complete": True, "section": {}}}},
+        {"schema_version": 1, "sections": {"a": entry | {"successor": None}}},
         {"schema_version": 1, "sections": ["a"]},
     ):
         files.write_json(manifest, values)

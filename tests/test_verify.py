@@ -122,6 +122,14 @@ def test_a_published_record_that_is_gone_and_one_that_no_section_names(study: St
     assert str(manifest(study)) in problem and make_run(0).run_id in problem
 
 
+def test_records_of_what_is_still_to_come_are_named_by_it(study: Study) -> None:
+    arm = Arm(label="dense", method="dense", run_ids=tuple(make_run(s).run_id for s in (0, 1, 7)))
+    section = Section(name="01_baseline", profile="desk", arms=(arm,), facts={})
+    publish(study.store, section, published_folder("desk"), incomplete=True)
+    findings = verify(study)
+    assert findings.sound["published records"] == 2 and findings.problems == []
+
+
 def test_another_profiles_manifest_and_cost_table_are_refused(study: Study, tmp_path: Path) -> None:
     arm = Arm(label="dense", method="dense", run_ids=(make_run(0).run_id,))
     section = Section(name="01_baseline", profile="paper", arms=(arm,), facts={})

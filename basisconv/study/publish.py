@@ -3,7 +3,9 @@
     paper/runs/<profile>/0123456789abcdef.json   one record
     paper/runs/<profile>/manifest.json           {"sections": {name: {"complete", "section"}}}
 
-The manifest is written last, so that it never names a record that is not there yet.
+A section that grows, by a budget say, stands beside the complete one as its `successor` until it
+is complete as well, so that its records can be kept as they come. The manifest is written last,
+so that it never names a record that is not there yet.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 
 from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.run import SCHEMA, Section, check_schema
-from basisconv.study.store import MergeReport, Store
+from basisconv.study.store import MergeReport, MissingRuns, Store
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,17 @@ def publish(
     Args:
         store: where the records were made.
         section: what is published; one of the same name is replaced, with those of its records
-            that no section names any more.
+            that no section names any more, but for a successor that is still to come.
         destination: the folder of the profile's published records.
         incomplete: publish what there is of a section whose runs are not all trained, so that
-            nothing is lost with this machine. The section is shown once it is complete.
+            nothing is lost with this machine. The section is shown once it is complete, and one
+            of the same name that is complete already until then.
 
     Raises:
-        MissingRuns: if runs of the section have no record, unless it may be incomplete.
+        MissingRuns: if runs of the section have no record, unless it may be incomplete and was
+            not complete before.
         ValueError: if one of them failed, unless it may be incomplete: those are left out then;
-            and if an incomplete section would replace a complete one, or published records by none.
+            and if what is incomplete would replace published records by none.
         ConflictingResults: if another result of one of them was published already.
         DamagedFile: if a record or the manifest is damaged. In all of these cases nothing is
             written.
@@ -66,23 +70,20 @@ def publish(
     before = manifest(destination)
     # What was published before counts: this store may be new, on another machine.
     missing = set(lacking(section, destination)) - {record.run_id for record in records}
-    entries = {**before, section.name: Entry(not missing, section)}
+    if missing and section == published(destination).get(section.name):
+        raise MissingRuns(sorted(missing), Store(destination).folder)
+    entries = {**before, section.name: _entry(before.get(section.name), section, not missing)}
     unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
     removed = tuple(path.stem for path in unnamed if path.exists())
-    whole = section.name in before and before[section.name].complete
-    if missing and (whole or removed):
-        loss = f"with {len(removed)} published records that it has no use for"
+    if missing and removed:
         raise ValueError(
             f"Section {section.name} as asked for lacks {len(missing)} of its records, and would "
-            f"take the place of one {'that is complete' if whole else loss}. That one is kept "
-            "until the new one is complete: train what is missing and publish it then, or publish "
-            "it with the settings (--set) that it was published with."
+            f"take the place of one with {len(removed)} published records that it has no use for. "
+            "That one is kept until the new one is complete: train what is missing and publish it "
+            "then, or publish it with the settings (--set) that it was published with."
         )
     report = Store(destination).add(records)
-    values = {
-        name: {"complete": entry.complete, "section": entry.section.model_dump(mode="json")}
-        for name, entry in entries.items()
-    }
+    values = {name: entry.dump() for name, entry in entries.items()}
     write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
     for path in unnamed:
         path.unlink(missing_ok=True)
@@ -108,10 +109,39 @@ def published(destination: str | Path) -> dict[str, Section]:
 
 
 class Entry(NamedTuple):
-    """A section in the manifest, and whether all of its records were published."""
+    """A section in the manifest.
+
+    Attributes:
+        complete: all of its records were published.
+        section: its arms and facts.
+        successor: of a complete one, what shall take its place and lacks records yet.
+    """
 
     complete: bool
     section: Section
+    successor: Section | None = None
+
+    def sections(self) -> tuple[Section, ...]:
+        """The section and its successor."""
+        return (self.section,) if self.successor is None else (self.section, self.successor)
+
+    def dump(self) -> dict[str, Any]:
+        """The entry as the manifest has it; no successor leaves no trace."""
+        values = {"complete": self.complete, "section": self.section.model_dump(mode="json")}
+        if self.successor is not None:
+            values["successor"] = self.successor.model_dump(mode="json")
+        return values
+
+
+def _entry(before: Entry | None, section: Section, complete: bool) -> Entry:
+    """What becomes of a section's entry when it is published again."""
+    if before is None or not before.complete:
+        return Entry(complete, section)
+    if not complete:
+        return Entry(True, before.section, section)
+    later = before.successor
+    done = later is None or set(later.run_ids) <= set(section.run_ids)
+    return Entry(True, section, None if done else later)
 
 
 def manifest(destination: str | Path) -> dict[str, Entry]:
@@ -129,7 +159,11 @@ def manifest(destination: str | Path) -> dict[str, Entry]:
     try:
         sections: dict[str, Any] = values["sections"]
         entries = {
-            name: Entry(bool(entry["complete"]), Section.model_validate(entry["section"]))
+            name: Entry(
+                bool(entry["complete"]),
+                Section.model_validate(entry["section"]),
+                Section.model_validate(entry["successor"]) if "successor" in entry else None,
+            )
             for name, entry in sections.items()
         }
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -137,7 +171,7 @@ def manifest(destination: str | Path) -> dict[str, Entry]:
             f"{path} is not a manifest of sections: {error}. Put back an unchanged copy, or "
             "delete it and publish its sections again."
         ) from error
-    profiles = {entry.section.profile for entry in entries.values()}
+    profiles = {s.profile for entry in entries.values() for s in entry.sections()}
     if others := profiles - {path.parent.name}:
         raise DamagedFile(
             f"{path} is the manifest of profile {', '.join(others)}: put back the one that belongs "
@@ -147,7 +181,7 @@ def manifest(destination: str | Path) -> dict[str, Entry]:
 
 
 def _named(entries: Mapping[str, Entry]) -> set[str]:
-    return {run_id for entry in entries.values() for run_id in entry.section.run_ids}
+    return {i for entry in entries.values() for s in entry.sections() for i in s.run_ids}
 
 
 def _manifest(destination: str | Path) -> Path:

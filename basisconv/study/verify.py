@@ -78,10 +78,10 @@ def _records(store: Store) -> list[Path]:
 
 def _check_manifest(folder: Path) -> None:
     records, named = Store(folder), set[str]()
-    for complete, section in manifest(folder).values():
-        if complete:
-            records.records(section.run_ids)
-        named |= set(section.run_ids)
+    for entry in manifest(folder).values():
+        if entry.complete:
+            records.records(entry.section.run_ids)
+        named.update(run_id for section in entry.sections() for run_id in section.run_ids)
     if unnamed := sorted({path.stem for path in _records(records)} - named):
         raise DamagedFile(
             f"{folder / 'manifest.json'} is gone or older than the records beside it: no section "
