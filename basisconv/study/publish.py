@@ -70,9 +70,10 @@ def publish(
     before = manifest(destination)
     # What was published before counts: this store may be new, on another machine.
     missing = set(lacking(section, destination)) - {record.run_id for record in records}
-    if missing and section == published(destination).get(section.name):
+    old = before.get(section.name)
+    if missing and old and old.complete and old.section == section:
         raise MissingRuns(sorted(missing), Store(destination).folder)
-    entries = {**before, section.name: _entry(before.get(section.name), section, not missing)}
+    entries = {**before, section.name: _entry(old, section, not missing)}
     unnamed = [Store(destination).path(i) for i in sorted(_named(before) - _named(entries))]
     removed = tuple(path.stem for path in unnamed if path.exists())
     if missing and removed:
