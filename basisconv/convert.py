@@ -128,7 +128,8 @@ def load_dense_state_dict(
     """Load a dense network's checkpoint into a model with basis layers, decomposing on the way.
 
     Raises:
-        ValueError: for missing, unknown or wrong-shaped entries. The model is then unchanged.
+        ValueError: for missing, unknown or wrong-shaped entries, and for basis layers that
+            cannot be replaced. The model is then unchanged.
     """
     dense = restore(model)
     try:
@@ -143,12 +144,7 @@ def load_dense_state_dict(
         if isinstance(layer, BasisConv2d) and isinstance(conv, nn.Conv2d):
             new = _basis_form(name, conv, init=init, **layer.config())
             swap(dense, conv, new, aliases)
-    loaded = dense.state_dict()
-    if unlike := loaded.keys() ^ model.state_dict().keys():
-        raise ValueError(
-            f"A parametrization stands in the way, remove it first: {', '.join(sorted(unlike))}."
-        )
-    model.load_state_dict(loaded)
+    model.load_state_dict(dense.state_dict())
 
 
 def _config(plan: Plan, name: str, conv: Convolution) -> dict[str, Any]:

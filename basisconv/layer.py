@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -201,15 +202,7 @@ class BasisConv2d(nn.Module):
         return stacked.index_select(0, _rows(self.passed.view(self.blocks, -1) > 0.5, width))
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        width = self.n_basis // self.blocks
-        a = self._coefficients(dtype).view(self.blocks, -1, width)
-        b = self.basis.to(dtype)
-        # Flattened in the order that the filters have in memory: nothing is copied on the way,
-        # and the kernel has the basis's memory format.
-        if last := _memory_format(b) == torch.channels_last:
-            b = b.permute(0, 2, 3, 1)
-        kernel = (a @ b.reshape(self.blocks, width, -1)).reshape(-1, *b.shape[1:])
-        return kernel.permute(0, 3, 1, 2) if last else kernel
+        return _multiplied(self._coefficients(dtype), self.basis.to(dtype), self.blocks)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C_in, H, W) or (C_in, H, W) -> the same as `nn.Conv2d` with kernel `weight`."""
@@ -258,8 +251,11 @@ class BasisConv2d(nn.Module):
             generator: source of the random factors (`init="random"` alone uses it).
 
         Raises:
-            ValueError: for arguments out of range, and for a kernel that is not finite.
+            ValueError: for arguments out of range, and for a kernel that is not finite or of
+                another shape than the layer's attributes say.
         """
+        if why := misshapen(conv):
+            raise ValueError(f"This layer has no basis form: {why}.")
         if not conv.weight.is_floating_point() or not torch.isfinite(conv.weight).all():
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
         if init not in INITS:
@@ -271,7 +267,9 @@ class BasisConv2d(nn.Module):
         )  # fmt: skip
         with torch.no_grad():
             if init == "random":
-                layer.reset_parameters(conv.weight.square().mean().sqrt().item(), generator)
+                # Half precision has no room for squares of large or small kernels.
+                kernel = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+                layer.reset_parameters(kernel.square().mean().sqrt().item(), generator)
             else:
                 rows = layer.out_channels // layer.blocks
                 flat = conv.weight.detach().reshape(layer.blocks, rows, -1)
@@ -333,6 +331,20 @@ class BasisConv2d(nn.Module):
         return text + (", bias=False" if self.bias is None else "")
 
 
+def misshapen(conv: nn.Conv2d) -> str | None:
+    """How a dense layer's kernel differs from what its attributes say, or None.
+
+    It computes by its kernel alone: one for grey images may have been cut from one for colours.
+    """
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if tuple(conv.weight.shape) == shape:
+        return None
+    return (
+        f"its weight is {tuple(conv.weight.shape)}, and by in_channels, out_channels, groups and "
+        f"kernel_size it should be {shape}; set those to what the weight has"
+    )
+
+
 def check_basis(
     conv: nn.Conv2d | BasisConv2d,
     n_basis: int,
@@ -371,11 +383,31 @@ def _rows(passed: Tensor, width: int) -> Tensor:
         width: basis filters of each block.
     """
     blocks, outputs = passed.shape
-    before = passed.cumsum(1)  # basis filters up to here, this one included
+    # Basis filters up to here, this one included. ONNX adds up no truth values.
+    before = passed.long().cumsum(1)
     index = torch.arange(blocks * outputs, device=passed.device).view(blocks, outputs)
     # An output that combines comes after all basis filters, and no more after those before it.
     start = index[:, :1]
     return torch.where(passed, start + before - 1, index + width - before).flatten()
+
+
+@torch.fx.wrap  # it asks for strides, which a symbolic trace does not have
+def _multiplied(combine: Tensor, basis: Tensor, blocks: int) -> Tensor:
+    """W = A · B, block by block.
+
+    Args:
+        combine: A, (C_out, m/blocks).
+        basis: B, (m, C_in/groups, kH, kW).
+        blocks: of A's diagonal.
+    """
+    width = len(basis) // blocks
+    # Flattened in the order that the filters have in memory: nothing is copied on the way,
+    # and the kernel has the basis's memory format.
+    if last := _memory_format(basis) == torch.channels_last:
+        basis = basis.permute(0, 2, 3, 1)
+    flat = basis.reshape(blocks, width, -1)
+    kernel = (combine.view(blocks, -1, width) @ flat).reshape(-1, *basis.shape[1:])
+    return kernel.permute(0, 3, 1, 2) if last else kernel
 
 
 def _as_1x1(matrix: Tensor) -> Tensor:

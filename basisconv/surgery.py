@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
-from basisconv.layer import BasisConv2d
+from basisconv.layer import BasisConv2d, misshapen
 
 Convolution = nn.Conv2d | BasisConv2d
 
@@ -28,6 +30,11 @@ _HELD = {
     kind: {name for conv in convs for name in (*conv._parameters, *conv._buffers)}
     for kind, convs in _PLAIN.items()
 }
+# The methods by which each kind computes: a subclass with others is another layer.
+_COMPUTES: dict[type[Convolution], tuple[str, ...]] = {
+    nn.Conv2d: ("forward", "_conv_forward"),
+    BasisConv2d: ("forward", "_conv"),
+}
 _ATTRIBUTES = {name for convs in _PLAIN.values() for conv in convs for name in vars(conv)}
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
@@ -42,24 +49,22 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
     if name == "":
         return "it is the model itself; use BasisConv2d.from_conv2d"
     for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            # Its reducer would never average the new layer's parameters over the replicas.
+            return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
         if holder := _plain_holder(module, conv):
             return f"{holder} of a {type(module).__name__} holds it, too; use an nn.ModuleList"
-    if isinstance(conv, BasisConv2d):
-        return _extra(conv, BasisConv2d)
-    kind = type(conv)
-    inherited = kind.forward is nn.Conv2d.forward and (
-        kind._conv_forward is nn.Conv2d._conv_forward
-    )
-    if not inherited or "forward" in vars(conv):
-        return f"{kind.__name__} has a forward of its own"
-    if conv._parameters.get("weight") is None:
-        return "its weight is computed by a parametrization or a hook"
-    if isinstance(conv.weight, UninitializedParameter):
-        return "its weight is not initialised yet; run one batch first"
-    if not conv.weight.is_floating_point():
-        return f"its weight is {conv.weight.dtype}, not a real floating type"
-    if why := _extra(conv, nn.Conv2d):
+    kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
+    if "forward" in vars(conv) or any(
+        getattr(type(conv), method) is not getattr(kind, method) for method in _COMPUTES[kind]
+    ):
+        return f"{type(conv).__name__} has a forward of its own"
+    if is_parametrized(conv):
+        return "a parametrization computes its parameters; remove that first"
+    if isinstance(conv, nn.Conv2d) and (why := _odd_kernel(conv)):
         return why
+    if extra := (conv._parameters.keys() | conv._buffers.keys()) - _HELD[kind]:
+        return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
     own = {id(p) for p in conv.parameters()}
     for module in model.modules():
         if module is not conv and any(id(p) in own for p in module._parameters.values()):
@@ -74,10 +79,16 @@ def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> Non
             raise ValueError(f"{name} cannot be replaced: {why}.")
 
 
-def _extra(conv: Convolution, kind: type[Convolution]) -> str | None:
-    """Why a layer that holds more than its kind does must stay: pruned ones do, for one."""
-    extra = (conv._parameters.keys() | conv._buffers.keys()) - _HELD[kind]
-    return f"it also holds {', '.join(sorted(extra))}, which its hooks may need" if extra else None
+def _odd_kernel(conv: nn.Conv2d) -> str | None:
+    """Why a dense layer's kernel cannot be decomposed."""
+    weight = conv._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by a hook"
+    if isinstance(weight, UninitializedParameter):
+        return "its weight is not initialised yet; run one batch first"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not a real floating type"
+    return misshapen(conv)
 
 
 def _plain_holder(module: nn.Module, conv: Convolution) -> str | None:

@@ -111,6 +111,7 @@ def forward_backward(
         module: the layer or network.
         x: its input.
         input_gradient: whether the input, too, gets a gradient, as in all layers but the first.
+            Without it a frozen layer has no backward pass.
     """
     x = x.detach().requires_grad_(input_gradient)
     gradient = torch.ones_like(module(x))
@@ -120,7 +121,9 @@ def forward_backward(
         torch.clear_autocast_cache()
         x.grad = None
         module.zero_grad(set_to_none=True)
-        module(x).backward(gradient)
+        output = module(x)
+        if output.requires_grad:
+            output.backward(gradient)
 
     return step
 
@@ -144,13 +147,16 @@ class TunedLayer:
         return self.dense / min(self.factored, self.rebuilt)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def tune(
     model: nn.Module, input: Tensor, repeats: int = 20, drop: bool = False
 ) -> tuple[TunedLayer, ...]:
     """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
 
-    Each is measured in eager mode, also where the model is compiled: `torch.compile` spares
-    small layers part of their launches, so that they may gain more than is told here.
+    Each is measured with gradients, as training takes them, also under `torch.no_grad` or
+    `torch.inference_mode`; and in eager mode, also where the model is compiled: `torch.compile`
+    spares small layers part of their launches, so that they may gain more than is told here.
 
     Args:
         model: a network with basis layers; their `mode` is set, nothing else changes.
@@ -171,6 +177,8 @@ def tune(
     if drop and isinstance(model, BasisConv2d):
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
     rows = []
+    if input.is_inference():  # autograd keeps no such tensor
+        input = input.clone()
     found = observe(model, input, (BasisConv2d,))
     if drop:  # any of them may be
         check_replaceable(model, {name: seen.module for name, seen in found.items()})

@@ -286,6 +286,20 @@ def test_torch_compile_to_machine_code():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_symbolic_trace_computes_the_same(kind):
+    model = block(**kind).eval()
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(images()), model(images()), rtol=0, atol=1e-6)
+
+
+def test_a_traced_graph_adds_up_no_truth_values():
+    # ONNX's CumSum takes none, and its older exporter writes the operators as they are called.
+    graph = torch.export.export(block("subset", None, "factored").eval(), (images(),)).graph
+    sums = [node for node in graph.nodes if node.target is torch.ops.aten.cumsum.default]
+    assert sums and all(node.args[0].meta["val"].dtype is torch.int64 for node in sums)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_torch_export(kind):
     model = block(**kind).eval()
     batch = torch.export.Dim("batch", min=2)

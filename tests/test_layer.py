@@ -283,6 +283,23 @@ def test_the_random_product_has_the_variance_of_a_dense_kernel(
         assert abs(kernel.mean().item()) < 0.02 * math.sqrt(variance)
 
 
+@pytest.mark.parametrize("std", [7e-5, 700.0])
+def test_random_factors_of_a_half_precision_kernel_have_its_size(std):
+    # Squares of the one vanish in float16, those of the other overflow.
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 32, 3, bias=False, dtype=torch.float16)
+    nn.init.normal_(conv.weight, std=std)
+    random = BasisConv2d.from_conv2d(conv, 32, "random")
+    assert random.basis.float().std().item() == pytest.approx(std, rel=0.1)
+
+
+def test_a_kernel_of_another_shape_than_the_layer_says_is_refused():
+    conv = nn.Conv2d(3, 8, 3)
+    conv.weight = nn.Parameter(conv.weight[:, :1].detach().clone())  # runs on grey images
+    with pytest.raises(ValueError, match=r"weight is \(8, 1, 3, 3\), .* be \(8, 3, 3, 3\)"):
+        BasisConv2d.from_conv2d(conv, 4, "random")
+
+
 def test_a_generator_alone_decides_the_draws_whatever_the_memory_format():
     layer = BasisConv2d(4, 8, 3, 4)
     other = copy.deepcopy(layer).to(memory_format=torch.channels_last)

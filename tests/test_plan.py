@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import basisconv as bc
 from basisconv import BasisConv2d, Plan
@@ -226,6 +227,16 @@ def normalised(model: nn.Module) -> nn.Module:
     return model
 
 
+def with_bounded_bias(model: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(model[1], "bias", nn.Tanh())
+    return model
+
+
+def cut_to_grey(model: nn.Module) -> nn.Module:
+    model[1].weight = nn.Parameter(model[1].weight[:, :1].detach().clone())
+    return model
+
+
 def with_pruned_bias(model: nn.Module) -> nn.Module:
     prune.random_unstructured(model[1], "bias", amount=0.5)
     return model
@@ -258,8 +269,10 @@ UNTOUCHABLE = [
     (replaced(Doubled(4, 4, 3)), "Doubled has a forward of its own"),
     (own_forward, "has a forward of its own"),
     (tied, "shares a parameter with a Conv2d"),
-    (with_hook, "computed by a parametrization or a hook"),
-    (normalised, "computed by a parametrization or a hook"),
+    (with_hook, "its weight is computed by a hook"),
+    (normalised, "a parametrization computes its parameters"),
+    (with_bounded_bias, "a parametrization computes its parameters"),
+    (cut_to_grey, r"its weight is \(4, 1, 3, 3\), and by .* it should be \(4, 4, 3, 3\)"),
     (with_pruned_bias, "also holds bias_mask, bias_orig, which its hooks may need"),
     (with_mask, "also holds mask, which"),
     (in_a_list, "taps of a Sequential holds it, too"),
@@ -290,7 +303,12 @@ def test_convolutions_that_cannot_change_are_left_alone_and_reported(change, why
 @pytest.mark.parametrize("plan", [Plan({}), Plan({"1": 3})])
 @pytest.mark.parametrize(
     ("change", "why"), [(lambda m: prune.l1_unstructured(m[1], "basis", 0.5), "basis_mask"),
-                        (in_a_list, "taps of a Sequential")],
+                        (in_a_list, "taps of a Sequential"),
+                        (own_forward, "has a forward of its own"),
+                        (lambda m: parametrizations.spectral_norm(m[1], "basis"),
+                         "a parametrization computes its parameters"),
+                        (lambda m: setattr(m[2], "bias", m[1].bias),
+                         "shares a parameter with a Conv2d")],
 )  # fmt: skip
 def test_a_basis_layer_that_cannot_change_is_not_replaced(change, why, plan):
     model = bc.apply_plan(nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))), Plan({"1": 2}))
@@ -299,6 +317,25 @@ def test_a_basis_layer_that_cannot_change_is_not_replaced(change, why, plan):
     with pytest.raises(ValueError, match=f"^1 cannot be .*{why}"):
         bc.apply_plan(model, plan, inplace=True)
     assert list(model) == was
+
+
+@pytest.mark.parametrize("plan", [Plan({}), Plan({"module.1": 3})])
+def test_inside_ddp_nothing_is_replaced(plan):
+    # Its reducer would not average what it has never seen, and the replicas would drift apart.
+    model = bc.apply_plan(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3)), Plan({"1": 2}))
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        wrapped = DistributedDataParallel(model)
+        with pytest.raises(ValueError, match=r"module.1 cannot be .* change its \.module"):
+            bc.apply_plan(wrapped, plan, inplace=True)
+        assert wrapped.module[1] is model[1]
+        bc.apply_plan(wrapped.module, Plan({"1": 3}), inplace=True)
+        DistributedDataParallel(wrapped.module)(torch.ones(1, 2, 9, 9)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(p.grad is not None for p in model[1].parameters())
 
 
 def test_a_layer_of_the_users_own_attributes_keeps_them():
@@ -595,7 +632,7 @@ def test_a_parametrized_layer_takes_no_checkpoint_and_keeps_what_it_has():
     parametrizations.weight_norm(model[1].plain, "basis")
     state = {k: v + 1 for k, v in network().state_dict().items()}
     was = Frozen(model)
-    with pytest.raises(ValueError, match=r"parametrization stands in the way.*1\.plain\.basis"):
+    with pytest.raises(ValueError, match=r"1\.plain cannot be .* a parametrization .* remove that"):
         bc.load_dense_state_dict(model, state)
     assert was.same(model)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -194,6 +194,33 @@ def test_tune_times_each_mode_in_that_mode_and_no_gradient_of_the_images(
     timed.clear()
     bc.tune(model, x.requires_grad_(), repeats=1)  # an image that is optimised itself
     assert timed == [(arm, True) for arm in arms] * 2 and x.grad is None
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_tune_times_gradients_wherever_it_is_called(
+    around: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward: list[bool] = []
+    real = timing.forward_backward
+
+    def spy(module: nn.Module, x: torch.Tensor, input_gradient: bool) -> object:
+        step = real(module, x, input_gradient)
+        step()
+        backward.append(any(p.grad is not None for p in module.parameters()))
+        return step
+
+    monkeypatch.setattr(timing, "forward_backward", spy)
+    with around():
+        model = bc.apply_plan(nn.Sequential(nn.Conv2d(3, 8, 3)), bc.Plan({"0": 4}))
+        bc.tune(model, torch.randn(2, 3, 9, 9), repeats=1)
+    assert backward == [True] * 3
+
+
+def test_a_frozen_layer_is_timed_by_what_training_runs_of_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3))
+    model = bc.apply_plan(model, bc.Plan({"0": 2, "1": 4})).requires_grad_(False)
+    rows = bc.tune(model, torch.randn(2, 3, 9, 9), repeats=1)
+    assert [row.name for row in rows] == ["0", "1"] and all(row.speedup > 0 for row in rows)
 
 
 class Casts(TorchDispatchMode):
