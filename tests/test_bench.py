@@ -135,6 +135,10 @@ def test_where_arithmetic_is_all_that_counts_the_forward_macs_ratio_is_expected(
     roof = pace.Roof("float32", macs_per_second=1.0, bytes_per_second=1e30)
     found = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8), roof)
     assert found["bound_speedup"] == pytest.approx(3.6)
+    # A number of half the bytes: as many multiplications meet half the traffic.
+    halved = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8, dtype=torch.bfloat16), roof)
+    assert halved["intensity"] == pytest.approx(2 * found["intensity"])
+    assert conv.weight.dtype == layer.basis.dtype == torch.float32
     assert bench._roofline(conv, conv, torch.zeros(2, 16, 8, 8), roof) == {
         "intensity": None, "bound_speedup": None
     }  # fmt: skip

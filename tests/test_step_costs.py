@@ -163,6 +163,22 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
     assert [row["plan"]["layers"] for row in (stem, last)] == [s.plan.layers for s in steps]
 
 
+def test_two_plans_of_one_layer_have_a_row_of_their_own_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [1.0, 0.10, 0.02, 0.10, 0.07]  # the step, then dense and basis of each plan
+
+    def compare(arms: dict[str, object], repeats: int, device: torch.device) -> object:
+        times = zip(arms, seconds, strict=True)
+        return {arm: Timing((time,) * repeats, 0.0) for arm, time in times}
+
+    monkeypatch.setattr(step_costs, "compare", compare)
+    profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
+    steps = [Step(Plan({"layer1.0.conv1": m}), 4, 8) for m in (1, 2)]
+    rows = step_costs._layer_rows(profile, steps, 0.75, lambda: None, repeats=5)
+    assert [row["ratio"] for row in rows] == pytest.approx([0.67, 0.72])
+
+
 def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
     table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 from fake_runs import make_record, make_run, no_space, strays
@@ -20,8 +21,8 @@ def filled(folder, seeds, **changes):
 
 
 def contents(folder):
-    """Every file with its bytes and the time it was written."""
-    paths = (p for p in folder.rglob("*") if p.is_file())
+    """Every file, locks aside, with its bytes and the time it was written."""
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
 
 
@@ -138,6 +139,25 @@ def test_merge_refuses_another_result_of_the_same_kind_of_device(tmp_path):
     with pytest.raises(ConflictingResults, match=f"other results of {ids(5)[0]}"):
         here.merge(there.folder)
     assert contents(here.folder) == before
+
+
+def test_merge_sees_what_a_training_puts_meanwhile(tmp_path):
+    store, raised = Store(tmp_path / "runs"), []
+
+    def merge() -> None:
+        try:
+            store.merge(filled(tmp_path / "there", [0], loss=1.6).folder)
+        except ConflictingResults as error:
+            raised.append(error)
+
+    with store._alone():  # as the training does that settles
+        other = threading.Thread(target=merge)
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        store.put(make_record(make_run(0)))
+    other.join()
+    assert len(raised) == 1 and store.get(ids(0)[0]) == make_record(make_run(0))
 
 
 @pytest.mark.parametrize(

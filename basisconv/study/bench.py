@@ -10,6 +10,7 @@ is further from its roof, or a convolution gains more than its MACs, the clock s
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -185,7 +186,10 @@ def _layers(
                 "gmac_s": _macs(layer, given) / timed["median_ms"] / 1e6,
             }  # fmt: skip
             found.append((row, conv, layer, given))
-    return [row | _roofline(conv, layer, given, roof) for row, conv, layer, given in found]
+    return [
+        row | _roofline(conv, layer, setting.input(given), roof)
+        for row, conv, layer, given in found
+    ]
 
 
 def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
@@ -293,11 +297,15 @@ def _roofline(conv: nn.Conv2d, layer: nn.Module, x: Tensor, roof: Roof) -> dict[
     """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs.
 
     The speed-up is that of the forward pass if dense and basis both ran at the roof: a ratio of
-    two least times, so that dense further from its roof gains more.
+    two least times, so that dense further from its roof gains more. Bytes are counted in the
+    precision of `x`, in which the layers were run.
     """
     if not isinstance(layer, BasisConv2d):
         return {"intensity": None, "bound_speedup": None}
-    ours, dense = (summary(nn.Sequential(part), x.shape)["0"] for part in (layer, conv))
+    ours, dense = (
+        summary(nn.Sequential(copy.deepcopy(part).to(x.dtype)), x.shape)["0"]
+        for part in (layer, conv)
+    )
     machine = roof.macs_per_second, roof.bytes_per_second
     expected = dense.roofline_seconds(*machine) / ours.roofline_seconds(*machine)
     return {"intensity": ours.intensity, "bound_speedup": expected}

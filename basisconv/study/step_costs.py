@@ -160,7 +160,7 @@ def _layer_rows(
     images = random_images(batch_size)
     given = observe(network(profile.network, width, Plan()), images, (nn.Conv2d,))
     arms = {"step": unit}
-    for step in steps:
+    for i, step in enumerate(steps):  # of which several may name one layer
         (name,) = step.plan.layers
         basis = network(profile.network, width, step.plan).get_submodule(name)
         x = given[name].input
@@ -168,13 +168,12 @@ def _layer_rows(
         inner = x is not images
         for arm, layer in (("dense", given[name].module), ("basis", basis)):
             running = Running(layer, profile.precision, profile.compile)
-            arms[f"{arm} {name}"] = forward_backward(running, x, input_gradient=inner)
+            arms[f"{arm} {i}"] = forward_backward(running, x, input_gradient=inner)
     timings = compare(arms, repeats, device=device())
     rows = []
-    for step in steps:
-        (name,) = step.plan.layers
+    for i, step in enumerate(steps):
         turns = zip(
-            *(timings[arm].samples for arm in ("step", f"dense {name}", f"basis {name}")),
+            *(timings[arm].samples for arm in ("step", f"dense {i}", f"basis {i}")),
             strict=True,
         )
         ratios = [dense - (full - ours) / whole for whole, full, ours in turns]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,10 +136,11 @@ class Store:
             OSError: as `put`.
             ConflictingResults: as `add`.
         """
-        if self.get(record.run_id) == seen:
-            self.put(record)
-        else:
-            self.add([record])
+        with self._alone():
+            if self.get(record.run_id) == seen:
+                self.put(record)
+            else:
+                self.add([record])
 
     def records(self, run_ids: Iterable[str]) -> dict[str, Record]:
         """The records of runs, by id, in the order asked for.
@@ -218,7 +220,16 @@ class Store:
                 f"{folder} holds no records. Name a folder of files like 0123456789abcdef.json, "
                 "such as the build/PROFILE/runs of another machine."
             )
-        return self.add(records.values())
+        with self._alone():
+            return self.add(records.values())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from settling and merging, so that what was compared is what is replaced."""
+        path = self.folder / "locks" / "records.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
 
     def _lock_file(self, run_id: str) -> Path:
         return self.folder / "locks" / f"{self.path(run_id).stem}.lock"

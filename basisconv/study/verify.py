@@ -85,5 +85,6 @@ def _check_manifest(folder: Path) -> None:
     if unnamed := sorted({path.stem for path in _records(records)} - named):
         raise DamagedFile(
             f"{folder / 'manifest.json'} is gone or older than the records beside it: no section "
-            f"names {', '.join(unnamed)}. Put it back, or publish their sections again."
+            f"names {', '.join(unnamed)}. Put it back, or publish their sections again; or, where "
+            "they are what publishing had replaced when it was killed, delete them."
         )

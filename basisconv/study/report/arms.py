@@ -142,9 +142,11 @@ def verdict(difference: float, equivalence: float, p: float) -> str:
     """
     if math.isnan(p):
         return "untested"
+    if equivalence < ALPHA:  # a difference may be told and be negligible
+        return "equal"
     if p < ALPHA:
         return "above" if difference > 0 else "below"
-    return "equal" if equivalence < ALPHA else "open"
+    return "open"
 
 
 def columns(c: Comparison) -> dict[str, float]:
