@@ -181,6 +181,12 @@ def pilot_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     )  # fmt: skip
 
 
+WIDTHS_FACTS: dict[str, Any] = {
+    "widths": [16, 32, 64], "budgets": [1, 2], "ratio": 0.25, "width": 32,
+    "skip": {"direction": "basis→dense", "switch": 0.75},
+}  # fmt: skip
+
+
 def widths_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     """02b: the best dense width is 16, and basis layers help the widest network alone."""
     maker = Maker("02b_widths", **kwargs)
@@ -193,7 +199,7 @@ def widths_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
                 maker.arm(
                     f"{method}, width {width}", method, level + 3 * i, budget=budget, detail=detail
                 )
-    return maker.section(widths=[16, 32, 64], budgets=[1, 2], ratio=0.25), maker.records
+    return maker.section(**WIDTHS_FACTS), maker.records
 
 
 def defaults_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:

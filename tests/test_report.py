@@ -176,20 +176,49 @@ def test_on_the_frontier_dense_stands_at_its_time_and_nothing_else_does() -> Non
         assert (x == pytest.approx(true, rel=1e-9)) is dense
 
 
+JITTER = (-0.01, 0.01, 0.0, 0.005)
+
+
 def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() -> None:
     maker = synthetic.Maker("02_all_layers", noise=0.0)
-    jitter = [-0.01, 0.01, 0.0, 0.005]
     for budget, level in ((1, 70), (2, 80), (4, 90)):
-        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in jitter])
-    fast = maker.arm("basis", "basis", 0, budget=1, values=[85 + j for j in jitter])
+        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in JITTER])
+    maker.arm("basis", "basis", 0, budget=1, values=[85 + j for j in JITTER])
     found = arms.measure(maker.section(), maker.records)
-    dense, arm = found[:3], found[3]
-    assert arm.arm == fast
-    assert frontier.bracket(arm, dense, "above") == (2.0, 4.0)
+
+    def bracket(verdict: str) -> pd.Series:
+        return frontier.brackets(found, ["", "", "", verdict]).iloc[-1]
+
+    row = bracket("above")
+    assert (row.speedup_at_least, row.speedup_below) == (2.0, 4.0)
+    assert row.beaten_by == pytest.approx(5.0) and row.beaten_low < 5.0 < row.beaten_high
     # Without the corrected verdict at equal time no bound from that budget on is claimed.
-    low, high = frontier.bracket(arm, dense, "open")
-    assert math.isnan(low) and high == 4.0
-    assert all(map(math.isnan, frontier.bracket(dense[0], dense, "")))
+    row = bracket("open")
+    assert math.isnan(row.speedup_at_least) and row.speedup_below == 4.0
+    assert math.isnan(row.beaten_by)
+    dense = frontier.brackets(found, [""] * 4).iloc[:3]
+    assert dense.isna().all(axis=None)
+
+
+def test_a_speed_up_among_many_arms_has_to_stand_their_correction() -> None:
+    def made(others: int) -> pd.Series:
+        maker = synthetic.Maker("02_all_layers", noise=0.0)
+        for budget, level in ((1, 60.0), (1.31, 70.0)):
+            maker.arm("dense", "dense", 0, budget=budget, values=[level - 1, level, level + 1])
+        maker.arm("fast", "basis", 0, budget=1, values=[72.5, 73.5, 74.5])
+        for i in range(others):
+            maker.arm(f"other {i}", "basis", 0, budget=1, values=[69.0 + i / 9, 70.0, 71.0])
+        # The rivals of another kind are a family of their own.
+        maker.arm("narrow", "narrow", 0, budget=1, values=[69.0, 70.0, 71.2])
+        table = frontier.frontier(maker.section(), maker.records)
+        return table[table["label"] == "fast"].iloc[0]
+
+    alone, among = made(0), made(5)
+    assert alone.verdict == among.verdict == "above"
+    assert alone.speedup_at_least == 1.31 and alone.beaten_low > 0
+    # scipy.stats.ttest_ind(..., equal_var=False) of these has p = 0.0127.
+    assert alone.beaten_p_holm == pytest.approx(0.0127, abs=1e-4)
+    assert among.speedup_at_least == 1.0  # 6 × 0.0127 is above 0.05
 
 
 def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> None:
@@ -226,7 +255,8 @@ def test_many_arms_that_all_beat_dense_are_not_listed_one_by_one(
     table = frontier.frontier(section, maker.records)
     headline = frontier.findings(table, arms.measure(section, maker.records))[0]
     together = (
-        "by each of 4 basis arms at every budget that it was trained for (1 and 2 dense epochs)"
+        "by each of 4 basis arms at every budget that the arm was trained for "
+        "(1 and 2 dense epochs)"
     )
     one_by_one = "by “a” at 1 and 2, “b” at 1 and “c” at 1 and 2 dense epochs"
     assert (together in headline, one_by_one in headline) == (all_win, not all_win)
@@ -248,7 +278,7 @@ def test_epochs_of_another_batch_are_told_with_their_time(epochs: float, said: b
     section = section.model_copy(update={"facts": section.facts | {"epochs": epochs}})
     told = report.build(section, records).numbers["findings"]
     assert f"in {epochs:g} epochs" in told[0]
-    sentence = "By their batch these take the time of 4 as budgets count them."
+    sentence = "In its batches these take the time of 4 epochs as budgets count them."
     assert (sentence in told) is said
 
 

@@ -1,4 +1,4 @@
-"""Verdicts: reproduced, partly, not, or not yet measured, and never more than intervals allow."""
+"""Verdicts: reproduced, partly, not, or undecided, and never more than intervals allow."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def near(level: float, spread: float = 1.0) -> list[float]:
         # Equal within the margin: nothing gained, nothing lost.
         ([near(70), near(80), near(90)], "not reproduced", "not reproduced", "reproduced"),
         # So noisy that both answers stay possible.
-        ([near(70, 300), near(80, 300), near(90, 300)], *["not yet measured"] * 3),
+        ([near(70, 300), near(80, 300), near(90, 300)], *["undecided"] * 3),
     ],
 )
 def test_verdicts_of_the_frontier(
@@ -115,6 +115,13 @@ def test_too_few_basis_filters_are_judged_at_equal_steps(
     assert verdicts(*frontier([near(85), near(86), near(92)], few, many))["too few"] == verdict
 
 
+def test_a_speed_up_tells_what_it_rests_on_and_at_how_many_budgets() -> None:
+    table = build_claims(*frontier([near(85), near(79), near(89)]), "desk").tables["claims"]
+    told = table.frame.set_index("claim").loc["speedup", "estimate"]
+    assert "“basis” at 1: ≥ 2.00×, < 4.00× at equal accuracy (+5.00 points [+" in told
+    assert told.endswith("≥ 1.15× at 1 of 3 budgets")
+
+
 def losing(records: dict[str, Record], section: Section, place: int) -> dict[str, Record]:
     """The same records, but that all runs of the arm at that place diverged."""
     lost = {
@@ -134,7 +141,7 @@ def test_an_arm_that_diverged_at_a_budget_does_not_hold_at_every_budget() -> Non
     # Behind dense at the others: that the third would be behind, too, is not known.
     sections, records = frontier([near(69), near(79), near(89)])
     found = verdicts(sections, losing(records, sections["02_all_layers"], 3))
-    assert {found[c] for c in ("speedup", "effectiveness", "performance")} == {"not yet measured"}
+    assert {found[c] for c in ("speedup", "effectiveness", "performance")} == {"undecided"}
 
 
 def skips(levels: Sequence[float]) -> tuple[Section, dict[str, Record]]:
@@ -174,7 +181,7 @@ def test_a_switch_that_diverged_is_told_and_settles_nothing(levels: Sequence[flo
     report = build_claims({"05_skip_training": section}, gone, "desk")
     table = report.tables["claims"].frame.set_index("claim")
     assert table.loc["early switch", "verdict"] == "not yet measured"
-    assert table.loc["skip", "verdict"] == ("partly" if levels[0] > 70 else "not yet measured")
+    assert table.loc["skip", "verdict"] == ("partly" if levels[0] > 70 else "undecided")
     assert "best of 3 switch points" in table.loc["skip", "estimate"]
     assert "1 untested" in table.loc["skip", "estimate"]
 
@@ -208,7 +215,7 @@ FASTER, SLOWER, UNDECIDED = (1.8, 2.2), (0.4, 0.6), (0.9, 1.1)
         # What is not told from dense supports no side.
         ([FASTER, UNDECIDED], "partly", "not reproduced", "not reproduced"),
         ([SLOWER, UNDECIDED], "not reproduced", "reproduced", "partly"),
-        ([UNDECIDED], *["not yet measured"] * 3),
+        ([UNDECIDED], *["undecided"] * 3),
     ],
 )
 def test_timing_claims_follow_the_quartiles(
@@ -252,4 +259,6 @@ def test_every_claim_has_a_verdict_of_the_four_and_a_quote() -> None:
     assert table.frame["quote"].str.len().min() > 20
     assert table.frame["rule"].str.startswith(("Reproduced", "With all layers")).all()
     assert not table.frame["claim"].duplicated().any()
-    assert list(table.shown.columns) == ["the paper", "kind", "our estimate", "n", "verdict"]
+    assert list(table.shown.columns) == [
+        "the paper's claim, as described", "kind", "our estimate", "n", "verdict"
+    ]  # fmt: skip

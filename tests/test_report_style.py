@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from basisconv.study.report import style, text
+from basisconv.study.report import arms, style, text
 from basisconv.study.run import Method
 from basisconv.study.stats import Difference
 
@@ -86,6 +86,26 @@ def test_near_points_are_set_apart_and_far_ones_stay() -> None:
 )  # fmt: skip
 def test_numbers_as_read(value: float, digits: int, signed: bool, shown: str) -> None:
     assert text.fixed(value, digits, signed) == shown
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(0.0004, "<0.001"), (0.0496, "0.0496"), (0.0504, "0.0504"), (0.0494, "0.049"), (1.0, "1.000")],
+)
+def test_a_p_value_does_not_read_as_the_level_itself(p: float, shown: str) -> None:
+    assert text.p_value(p) == shown
+
+
+@pytest.mark.parametrize(
+    ("difference", "equivalence", "p", "verdict"),
+    [(-0.04, 0.001, 0.001, "equal"), (0.04, 0.001, 0.001, "equal"), (-1.0, 0.9, 0.001, "below"),
+     (1.0, 0.9, 0.001, "above"), (0.1, 0.2, 0.2, "open"), (0.1, float("nan"), float("nan"),
+      "untested")],
+)  # fmt: skip
+def test_what_is_negligible_is_equal_though_a_test_tells_it(
+    difference: float, equivalence: float, p: float, verdict: str
+) -> None:
+    assert arms.verdict(difference, equivalence, p) == verdict
 
 
 def test_intervals_as_read() -> None:

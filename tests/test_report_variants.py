@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,9 @@ def test_the_envelope_is_picked_by_validation_and_not_by_what_is_compared() -> N
         record = maker.records[run_id]
         better = record.result.model_copy(update={"val_accuracy": 0.9})  # type: ignore[union-attr]
         maker.records[run_id] = record.model_copy(update={"result": better})
-    (row,) = widths.envelope_frame(arms.measure(maker.section(), maker.records)).itertuples()
+    (row,) = widths.envelope_frame(
+        arms.measure(maker.section(**synthetic.WIDTHS_FACTS), maker.records)
+    ).itertuples()
     assert row.dense == "dense b" and row.difference == pytest.approx(-1.0)
 
 
@@ -75,7 +78,7 @@ def one_budget(basis: float) -> dict[str, Any]:
         maker.arm(f"dense, width {width}", "dense", dense, detail=detail)
         # Basis layers are best at the other width.
         maker.arm(f"basis, width {width}", "basis", basis - 8 / width, detail=detail)
-    return report.build(maker.section(), maker.records).numbers
+    return report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers
 
 
 def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below() -> None:
@@ -86,7 +89,7 @@ def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below(
         for method, level in (("dense", 80.0), ("basis", basis)):
             maker.arm(f"{method}, width 8", method, level, budget=budget,
                       detail={"width": 8, "parameters": 1})  # fmt: skip
-    told = report.build(maker.section(), maker.records).numbers["headline"]
+    told = report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers["headline"]
     assert told.endswith("is above it at 1 epoch and below it at 2 epochs and 4 epochs (Holm).")
 
 
@@ -99,14 +102,16 @@ def test_a_best_width_at_the_edge_of_those_tried_is_said_to_be_one() -> None:
         for method in ("dense", "basis"):
             maker.arm(f"{method}, width {width}", method, level,
                       detail={"width": width, "parameters": 1})  # fmt: skip
-    inside = report.build(maker.section(), maker.records).numbers["findings"]
+    inside = report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers[
+        "findings"
+    ]
     assert not any("width tried" in t for t in inside)
 
 
 def test_widths_without_basis_layers_have_no_envelope() -> None:
     maker = synthetic.Maker("02b_widths")
     maker.arm("dense, width 8", "dense", 80, detail={"width": 8, "parameters": 1})
-    made = report.build(maker.section(), maker.records)
+    made = report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records)
     assert made.numbers["headline"].startswith("No network with basis layers")
 
 
@@ -185,8 +190,8 @@ def test_of_two_equal_speed_ups_the_more_accurate_is_named_first() -> None:
     table = frontier.frontier(maker.section(), maker.records)
     told = frontier.findings(table, arms.measure(maker.section(), maker.records))
     assert any(
-        sentence.startswith("Dense trained 1.31 times as long is beaten by “better” at 1 and "
-                            "“worse” at 1, ")
+        re.match(r"Dense trained 1\.31 times as long is beaten by “better” at 1 \(\+3\.00 points "
+                 r"\[.*\], p <0\.001\) and “worse” at 1 \(\+2\.00 .*\), the largest", sentence)
         for sentence in told
     )  # fmt: skip
 

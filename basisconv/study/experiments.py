@@ -89,7 +89,8 @@ def all_layers(study: Study, parameters: AllLayers) -> Draft:
         for f in parameters.ratios:
             in_all_layers(f, budget)
         phases: Phases = [(share, every), (1 - share, Plan())]
-        result.add(f"skip, f = {ratio:g}", "skip", phases, budget, detail=one)
+        label = f"basis→dense at {share:g}, f = {ratio:g}"
+        result.add(label, "skip", phases, budget, detail=one)
         if (best := parameters.best_skip) is not None:
             label = f"{best.direction} at {best.switch:g}, f = {ratio:g}"
             result.add_skip(label, best, every, budget, detail=one)

@@ -16,7 +16,8 @@ def widths(study: Study, parameters: Widths) -> Draft:
     At the profile's own width these are the frontier's Runs, where the settings agree.
     """
     ratio, skip = parameters.ratio, parameters.skip
-    result = Draft("02b_widths", study, parameters.model_dump())
+    facts = parameters.model_dump() | {"width": study.profile.width}
+    result = Draft("02b_widths", study, facts)
     for budget in parameters.budgets:
         for width in parameters.widths:
             every = study.plan(ratio, width=width)
@@ -24,7 +25,8 @@ def widths(study: Study, parameters: Widths) -> Draft:
             dense = study.tuned("narrow" if narrower else "dense", budget)
             result.add(f"dense, width {width}", "dense", Plan(), budget, width, changes=dense)
             result.add(f"all layers, width {width}", "basis", every, budget, width)
-            result.add_skip(f"skip, width {width}", skip, every, budget, width=width)
+            label = f"{skip.direction} at {skip.switch:g}, width {width}"
+            result.add_skip(label, skip, every, budget, width=width)
     return result
 
 

@@ -32,9 +32,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
                 "the same time (Welch, p by Holm over the basis arms, and over the narrower "
                 "networks); and the bracket of its speed-up to equal accuracy, between two "
-                "measured dense budgets (from 95 % intervals; comparisons with dense trained "
-                "longer are not corrected for multiplicity). Equal within: the smallest margin "
-                "within which the equivalence test would find both equal.",
+                "measured dense budgets (by the comparisons with dense of all other budgets, "
+                "corrected in the same way). Equal within: the smallest margin within which the "
+                "equivalence test would find both equal.",
             ),
             "equal_steps": Table(
                 equal, shown(equal, outcome),
@@ -60,8 +60,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"(a) {text.capital(outcome)} accuracy against training time, in dense epochs by "
                 f"{unit}: {arms.shown_as(found)}; at each budget an arm is trained anew, with a "
                 "schedule of its own. (b) The difference from dense trained for the same time, "
-                f"with 95 % Welch intervals; the band is ±{arms.MARGIN:g} points. Round "
-                "dense, the points of one budget are set apart sideways to be told apart.",
+                f"with 95 % Welch intervals; the level band is ±{arms.MARGIN:g} points. All points "
+                "in an upright band have trained for the time in its middle, and stand side by "
+                "side to be told apart; between bands dense trained for other times.",
             ),
             "frontier_size": Plot(
                 _size_figure(table, outcome), table,
@@ -153,6 +154,10 @@ def _frontier_figure(table: pd.DataFrame, outcome: str) -> Figure:
                     right, at, arm["difference"], arm["difference_low"], arm["difference_high"],
                     method, place,
                 )  # fmt: skip
+        for axes in (left, right):
+            for budget in ticks if rest else ():
+                axes.axvspan(budget * places[0] / 1.01, budget * places[-1] * 1.01,
+                             color=style.BAND, linewidth=0, zorder=-1)  # fmt: skip
         right.axhspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)
         right.axhline(0, color=style.look("dense").colour, linewidth=0.9, zorder=1)
         style.panel(left, "a", f"{outcome} accuracy (%)")
@@ -216,7 +221,8 @@ def _scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str
 def _numbers(
     table: pd.DataFrame, outcome: str, found: Sequence[Measured], equal: pd.DataFrame
 ) -> dict[str, Any]:
-    sentences = [*findings(table, found), told(equal)]
+    as_many_steps = told(equal)
+    sentences = [*findings(table, found), as_many_steps]
     return {
         "values": {
             f"{row.label} at {row.budget:g}": text.number(
@@ -225,4 +231,5 @@ def _numbers(
             for row in table.itertuples()
         },
         "outcome": outcome, "headline": sentences[0], "findings": sentences,
+        "as_many_steps": as_many_steps,
     }  # fmt: skip

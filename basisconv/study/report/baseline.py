@@ -182,7 +182,9 @@ def _numbers(
     findings = [headline]
     budget = round(dense[0].time, 1)
     if budget != round(facts["epochs"], 1):
-        findings.append(f"By their batch these take the time of {budget:g} as budgets count them.")
+        findings.append(
+            f"In its batches these take the time of {budget:g} epochs as budgets count them."
+        )
     published = [accuracy for _, accuracy, _ in LITERATURE]
     if reached.n:
         low, high = min(published), max(published)
@@ -199,5 +201,5 @@ def _numbers(
 
 def _gap(mean: float, low: float, high: float) -> str:
     if mean < low:
-        return f"{text.fixed(low - mean, 1)} points below them"
-    return f"{text.fixed(mean - high, 1)} points above them"
+        return f"{text.fixed(low - mean, 1)} points below the lowest"
+    return f"{text.fixed(mean - high, 1)} points above the highest"

@@ -199,10 +199,10 @@ def build_claims(
             ),
             "claims_rules": Table(
                 table[["claim", "quote", "rule"]],
-                pd.DataFrame({"the paper": [f"“{c.quote}”" for c in CLAIMS],
+                pd.DataFrame({"the claim": [f"“{c.quote}”" for c in CLAIMS],
                               "verdict": [c.rule for c in CLAIMS]}),
                 "When a claim counts as reproduced, partly or not reproduced; whatever is none of "
-                "these is not yet measured.",
+                "these is undecided.",
             ),
         },
         numbers=_numbers(table, profile, profile in unmeasured_at),
@@ -231,6 +231,7 @@ def claim_frame(
                 "claim": claim.key, "kind": claim.kind, "quote": claim.quote,
                 "sections": " ".join(claim.sections), "estimate": ours.said, "value": ours.value,
                 "low": ours.low, "high": ours.high, "unit": ours.unit, "n": ours.n,
+                "of": ours.of,
                 "verdict": verdict, "rule": claim.rule,
             }
         )  # fmt: skip
@@ -242,10 +243,13 @@ def claim_frame(
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "the paper": [f"“{quote}”" for quote in table["quote"]],
+            "the paper's claim, as described": [f"“{quote}”" for quote in table["quote"]],
             "kind": table["kind"],
             "our estimate": table["estimate"],
-            "n": [text.NOTHING if pd.isna(n) else str(n) for n in table["n"]],
+            "n": [
+                text.NOTHING if pd.isna(n) else f"{n} {of}"
+                for n, of in zip(table["n"], table["of"], strict=True)
+            ],
             "verdict": table["verdict"],
         }
     )

@@ -12,7 +12,7 @@ from basisconv.study.report.evidence import (
     PAPER_SPEEDUP,
     PARTLY,
     REPRODUCED,
-    UNMEASURED,
+    UNDECIDED,
     Estimate,
     Evidence,
     absent,
@@ -23,7 +23,7 @@ from basisconv.study.report.evidence import (
     untested,
     unwon,
 )
-from basisconv.study.report.frontier import bracket_text, fastest
+from basisconv.study.report.frontier import bracket_text, fastest, lead
 from basisconv.study.report.timing_frames import Outcomes, outcomes
 
 
@@ -42,8 +42,16 @@ def speedup(e: Evidence) -> Estimate:
         return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))  # fmt: skip
     best = fastest(above).iloc[0]
     bracket = bracket_text(best.speedup_at_least, best.speedup_below)
+    budgets = sorted(set(e.ours["budget"]))
+    faster = above[above["speedup_at_least"] >= PAPER_SPEEDUP]
+    said = f"{text.at_budget(best)}: {bracket} at equal accuracy"
+    if len(faster):
+        said += (
+            f" ({lead(best)}); ≥ {PAPER_SPEEDUP:g}× at {faster['budget'].nunique()} of "
+            f"{text.plural(len(budgets), 'budget')}"
+        )
     return Estimate(
-        f"{text.at_budget(best)}: {bracket} at equal accuracy",
+        said,
         REPRODUCED if best.speedup_at_least >= PAPER_SPEEDUP else PARTLY,
         best.speedup_at_least, best.speedup_at_least, best.speedup_below, int(best.n), "×",
     )  # fmt: skip
@@ -75,7 +83,7 @@ def identified(e: Evidence) -> Estimate:
     elif decided or trust >= arms.TRUSTED:
         verdict = PARTLY
     else:
-        verdict = UNMEASURED
+        verdict = UNDECIDED
     said = (
         f"reliability of the ranking {text.with_interval(trust, low, high, 2)}; {decided} of "
         f"{len(table)} layers told from dense (Holm)"
@@ -179,9 +187,9 @@ def uncompressed(e: Evidence) -> Estimate:
     if found.faster:
         verdict = PARTLY if found.slower else NOT
     else:
-        verdict = REPRODUCED if found.slower else UNMEASURED
+        verdict = REPRODUCED if found.slower else UNDECIDED
     said = f"coefficient matrix as it is: {_counted(found, 'training step')}; best {best:.2f}×"
-    return Estimate(said, verdict, best, n=e.network_turns)
+    return Estimate(said, verdict, best, n=e.network_turns, of="turns")
 
 
 def misjudged(e: Evidence) -> Estimate:
@@ -192,7 +200,7 @@ def misjudged(e: Evidence) -> Estimate:
     row = e.rivals.loc[name]
     if row.verdict == "untested":
         return untested()
-    verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(row.verdict, NOT)
+    verdict = {"above": REPRODUCED, "open": UNDECIDED}.get(row.verdict, NOT)
     said = f"selected minus inverted subset of the same time: {_rival(row)}"
     return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
 
@@ -276,7 +284,7 @@ def early_switch(e: Evidence) -> Estimate:
     if c.difference.p != c.difference.p:
         return untested()
     d = c.difference
-    verdict = {"above": REPRODUCED, "open": UNMEASURED}.get(
+    verdict = {"above": REPRODUCED, "open": UNDECIDED}.get(
         arms.verdict(d.estimate, c.equivalence, d.p), NOT
     )
     said = (

@@ -1,7 +1,7 @@
 """What the sections say about a claim: an estimate, its interval, and a verdict by a fixed rule.
 
-A verdict says no more than the intervals allow. Where a test decides neither way the claim counts
-as not yet measured: an interval that allows both answers has not measured anything.
+A verdict says no more than the intervals allow. Where an interval allows both answers the claim is
+undecided; where there is nothing to judge it by, not yet measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from basisconv.study.run import Record, Section
 from basisconv.study.stats import NAN
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
-UNMEASURED = "not yet measured"
-VERDICTS: tuple[str, ...] = (REPRODUCED, PARTLY, NOT, UNMEASURED)
+UNDECIDED, UNMEASURED = "undecided", "not yet measured"
+VERDICTS: tuple[str, ...] = (REPRODUCED, PARTLY, NOT, UNDECIDED, UNMEASURED)
 
 PAPER_SPEEDUP = 1.15
 """The paper's "up to 15 %", read as training time divided by 1.15."""
@@ -30,7 +30,10 @@ OURS = ("basis", "first_five", "selected", "threshold", "skip")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Our side of a claim: what was found, in words and as a number, and the verdict."""
+    """Our side of a claim: what was found, in words and as a number, and the verdict.
+
+    `n` counts what `of` names, of an arm or a timing.
+    """
 
     said: str
     verdict: str
@@ -39,6 +42,7 @@ class Estimate:
     high: float = NAN
     n: int | None = None
     unit: str = ""
+    of: str = "seeds"
 
 
 class Evidence:
@@ -115,17 +119,17 @@ def kept(verdicts: Iterable[str]) -> str:
         return REPRODUCED
     if good:
         return PARTLY
-    return NOT if all(v == "below" for v in found) else UNMEASURED
+    return NOT if all(v == "below" for v in found) else UNDECIDED
 
 
 def unwon(verdicts: Iterable[str]) -> str:
     """Where no arm is above dense: settled if every comparison is, and all had runs to compare."""
-    return NOT if all(v in ("below", "equal") for v in verdicts) else UNMEASURED
+    return NOT if all(v in ("below", "equal") for v in verdicts) else UNDECIDED
 
 
 def lost(verdict: str) -> str:
     """A loss of accuracy is reproduced where the arm is below its rival."""
-    return {"below": REPRODUCED, "open": UNMEASURED}.get(verdict, NOT)
+    return {"below": REPRODUCED, "open": UNDECIDED}.get(verdict, NOT)
 
 
 def tally(verdicts: Iterable[str]) -> str:
@@ -143,15 +147,15 @@ def by_share(
 ) -> Estimate:
     """Reproduced where something holds of all, partly where of some, not where of none.
 
-    Where all are undecided nothing has been measured.
+    Where all are undecided, so is the claim.
     """
     if not total:
         return absent("a measurement")
     if undecided == total:
-        verdict = UNMEASURED
+        verdict = UNDECIDED
     else:
         verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
-    return Estimate(said, verdict, value, n=n)
+    return Estimate(said, verdict, value, n=n, of="turns")
 
 
 def untested() -> Estimate:

@@ -13,6 +13,7 @@ from basisconv.study.report import arms, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.equal_steps import on_budget
 from basisconv.study.run import Record, Section
+from basisconv.study.stats import NAN
 
 _DETAILS = ("ratio", "parameters", "macs", "executed_macs", "steps", "batch_size", "learning_rate")
 DENSE = ("dense", "narrow", "same_size")
@@ -39,34 +40,67 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
         )  # fmt: skip
     frame = pd.DataFrame(rows)
     table = arms.decided(frame, families=frame["method"].isin(DENSE))
-    brackets = [
-        bracket(m, list(dense.values()), verdict)
-        for m, verdict in zip(found, table["verdict"], strict=True)
-    ]
-    table["speedup_at_least"] = [low for low, _ in brackets]
-    table["speedup_below"] = [high for _, high in brackets]
-    return table
+    return pd.concat([table, brackets(found, list(table["verdict"]))], axis=1)
 
 
-def bracket(arm: Measured, dense: Sequence[Measured], verdict: str) -> tuple[float, float]:
-    """Between which factors an arm's speed-up to equal accuracy lies; NaN: no such bound.
+def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame:
+    """Between which factors each arm's speed-up to equal accuracy lies; NaN: no such bound.
 
-    The arm, trained for t, is at least T/t times faster than dense where it beats dense trained
-    for T (95 % Welch interval above zero), and less than T/t times where dense trained for T
-    beats it. Nothing is interpolated between measured budgets. A bound at t itself or beyond
-    needs the verdict at equal time as well, which is corrected for the number of comparisons.
+    An arm that trained for t is at least T/t times as fast as dense where it beats dense trained
+    for T, and less than T/t times where that beats it. Nothing is interpolated between measured
+    budgets. At an arm's own budget its verdict decides. The comparisons with dense of other budgets
+    are Welch's, corrected by Holm's method over all of them, for the largest speed-up is the best
+    of many; and a bound beyond the own budget needs the verdict there as well.
+
+    Args:
+        found: the arms, dense among them.
+        verdicts: of each against dense of its own budget; see `arms.decided`.
+
+    Returns:
+        A row an arm: `speedup_at_least`, `speedup_below`, and of the comparison that the former
+        rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm.
     """
-    low = high = math.nan
-    for rival in sorted(dense, key=lambda m: m.time):
-        if arm.arm.method == "dense" or rival.arm.budget is None or arm.arm.budget is None:
-            continue
-        difference = arms.compare(arm, rival).difference
-        longer = rival.arm.budget - arm.arm.budget
-        if difference.low > 0 and (longer < 0 or verdict == "above"):
-            low = rival.time / arm.time
-        if difference.high < 0 and (longer > 0 or verdict == "below") and math.isnan(high):
-            high = rival.time / arm.time
-    return low, high
+    pairs = [
+        {
+            "arm": i, "dense_like": m.arm.method in DENSE, "speedup": rival.time / m.time,
+            "longer": (rival.arm.budget or 0.0) - (m.arm.budget or 0.0),
+            **arms.columns(arms.compare(m, rival)),
+        }
+        for i, m in enumerate(found)
+        for rival in found
+        if m.arm.method != "dense" and rival.arm.method == "dense"
+    ]  # fmt: skip
+    columns = ("arm", "dense_like", "speedup", "longer", *arms.columns(arms.compare_values([], [])))
+    table = pd.DataFrame(pairs, columns=columns)
+    others = table["longer"] != 0
+    table = pd.concat(
+        [arms.decided(table[others], families=table[others]["dense_like"]), table[~others]]
+    )
+    return pd.DataFrame(
+        [_bracket(table[table["arm"] == i], verdict) for i, verdict in enumerate(verdicts)]
+    )
+
+
+def _bracket(compared: pd.DataFrame, own: str) -> dict[str, float]:
+    """The row of `brackets` of an arm with this verdict at its own budget."""
+    longer = compared["longer"]
+    verdicts = compared["verdict"].where(longer != 0, own)
+    beaten = compared[(verdicts == "above") & ((longer < 0) | (own == "above"))]
+    lost = compared[(verdicts == "below") & ((longer > 0) | (own == "below"))]
+    row = dict.fromkeys(
+        ("speedup_at_least", "speedup_below", "beaten_by", "beaten_low", "beaten_high",
+         "beaten_p_holm"), NAN,
+    )  # fmt: skip
+    if len(lost):
+        row["speedup_below"] = lost["speedup"].min()
+    if len(beaten):
+        best = beaten.loc[beaten["speedup"].idxmax()]
+        row |= {
+            "speedup_at_least": best.speedup, "beaten_by": best.difference,
+            "beaten_low": best.difference_low, "beaten_high": best.difference_high,
+            "beaten_p_holm": best.p_holm,
+        }  # fmt: skip
+    return row
 
 
 def bracket_text(low: float, high: float) -> str:
@@ -117,7 +151,7 @@ def _winners(ours: pd.DataFrame, above: pd.DataFrame) -> str:
     number = ours["label"].nunique()
     if len(above) == len(ours) and number > 3:
         return (
-            f"each of {number} basis arms at every budget that it was trained for "
+            f"each of {number} basis arms at every budget that the arm was trained for "
             f"({_budgets(ours['budget'])} dense epochs)"
         )
     where = [
@@ -219,12 +253,19 @@ def _speedups(table: pd.DataFrame) -> list[str]:
     if ours.empty:
         return []
     best = fastest(ours)
-    told = [text.at_budget(r) for r in best.itertuples()]
+    told = [f"{text.at_budget(r)} ({lead(r)})" for r in best.itertuples()]
     return [
         f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
         f"{text.listed(told)}, the largest speed-up at equal accuracy that the measured budgets "
-        "show."
+        "show (p by Holm over all comparisons with dense of another budget)."
     ]
+
+
+def lead(row: Any) -> str:
+    """What a speed-up rests on: an arm's lead over dense of another budget, with its test."""
+    points = text.with_interval(row.beaten_by, row.beaten_low, row.beaten_high, 2, True, " points")
+    p = text.p_value(row.beaten_p_holm)
+    return f"{points}, p {p if p.startswith('<') else f'= {p}'}"
 
 
 def fastest(table: pd.DataFrame) -> pd.DataFrame:

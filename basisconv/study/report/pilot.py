@@ -33,7 +33,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     grid = grid_frame(found)
     best = best_frame(grid, spread)
     sweeps = sweep_frame(section, records)
-    part = f"{facts['train_images']:,} training images, width {facts['width']}"
+    part = f"{facts['train_images']:,} training images, width {facts['width']}{_narrower(found)}"
     return Report(
         section.name,
         section.profile,
@@ -71,6 +71,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         },
         numbers=_numbers(best, spread, sweeps, found),
     )  # fmt: skip
+
+
+def _narrower(found: Sequence[Measured]) -> str:
+    """The width of the narrower dense networks, which stands for all such."""
+    widths = sorted({f"{m.arm.detail['width']}" for m in found if m.arm.method == "narrow"})
+    return f", narrower dense {text.listed(widths)}" if widths else ""
 
 
 def _setting(rate: float, batch: float) -> str:

@@ -223,13 +223,15 @@ def _numbers(
         headline = (
             f"The selected subset ({text.plural(len(selected.arm.detail['layers']), 'layer')}, "  # type: ignore[arg-type]
             f"a predicted {values['predicted_time']['text']} of the dense step's time) reaches "
-            f"{values['accuracy']['text']} {outcome} accuracy{_told(tests, 'dense')}."
+            f"{values['accuracy']['text']} {outcome} accuracy"
         )
-    others = [_told(tests, words) for words in list(RIVALS.values())[1:]]
-    said = [told.removeprefix(": ") for told in others if told]
+        # What it gains on dense is worth no more than what it gains on chance.
+        main = [told for rival in ("dense", "basis", "random") if (told := _told(tests, rival))]
+        headline += f": {text.listed(main)}." if main else "."
     findings = [headline]
-    if said:
-        findings.append(f"It is {'; '.join(said)}.")
+    others = [told for rival in list(RIVALS)[3:] if (told := _told(tests, rival))]
+    if selected is not None and others:
+        findings.append(f"It is {'; '.join(others)}.")
     if not section.facts.get("controls", True):
         findings.append(
             "The selection took all layers or none, so that there are no other subsets of its "
@@ -251,8 +253,13 @@ def _rules(facts: Mapping[str, Any]) -> str:
 
 
 def _told(tests: pd.DataFrame, rival: str) -> str:
-    """As in ": better than dense (+0.6 points [+0.2, +1.0])"; nothing without that rival."""
-    rows = tests[tests["rival"] == rival]
+    """As in "better than dense (+0.6 points [+0.2, +1.0])"; nothing without that rival.
+
+    Args:
+        tests: of `rival_frame`.
+        rival: a key of `RIVALS`.
+    """
+    rows = tests[tests["rival"] == RIVALS[rival]]
     if rows.empty:
         return ""
     r = rows.iloc[0]
@@ -261,4 +268,4 @@ def _told(tests: pd.DataFrame, rival: str) -> str:
         "open": "not distinguishable from", "untested": "measured once beside",
     }  # fmt: skip
     difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
-    return f": {words[r.verdict]} {rival} ({difference})"
+    return f"{words[r.verdict]} {RIVALS[rival]} ({difference})"

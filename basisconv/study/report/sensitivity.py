@@ -219,7 +219,7 @@ def needed(trust: rankings.Reliability, seeds: int) -> str:
     count = rankings.seeds_for(trust.reliability, seeds, arms.TRUSTED)
     if np.isinf(count):
         return f"no number of seeds would bring it to {arms.TRUSTED:g}"
-    return f"it takes {text.plural(int(count), 'seed')} to reach {arms.TRUSTED:g}"
+    return f"by this estimate it takes {text.plural(int(count), 'seed')} to reach {arms.TRUSTED:g}"
 
 
 def _numbers(

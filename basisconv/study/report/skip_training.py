@@ -115,6 +115,7 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
                 x = 100 * rows["switch"] + step * (place - (len(kinds) - 1) / 2)
                 style.intervals(axes, x, rows["accuracy"], rows["low"], rows["high"], "skip", place)
             axes.set_xlim(0, 100)
+            axes.set_xticks(sorted({100 * switch for switch in skips["switch"]}))
             axes.set_xlabel(f"share of the time in the first form, {direction} (%)")
             style.panel(axes, letter, str(direction).replace("→", ", then "))
         panels[0].set_ylabel(f"{outcome} accuracy (%)")

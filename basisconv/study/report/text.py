@@ -90,10 +90,12 @@ def network(name: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """Three decimals, or that it is smaller."""
+    """Three decimals, or that it is smaller; four where three would print 0.050."""
     if math.isnan(p):
         return NOTHING
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
 
 
 def seeds(n: int, lost: int = 0) -> str:

@@ -26,15 +26,16 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over width at each budget, and the two envelopes over widths."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     table, envelope = width_frame(found), envelope_frame(found)
-    unit = str(section.facts.get("unit", "the cost source"))
+    facts: dict[str, Any] = section.facts
+    unit, own = facts.get("unit", "the cost source"), f"dense of width {facts['width']}"
     return Report(
         section.name,
         section.profile,
         tables={
             "widths": Table(
                 table, _shown(table, outcome),
-                f"Networks of several widths at equal training time (dense epochs of the width "
-                f"that the other experiments have, by {unit}): {outcome} accuracy with its 95 % "
+                f"Networks of several widths at equal training time (epochs of {own}, as the other "
+                f"experiments have it, by {unit}): {outcome} accuracy with its 95 % "
                 "interval, and the difference from dense of the same width and time (Welch, p by "
                 "Holm over all rows). Learning rate and batch size are those that the pilot found "
                 "for a narrower dense network, and for the others at the profile's width: where "
@@ -49,12 +50,14 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         },
         figures={
             "widths": Plot(
-                _figure(table, envelope, outcome), table,
+                _figure(table, envelope, outcome, own), table,
                 f"{text.capital(outcome)} accuracy over the network's width, a panel for each "
-                f"budget of training time: {arms.shown_as(found)}. Horizontal lines: the best "
-                "dense network of that time (black) and the best with basis layers (coloured), "
-                "picked by validation accuracy. What skip training ends with is a dense network "
-                "where it began in basis form.",
+                f"budget of training time: {arms.shown_as(found)}. Basis layers have f = "
+                f"{text.share(facts['ratio'])}; skip training ({facts['skip']['direction']}) "
+                f"switches at {100 * facts['skip']['switch']:g} % of the time. Horizontal lines: "
+                "the best dense network of that time (black) and the best with basis layers "
+                "(coloured), picked by validation accuracy. What skip training ends with is a "
+                "dense network where it began in basis form.",
             )
         },
         numbers=_numbers(table, envelope, outcome, found),
@@ -164,7 +167,7 @@ def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str) -> Figure:
+def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, own: str) -> Figure:
     budgets = sorted(set(table["budget"]))
     methods = list(dict.fromkeys(table["method"]))
     shifts = dict(zip(methods, style.spread(len(methods)), strict=True))
@@ -180,7 +183,7 @@ def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str) -> Figure
                     axes, at["width"] * shifts[method], at["accuracy"], at["low"], at["high"],
                     method,
                 )  # fmt: skip
-            style.panel(axes, letter, f"in the time of {text.epochs(float(budget))} of dense")
+            style.panel(axes, letter, f"in the time of {text.epochs(float(budget))} of {own}")
             style.time_axis(axes, table["width"], "width (channels of the first stage)")
         panels[0].set_ylabel(f"{outcome} accuracy (%)")
         style.legend_below(made, [style.handle(m, style.look(m).name) for m in methods])
