@@ -118,7 +118,8 @@ def test_too_few_basis_filters_are_judged_at_equal_steps(
 def test_a_speed_up_tells_what_it_rests_on_and_at_how_many_budgets() -> None:
     table = build_claims(*frontier([near(85), near(79), near(89)]), "desk").tables["claims"]
     told = table.frame.set_index("claim").loc["speedup", "estimate"]
-    assert "“basis” at 1: ≥ 2.00×, < 4.00× at equal accuracy (+5.00 points [+" in told
+    assert "“basis” at 1: ≥ 2.00×, < 4.00× at equal accuracy (ahead of dense trained" in told
+    assert "trained that long by +5.00 points [+" in told
     assert told.endswith("≥ 1.15× at 1 of 3 budgets")
 
 

@@ -73,6 +73,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             ),
         },
         numbers=_numbers(table, outcome, found, equal) | _scale(found, records)
+        | {"as_many_steps": told(equal[equal["ratio"] == section.facts.get("ratio")])}
         | {"notes": arms.lost_note(every), "tuned": bool(section.facts.get("tuned"))},
     )  # fmt: skip
 
@@ -221,8 +222,7 @@ def _scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str
 def _numbers(
     table: pd.DataFrame, outcome: str, found: Sequence[Measured], equal: pd.DataFrame
 ) -> dict[str, Any]:
-    as_many_steps = told(equal)
-    sentences = [*findings(table, found), as_many_steps]
+    sentences = [*findings(table, found), told(equal)]
     return {
         "values": {
             f"{row.label} at {row.budget:g}": text.number(
@@ -231,5 +231,4 @@ def _numbers(
             for row in table.itertuples()
         },
         "outcome": outcome, "headline": sentences[0], "findings": sentences,
-        "as_many_steps": as_many_steps,
     }  # fmt: skip

@@ -47,8 +47,8 @@ def speedup(e: Evidence) -> Estimate:
     said = f"{text.at_budget(best)}: {bracket} at equal accuracy"
     if len(faster):
         said += (
-            f" ({lead(best)}); ≥ {PAPER_SPEEDUP:g}× at {faster['budget'].nunique()} of "
-            f"{text.plural(len(budgets), 'budget')}"
+            f" (ahead of dense trained that long by {lead(best)}); ≥ {PAPER_SPEEDUP:g}× at "
+            f"{faster['budget'].nunique()} of {text.plural(len(budgets), 'budget')}"
         )
     return Estimate(
         said,
