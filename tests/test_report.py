@@ -25,6 +25,7 @@ from basisconv.study.report import (
     frontier,
     sensitivity,
     skip_training,
+    speedup,
     switches,
 )  # fmt: skip
 from basisconv.study.report.output import Report, Table
@@ -187,7 +188,7 @@ def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() ->
     found = arms.measure(maker.section(), maker.records)
 
     def bracket(verdict: str) -> pd.Series:
-        return frontier.brackets(found, ["", "", "", verdict]).iloc[-1]
+        return speedup.brackets(found, ["", "", "", verdict]).iloc[-1]
 
     row = bracket("above")
     assert (row.speedup_at_least, row.speedup_below) == (2.0, 4.0)
@@ -196,7 +197,7 @@ def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() ->
     row = bracket("open")
     assert math.isnan(row.speedup_at_least) and row.speedup_below == 4.0
     assert math.isnan(row.beaten_by)
-    dense = frontier.brackets(found, [""] * 4).iloc[:3]
+    dense = speedup.brackets(found, [""] * 4).iloc[:3]
     assert dense.isna().all(axis=None)
 
 

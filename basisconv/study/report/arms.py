@@ -19,6 +19,8 @@ MARGIN = 0.2
 ALPHA = 0.05
 TRUSTED = 0.7
 """Reliability from which a ranking of layers counts as identified."""
+DENSE = ("dense", "narrow", "same_size")
+"""Methods whose networks are dense: what the basis arms are held against."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from basisconv.study.report.evidence import (
     untested,
     unwon,
 )
-from basisconv.study.report.frontier import bracket_text, fastest, lead
+from basisconv.study.report.speedup import bracket_text, fastest, lead
 from basisconv.study.report.timing_frames import Outcomes, outcomes
 
 

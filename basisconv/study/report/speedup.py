@@ -1,0 +1,114 @@
+"""How many times as fast as dense an arm is to equal accuracy: bounds, not a point.
+
+An arm that beats dense trained longer is faster by at least that; one that dense trained longer
+beats, by less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from basisconv.study.report import arms, text
+from basisconv.study.report.arms import DENSE, Measured
+from basisconv.study.stats import NAN
+
+
+def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame:
+    """Between which factors each arm's speed-up to equal accuracy lies; NaN: no such bound.
+
+    An arm that trained for t is at least T/t times as fast as dense where it beats dense trained
+    for T, and less than T/t times where that beats it. Nothing is interpolated between measured
+    budgets. At an arm's own budget its verdict decides. The comparisons with dense of other budgets
+    are Welch's, corrected by Holm's method over all of them, for the largest speed-up is the best
+    of many; and a bound beyond the own budget needs the verdict there as well.
+
+    Args:
+        found: the arms, dense among them.
+        verdicts: of each against dense of its own budget; see `arms.decided`.
+
+    Returns:
+        A row an arm: `speedup_at_least`, `speedup_below`, and of the comparison that the former
+        rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm.
+    """
+    pairs = [
+        {
+            "arm": i, "dense_like": m.arm.method in DENSE, "speedup": rival.time / m.time,
+            "longer": (rival.arm.budget or 0.0) - (m.arm.budget or 0.0),
+            **arms.columns(arms.compare(m, rival)),
+        }
+        for i, m in enumerate(found)
+        for rival in found
+        if m.arm.method != "dense" and rival.arm.method == "dense"
+    ]  # fmt: skip
+    columns = ("arm", "dense_like", "speedup", "longer", *arms.columns(arms.compare_values([], [])))
+    table = pd.DataFrame(pairs, columns=columns)
+    others = table["longer"] != 0
+    table = pd.concat(
+        [arms.decided(table[others], families=table[others]["dense_like"]), table[~others]]
+    )
+    return pd.DataFrame(
+        [_bracket(table[table["arm"] == i], verdict) for i, verdict in enumerate(verdicts)]
+    )
+
+
+def _bracket(compared: pd.DataFrame, own: str) -> dict[str, float]:
+    """The row of `brackets` of an arm with this verdict at its own budget."""
+    longer = compared["longer"]
+    verdicts = compared["verdict"].where(longer != 0, own)
+    beaten = compared[(verdicts == "above") & ((longer < 0) | (own == "above"))]
+    lost = compared[(verdicts == "below") & ((longer > 0) | (own == "below"))]
+    row = dict.fromkeys(
+        ("speedup_at_least", "speedup_below", "beaten_by", "beaten_low", "beaten_high",
+         "beaten_p_holm"), NAN,
+    )  # fmt: skip
+    if len(lost):
+        row["speedup_below"] = lost["speedup"].min()
+    if len(beaten):
+        best = beaten.loc[beaten["speedup"].idxmax()]
+        row |= {
+            "speedup_at_least": best.speedup, "beaten_by": best.difference,
+            "beaten_low": best.difference_low, "beaten_high": best.difference_high,
+            "beaten_p_holm": best.p_holm,
+        }  # fmt: skip
+    return row
+
+
+def bracket_text(low: float, high: float) -> str:
+    """As in "≥ 1.00×, < 2.00×"."""
+    parts = [f"≥ {low:.2f}×"] if not math.isnan(low) else []
+    parts += [f"< {high:.2f}×"] if not math.isnan(high) else []
+    return ", ".join(parts) or text.NOTHING
+
+
+def lead(row: Any) -> str:
+    """What a speed-up rests on: an arm's lead over dense of another budget, with its test."""
+    points = text.with_interval(row.beaten_by, row.beaten_low, row.beaten_high, 2, True, " points")
+    p = text.p_value(row.beaten_p_holm)
+    return f"{points}, p {p if p.startswith('<') else f'= {p}'}"
+
+
+def fastest(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the largest speed-up as it is printed, the largest gain over dense first.
+
+    Two arms that beat dense of the same budget have the same speed-up but for whole steps.
+    """
+    printed = table["speedup_at_least"].round(2)
+    return table[printed == printed.max()].sort_values("difference", ascending=False)
+
+
+def told(table: pd.DataFrame) -> list[str]:
+    """The largest speed-up at equal accuracy, in a sentence; none where there is none."""
+    ours = table[~table["method"].isin(DENSE) & (table["speedup_at_least"] > 1.02)]
+    if ours.empty:
+        return []
+    best = fastest(ours)
+    told = [f"{text.at_budget(r)} ({lead(r)})" for r in best.itertuples()]
+    return [
+        f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
+        f"{text.listed(told)}, the largest speed-up at equal accuracy that the measured budgets "
+        "show (p by Holm over all comparisons with dense of another budget)."
+    ]
