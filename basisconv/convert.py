@@ -118,7 +118,10 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the dense network with the same function."""
+    """The state dict of the dense network with the same function.
+
+    Of a network in DistributedDataParallel give its `.module`.
+    """
     return restore(model).state_dict()
 
 
@@ -126,6 +129,8 @@ def load_dense_state_dict(
     model: nn.Module, state_dict: Mapping[str, Tensor], init: Init = "svd"
 ) -> None:
     """Load a dense network's checkpoint into a model with basis layers, decomposing on the way.
+
+    Of a network in DistributedDataParallel give its `.module`.
 
     Raises:
         ValueError: for missing, unknown or wrong-shaped entries, and for basis layers that

@@ -49,7 +49,7 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
     if name == "":
         return "it is the model itself; use BasisConv2d.from_conv2d"
     for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
+        if isinstance(module, DistributedDataParallel) and conv in set(module.modules()):
             # Its reducer would never average the new layer's parameters over the replicas.
             return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
         if holder := _plain_holder(module, conv):

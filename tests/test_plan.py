@@ -331,6 +331,8 @@ def test_inside_ddp_nothing_is_replaced(plan):
         with pytest.raises(ValueError, match=r"module.1 cannot be .* change its \.module"):
             bc.apply_plan(wrapped, plan, inplace=True)
         assert wrapped.module[1] is model[1]
+        pair = nn.ModuleList([DistributedDataParallel(nn.Conv2d(2, 4, 3)), nn.Conv2d(4, 4, 3)])
+        assert isinstance(bc.apply_plan(pair, Plan({"1": 2}))[1], BasisConv2d)  # outside of it
         bc.apply_plan(wrapped.module, Plan({"1": 3}), inplace=True)
         DistributedDataParallel(wrapped.module)(torch.ones(1, 2, 9, 9)).sum().backward()
     finally:

@@ -90,7 +90,15 @@ def test_numbers_as_read(value: float, digits: int, signed: bool, shown: str) ->
 
 @pytest.mark.parametrize(
     ("p", "shown"),
-    [(0.0004, "<0.001"), (0.0496, "0.0496"), (0.0504, "0.0504"), (0.0494, "0.049"), (1.0, "1.000")],
+    [
+        (0.0004, "<0.001"),
+        (0.0496, "0.0496"),
+        (0.0504, "0.0504"),
+        (0.049996, "0.049996"),
+        (0.05, "0.050"),
+        (0.0494, "0.049"),
+        (1.0, "1.000"),
+    ],
 )
 def test_a_p_value_does_not_read_as_the_level_itself(p: float, shown: str) -> None:
     assert text.p_value(p) == shown

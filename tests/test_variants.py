@@ -33,7 +33,7 @@ def test_the_frontiers_extra_arms_stand_at_their_own_budgets(study: Study) -> No
     assert budgets == {
         "dense": [1, 2, 4, 2.5],
         "all layers, f = 0.25": [1, 2, 4],
-        "skip, f = 0.25": [1, 2, 4],
+        "basis→dense at 0.5, f = 0.25": [1, 2, 4],
         f"dense, width {found.facts['narrow_width']}": [1, 2, 4],
         "all layers, f = 0.125": [2],
         "all layers, f = 0.5": [2],

@@ -202,7 +202,7 @@ def build_claims(
                 pd.DataFrame({"the claim": [f"“{c.quote}”" for c in CLAIMS],
                               "verdict": [c.rule for c in CLAIMS]}),
                 "When a claim counts as reproduced, partly or not reproduced; whatever is none of "
-                "these is undecided.",
+                "these is undecided, or not yet measured where there is nothing to judge it by.",
             ),
         },
         numbers=_numbers(table, profile, profile in unmeasured_at),

@@ -1,7 +1,7 @@
 """What the sections say about a claim: an estimate, its interval, and a verdict by a fixed rule.
 
-A verdict says no more than the intervals allow. Where an interval allows both answers the claim is
-undecided; where there is nothing to judge it by, not yet measured.
+A verdict says no more than the intervals allow. Where one of them allows both answers, or runs that
+it needs diverged, the claim is undecided; where there is nothing to judge it by, not yet measured.
 """
 
 from __future__ import annotations

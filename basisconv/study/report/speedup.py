@@ -23,8 +23,9 @@ def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame
     An arm that trained for t is at least T/t times as fast as dense where it beats dense trained
     for T, and less than T/t times where that beats it. Nothing is interpolated between measured
     budgets. At an arm's own budget its verdict decides. The comparisons with dense of other budgets
-    are Welch's, corrected by Holm's method over all of them, for the largest speed-up is the best
-    of many; and a bound beyond the own budget needs the verdict there as well.
+    are Welch's, corrected by Holm's method over all those of basis arms, and over those of narrower
+    networks, for the largest speed-up is the best of many; and a bound beyond the own budget needs
+    the verdict there as well.
 
     Args:
         found: the arms, dense among them.
@@ -32,17 +33,19 @@ def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame
 
     Returns:
         A row an arm: `speedup_at_least`, `speedup_below`, and of the comparison that the former
-        rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm.
+        rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm, which is NaN
+        where that is the own budget's.
     """
     pairs = [
         {
             "arm": i, "dense_like": m.arm.method in DENSE, "speedup": rival.time / m.time,
-            "longer": (rival.arm.budget or 0.0) - (m.arm.budget or 0.0),
+            "longer": rival.arm.budget - m.arm.budget,
             **arms.columns(arms.compare(m, rival)),
         }
         for i, m in enumerate(found)
         for rival in found
         if m.arm.method != "dense" and rival.arm.method == "dense"
+        and m.arm.budget is not None and rival.arm.budget is not None
     ]  # fmt: skip
     columns = ("arm", "dense_like", "speedup", "longer", *arms.columns(arms.compare_values([], [])))
     table = pd.DataFrame(pairs, columns=columns)
@@ -110,5 +113,5 @@ def told(table: pd.DataFrame) -> list[str]:
     return [
         f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
         f"{text.listed(told)}, the largest speed-up at equal accuracy that the measured budgets "
-        "show (p by Holm over all comparisons with dense of another budget)."
+        "show (p by Holm over all comparisons of basis arms with dense of another budget)."
     ]

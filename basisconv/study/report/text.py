@@ -90,12 +90,15 @@ def network(name: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """Three decimals, or that it is smaller; four where three would print 0.050."""
+    """Three decimals, or that it is smaller; more where it would read as 0.05 and is not."""
     if math.isnan(p):
         return NOTHING
     if p < 0.001:
         return "<0.001"
-    return f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
+    digits = 3
+    while round(p, digits) == 0.05 != round(p, 9):
+        digits += 1
+    return f"{p:.{digits}f}"
 
 
 def seeds(n: int, lost: int = 0) -> str:
