@@ -59,9 +59,9 @@ def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(roo
     paper.build_published("desk")
     assert {p: p.read_bytes() for p in files} == before
     text = (root / "README.md").read_text()
-    assert text.startswith("# x\n<!-- claims -->\n| the paper |") and text.endswith(
-        "claims -->\ny\n"
-    )
+    assert text.startswith(
+        "# x\n<!-- claims -->\n| the paper's claim, as described |"
+    ) and text.endswith("claims -->\ny\n")
     assert "OLD TABLE" not in text
 
 
