@@ -225,11 +225,10 @@ def test_a_speed_up_among_many_arms_has_to_stand_their_correction() -> None:
 def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> None:
     maker = synthetic.Maker("02_all_layers", noise=0.0)
     detail = {"parameters": 10, "macs": 10, "executed_macs": 10}
-    jitter = [-0.01, 0.01, 0.0, 0.005]
     for label, method, level in (
         ("dense", "dense", 70), ("all layers", "basis", 75), ("dense, width 9", "narrow", 80),
     ):  # fmt: skip
-        values = [level + j for j in jitter]
+        values = [level + j for j in JITTER]
         maker.arm(label, method, 0, budget=1, values=values, detail=detail)
     section = maker.section()
     table = frontier.frontier(section, maker.records)

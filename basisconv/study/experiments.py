@@ -92,8 +92,7 @@ def all_layers(study: Study, parameters: AllLayers) -> Draft:
         label = f"basis→dense at {share:g}, f = {ratio:g}"
         result.add(label, "skip", phases, budget, detail=one)
         if (best := parameters.best_skip) is not None:
-            label = f"{best.direction} at {best.switch:g}, f = {ratio:g}"
-            result.add_skip(label, best, every, budget, detail=one)
+            result.add_skip(f"{best.label}, f = {ratio:g}", best, every, budget, detail=one)
         if parameters.selected:
             plan = study.plan(ratio, parameters.selected)
             result.add(f"selected, f = {ratio:g}", "selected", plan, budget, detail=one)
@@ -206,7 +205,7 @@ def skip_training(study: Study, parameters: SkipTraining) -> Draft:
             told = [value for value in changes.values() if value not in ("fresh", "one")]
             skip = Skip(direction=direction, switch=point, **changes)
             result.add_skip(
-                f"{direction} at {point:g}, {', '.join(told)}", skip, every, parameters.budget,
+                f"{skip.label}, {', '.join(told)}", skip, every, parameters.budget,
                 seeds=seeds, detail=skip.model_dump(),
             )  # fmt: skip
     return result

@@ -44,6 +44,11 @@ class Skip(Strict):
     momentum_carry: MomentumCarry
     schedule: Schedule
 
+    @property
+    def label(self) -> str:
+        """What tables call it: as in "basis→dense at 0.75"."""
+        return f"{self.direction} at {self.switch:g}"
+
 
 class AllLayers(Strict):
     """02_all_layers: the frontier, accuracy over training time.

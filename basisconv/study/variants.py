@@ -25,8 +25,7 @@ def widths(study: Study, parameters: Widths) -> Draft:
             dense = study.tuned("narrow" if narrower else "dense", budget)
             result.add(f"dense, width {width}", "dense", Plan(), budget, width, changes=dense)
             result.add(f"all layers, width {width}", "basis", every, budget, width)
-            label = f"{skip.direction} at {skip.switch:g}, width {width}"
-            result.add_skip(label, skip, every, budget, width=width)
+            result.add_skip(f"{skip.label}, width {width}", skip, every, budget, width=width)
     return result
 
 

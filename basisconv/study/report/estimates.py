@@ -60,8 +60,8 @@ def speedup(e: Evidence) -> Estimate:
 def _askable(e: Evidence) -> int:
     """Budgets beside which a dense network trained for as much longer as the paper claims."""
     dense = e.frontier.loc[e.frontier["method"] == "dense", "budget"]
-    longest = PAPER_SPEEDUP * e.ours["budget"].drop_duplicates()
-    return int((longest <= dense.max()).sum())
+    needed = PAPER_SPEEDUP * e.ours["budget"].drop_duplicates()
+    return int((needed <= dense.max()).sum())
 
 
 def compression(e: Evidence) -> Estimate:

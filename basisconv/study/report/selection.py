@@ -20,6 +20,7 @@ RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of 
           "inverted": "the inverted subset of equal time",
           "threshold": "the threshold's subset", "first_five": "the first five layers"}  # fmt: skip
 """What the selected subset is held against: method -> words."""
+_MAIN = ("dense", "basis", "random")  # of these, what the headline tells
 
 MEANS = ("predicted_time", "parameters", "macs")
 VALUES = ("seeds", "accuracy", "val_accuracy", "val_loss")
@@ -226,11 +227,11 @@ def _numbers(
             f"{values['accuracy']['text']} {outcome} accuracy"
         )
         # What it gains on dense is worth no more than what it gains on chance.
-        main = [told for rival in ("dense", "basis", "random") if (told := _told(tests, rival))]
+        main = [told for rival in _MAIN if (told := _told(tests, rival))]
         headline += f": {text.listed(main)}." if main else "."
     findings = [headline]
-    others = [told for rival in list(RIVALS)[3:] if (told := _told(tests, rival))]
-    if selected is not None and others:
+    others = [told for r in RIVALS if r not in _MAIN and (told := _told(tests, r))]
+    if others:
         findings.append(f"It is {'; '.join(others)}.")
     if not section.facts.get("controls", True):
         findings.append(
