@@ -28,7 +28,7 @@ def facts() -> Iterator[dict[str, Any]]:
     patch.setattr(bench, "native", lambda precision: precision == "float32")
     yield bench.measure(
         [("resnet18", 8), ("resnet18", 4)], [0.25, 0.5], [4], ["float32", "bfloat16"],
-        repeats=2, threads=1, compiled=False,
+        repeats=2, threads=1,
     )  # fmt: skip
     patch.undo()
     torch.set_num_threads(before)
@@ -149,9 +149,9 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
     asked: list[int] = []
 
     class Spy(nn.Identity):
-        def __init__(self, module: nn.Module, *given: object) -> None:
+        def __init__(self, module: nn.Module, precision: str, compiled: bool) -> None:
             super().__init__()
-            how.append(given)
+            how.append((precision, compiled))
 
     def compare(
         arms: dict[str, Callable[[], object]], repeats: int, device: torch.device
@@ -161,15 +161,35 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bench, "Running", Spy)
     monkeypatch.setattr(bench, "compare", compare)
-    setting = Setting("bfloat16", 2, repeats=7, compiled=True)
+    setting = Setting("bfloat16", 2, repeats=7)
     list(bench._network("resnet18", 8, [0.5], setting))
     monkeypatch.setattr(pace.Roof, "look", lambda self: None)
     bench._layers("resnet18", 8, [0.5], {}, setting, pace.Roof("bfloat16", 1.0, 1.0))
-    assert set(how) == {("bfloat16", True)} and set(asked) == {7}
+    assert set(how) == {("bfloat16", False)} and set(asked) == {7}
     x = torch.randn(2, 3, 4, 4)
     assert setting.input(x).dtype == torch.bfloat16
     assert setting.input(x).is_contiguous(memory_format=torch.channels_last)
     assert setting._replace(precision="tf32").input(x).dtype == torch.float32
+
+
+def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_large(name: str, width: int, *_: object) -> Iterator[dict[str, Any]]:
+        yield {"network": name, "width": width}
+        if width == 8:
+            raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(bench, "_network", too_large)
+    monkeypatch.setattr(bench, "_memory", lambda name, width, *_: [(name, width)])
+    monkeypatch.setattr(bench, "_layers", lambda *_: [])
+    networks = [("resnet18", 4), ("resnet18", 8), ("vgg16_bn", 4)]
+    found = bench.measure(networks, [0.25], [2], ["float32"], repeats=2, threads=1)
+    assert found["left_out"][-1] == (
+        "resnet18, width 8, float32, batch 2 is left out: this device's memory does not hold it"
+    )
+    assert [(row["network"], row["width"]) for row in found["networks"]] == found["memory"]
+    assert found["memory"] == [("resnet18", 4), ("vgg16_bn", 4)]
 
 
 def test_results_of_several_devices_stand_side_by_side(
@@ -194,7 +214,7 @@ def test_results_of_several_devices_stand_side_by_side(
 @pytest.mark.parametrize(
     ("ampere", "precisions"), [(True, ("bfloat16", "tf32")), (False, ("float32", "bfloat16"))]
 )
-def test_cuda_is_timed_compiled_in_its_own_precisions_and_batches(
+def test_cuda_is_timed_in_its_own_precisions_and_batches(
     ampere: bool, precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -205,7 +225,6 @@ def test_cuda_is_timed_compiled_in_its_own_precisions_and_batches(
     monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
     bench.measure_device(3)
     cuda, cpu = asked
-    assert cuda["compiled"] and cuda["precisions"] == precisions
-    assert cuda["batch_sizes"] == (128, 512, 1024)
-    assert not cpu["compiled"] and cpu["precisions"] == ("float32", "bfloat16")
+    assert cuda["precisions"] == precisions and cuda["batch_sizes"] == (128, 512)
+    assert cpu["precisions"] == ("float32", "bfloat16")
     assert cpu["batch_sizes"] == (64,)

@@ -10,7 +10,14 @@ from torch import nn
 
 import basisconv as bc
 from basisconv.study import pace
-from basisconv.study.pace import Running, inference, network, random_images, training_step
+from basisconv.study.pace import (
+    Running,
+    inference,
+    network,
+    random_images,
+    replayed,
+    training_step,
+)
 from basisconv.timing import Timing
 
 
@@ -115,3 +122,9 @@ def test_a_step_that_keeps_more_peaks_higher() -> None:
     # five of 8 channels, 32×32; four each of 16, 32 and 64 channels and a quarter of the pixels.
     kept = 4 * 32**2 * 8 * (5 + 4 / 2 + 4 / 4 + 4 / 8)
     assert 128 * kept < more - less < 128 * kept * 12
+
+
+def test_without_cuda_arms_run_as_they_are() -> None:
+    arms = {"a": lambda: 1, "b": lambda: 2}
+    if not torch.cuda.is_available():  # there, see test_cuda
+        assert replayed(arms) == arms

@@ -24,7 +24,6 @@ from basisconv.cost import LayerCost, Summary, observe, summary
 from basisconv.decompose import FORMS
 from basisconv.layer import BasisConv2d
 from basisconv.plan import Plan, basis_filters, make_plan
-from basisconv.study.compiling import many_networks
 from basisconv.study.environment import device, environment, prepare
 from basisconv.study.models import build
 from basisconv.study.pace import (
@@ -34,6 +33,7 @@ from basisconv.study.pace import (
     inference,
     network,
     random_images,
+    replayed,
     step_memory,
     training_step,
 )
@@ -59,14 +59,13 @@ class Setting(NamedTuple):
     precision: Precision
     batch_size: int
     repeats: int
-    compiled: bool
 
     def running(self, module: nn.Module) -> nn.Module:
-        return Running(module, self.precision, self.compiled)
+        return Running(module, self.precision, compiled=False)
 
     def compare(self, arms: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
         with convolutions_in(self.precision):
-            return compare(arms, self.repeats, device=device())
+            return compare(replayed(arms), self.repeats, device=device())
 
     def input(self, x: Tensor) -> Tensor:
         """A layer's input as it is inside a network."""
@@ -84,7 +83,6 @@ def measure(
     precisions: Sequence[Precision],
     repeats: int,
     threads: int,
-    compiled: bool,
 ) -> dict[str, Any]:
     """One device's benchmark: the distinct layers of the first network, and all networks whole.
 
@@ -95,7 +93,6 @@ def measure(
         precisions: see `basisconv.study.precision`; those that are emulated are left out.
         repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
-        compiled: whether everything is compiled.
     """
     prepare(threads)
     others, left_out = peers()
@@ -107,23 +104,29 @@ def measure(
     layers: list[dict[str, Any]] = []
     wholes: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
-    with many_networks():
-        for precision in filter(native, precisions):
-            roof = Roof(precision)
-            for batch_size in batch_sizes:
-                one = Setting(precision, batch_size, repeats, compiled)
-                layers += _layers(*networks[0], ratios, others, one, roof)
-                for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
-                    wholes += _network(name, width, ratios, one._replace(repeats=few))
+    for precision in filter(native, precisions):
+        roof = Roof(precision)
+        for batch_size in batch_sizes:
+            one = Setting(precision, batch_size, repeats)
+            layers += _layers(*networks[0], ratios, others, one, roof)
+            for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
+                try:
+                    timed = list(_network(name, width, ratios, one._replace(repeats=few)))
                     memory += _memory(name, width, ratios, one, threads)
-            machine[precision] = {
-                "rate_gmac_s": roof.macs_per_second / 1e9,
-                "bandwidth_gb_s": roof.bytes_per_second / 1e9,
-            }
+                except torch.OutOfMemoryError:
+                    what = f"{name}, width {width}, {precision}, batch {batch_size}"
+                    left_out.append(f"{what} is left out: this device's memory does not hold it")
+                else:
+                    wholes += timed
+        machine[precision] = {
+            "rate_gmac_s": roof.macs_per_second / 1e9,
+            "bandwidth_gb_s": roof.bytes_per_second / 1e9,
+        }
     return {
         "device": environment(),
         "settings": {
-            "layout": "channels-last", "threads": threads, "compile": "on" if compiled else "off",
+            "layout": "channels-last", "threads": threads,
+            "compile": f"off{' (CUDA graphs)' if device().type == 'cuda' else ''}",
             "repeats": repeats, "network_repeats": few,
         },
         "machine": machine, "left_out": left_out, "layers": layers, "networks": wholes,
@@ -138,7 +141,7 @@ def measure_device(repeats: int) -> dict[str, Any]:
         networks=[("resnet18", 64), ("resnet18", 32), ("resnet18", 16), ("vgg16_bn", 64),
                   ("resnet50", 64)],
         ratios=(0.125, 0.25, 0.5),
-        batch_sizes=(128, 512, 1024) if on_cuda else (64,),
+        batch_sizes=(128, 512) if on_cuda else (64,),
         # A GPU older than Ampere has neither of the two.
         precisions=("bfloat16", "tf32")
         if on_cuda and native("tf32")
@@ -146,7 +149,6 @@ def measure_device(repeats: int) -> dict[str, Any]:
         repeats=repeats,
         # torch's own count of threads: it knows of containers, hyper-threads, OMP_NUM_THREADS.
         threads=torch.get_num_threads(),
-        compiled=on_cuda,
     )  # fmt: skip
 
 

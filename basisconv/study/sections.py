@@ -155,6 +155,5 @@ def _benchmarks(study: Study, parameters: Timing) -> list[dict[str, Any]]:
         [profile.precision],
         parameters.repeats,
         threads=profile.threads * profile.workers,
-        compiled=profile.compile,
     )
     return [measured]
