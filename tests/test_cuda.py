@@ -160,6 +160,18 @@ def test_replayed_graphs_that_share_memory_do_not_disturb_each_other() -> None:
             assert error(found[name], alone(x)) < 1e-4
 
 
+def test_a_replayed_call_keeps_the_tensors_that_it_reads() -> None:
+    """Labels above all, which nobody else holds: in memory used anew they would be any number."""
+    arms = {"step": training_step(network("resnet18", 64, bc.Plan()), random_images(16))}
+    graphs = replayed(arms)
+    del arms
+    torch.cuda.empty_cache()
+    junk = [torch.full((16,), -(10**6), device="cuda") for _ in range(10_000)]
+    graphs["step"]()
+    torch.cuda.synchronize()
+    assert len(junk) == 10_000
+
+
 def test_times_are_of_the_work_and_not_of_its_launch() -> None:
     a, b = torch.randn(2, 4096, 4096, device="cuda")
     some, twice = lambda: a @ b, lambda: (a @ b) @ b  # noqa: E731

@@ -72,8 +72,19 @@ def replayed(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[],
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             call()
-        graphs[name] = graph.replay
+        graphs[name] = _Replay(graph, call)
     return graphs
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A graph, and the call that was recorded: the graph reads its tensors, but keeps none."""
+
+    graph: torch.cuda.CUDAGraph
+    call: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 def random_images(batch_size: int) -> Tensor:
