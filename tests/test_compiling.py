@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basisconv.study.compiling import compiled, disagreement, loss_and_gradients
+from basisconv.study.compiling import compiled, errors, loss_and_gradients
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -27,13 +27,15 @@ def network() -> nn.Module:
     ).train()
 
 
-def loss(forward: Forward) -> Tensor:
-    return F.cross_entropy(forward(X), Y)
+def loss(forward: Forward, precision: str = "float32") -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        y = forward(X)
+    return F.cross_entropy(y.float(), Y)
 
 
 def error(model: nn.Module, forward: Forward) -> float:
     found, expected = (loss_and_gradients(model, f, loss) for f in (forward, model))
-    return disagreement(found, expected)
+    return max(errors(found, expected))
 
 
 class WrongGradient(torch.autograd.Function):
@@ -74,7 +76,7 @@ def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
     asked = pretend(monkeypatch, wrap)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        forward, reason = compiled(model, loss)
+        forward, reason = compiled(model, loss, "float32")
     assert forward is fast[0] and reason is None
     assert asked == [{"mode": "default", "dynamic": False}]
     # Batch-norm's running statistics too: the check is no training.
@@ -96,8 +98,41 @@ def test_what_disagrees_is_not_used_and_the_warning_says_why(
     model = network()
     pretend(monkeypatch, wrong)
     with pytest.warns(UserWarning, match=f"torch.compile is not used.*{told}"):
-        forward, reason = compiled(model, loss)
+        forward, reason = compiled(model, loss, "float32")
     assert forward is model and reason is not None
+
+
+@pytest.mark.parametrize(("factor", "used"), [(1.0, True), (1.5, False)])
+def test_in_bfloat16_a_compiled_network_may_err_as_eager_does_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, factor: float, used: bool
+) -> None:
+    """However far that is: deep networks amplify its rounding to half of a gradient and more."""
+    torch.manual_seed(0)
+    blocks = [(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(12)]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), *(layer for block in blocks for layer in block),
+        nn.Flatten(), nn.Linear(128, 4),
+    ).train()  # fmt: skip
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return factor * gradient
+
+    pretend(monkeypatch, lambda m: lambda x: Scaled.apply(m(x)))
+    low, exact = (
+        loss_and_gradients(model, model, lambda f, p=precision: loss(f, p))  # type: ignore[misc]
+        for precision in ("bfloat16", "float32")
+    )
+    assert errors(low, exact)[1] > 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        forward, reason = compiled(model, loss, "bfloat16")
+    assert (reason is None) == (forward is not model) == used
 
 
 def test_what_is_recorded_and_replayed_is_compared_and_not_its_first_calls(
@@ -116,7 +151,7 @@ def test_what_is_recorded_and_replayed_is_compared_and_not_its_first_calls(
     model = network()
     pretend(monkeypatch, graph)
     with pytest.warns(UserWarning, match="off"):
-        forward, _ = compiled(model, loss)
+        forward, _ = compiled(model, loss, "float32")
     assert forward is model
 
 
@@ -131,7 +166,7 @@ def test_what_fails_without_a_compiler_is_not_its_fault(monkeypatch: pytest.Monk
 
     pretend(monkeypatch, lambda model: model)
     with pytest.raises(torch.OutOfMemoryError, match="too large"):
-        compiled(TooLarge(), loss)
+        compiled(TooLarge(), loss, "float32")
 
 
 def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +180,7 @@ def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPa
     before = {k: v.clone() for k, v in model.state_dict().items()}
     pretend(monkeypatch, broken)
     with pytest.warns(UserWarning, match="RuntimeError: No working C"):
-        forward, reason = compiled(model, loss)
+        forward, reason = compiled(model, loss, "float32")
     assert forward is model and reason is not None and "\n" not in reason
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -180,6 +215,6 @@ def test_a_gradient_of_rounding_alone_does_not_count(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_the_real_compiler_agrees_with_eager() -> None:
     model = network()
-    forward, reason = compiled(model, loss)
+    forward, reason = compiled(model, loss, "float32")
     assert reason is None and forward is not model
     assert error(model, forward) < 1e-4

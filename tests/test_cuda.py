@@ -105,7 +105,7 @@ def test_compiled_training_as_cuda_graphs_agrees_with_eager(plan: str, precision
     model = network("resnet18", 64, PLANS[plan]).train()
     x, y = random_images(64), torch.arange(64, device="cuda") % 10
 
-    def loss(forward: Any) -> Tensor:
+    def loss(forward: Any, precision: Any) -> Tensor:
         with autocast(precision):
             logits = forward(x)
         return F.cross_entropy(logits.float(), y)

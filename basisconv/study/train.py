@@ -26,7 +26,7 @@ from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import Buffers, first_network, later_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
 from basisconv.study.rng import global_streams, restore_global_streams, seed_global_streams
-from basisconv.study.run import Epoch, Measurement, Record, Result, Run
+from basisconv.study.run import Epoch, Measurement, Precision, Record, Result, Run
 from basisconv.study.stopwatch import Stopwatch
 
 
@@ -210,7 +210,7 @@ class _Training:
 
     def _one_step(self, forward: Forward, step: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        total, loss = self._losses(forward, *self._batch(step))
+        total, loss = self._losses(forward, *self._batch(step), self.run.precision)
         total.backward()
         self.optimizer.step()
         return self.group.mean(loss.detach())
@@ -218,10 +218,12 @@ class _Training:
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self.group.shard(*self.stream.batch(step))
 
-    def _losses(self, forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, forward: Forward, x: Tensor, y: Tensor, precision: Precision
+    ) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""
         run = self.run
-        with autocast(run.precision):
+        with autocast(precision):
             logits = forward(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=run.label_smoothing)
         if run.decay == "product":
@@ -257,7 +259,9 @@ class _Training:
             self.model.train()
             batch = self._batch(self.step)
             forward, reason = compiled(
-                self.model, lambda f: self._losses(f, *batch)[0], self.run.precision
+                self.model,
+                lambda forward, precision: self._losses(forward, *batch, precision)[0],
+                self.run.precision,
             )
         if reason is not None:
             self.eager = True
