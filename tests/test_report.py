@@ -633,7 +633,7 @@ def test_a_table_of_steps_says_whose_milliseconds_and_how_many_threads() -> None
     first, second = section.facts["devices"]
     alone = report.build(section, {}).tables["timing_steps"]
     # A hundred times f of a millisecond is what the basis step was made to take.
-    assert set(alone.shown["basis, ms"]) == {"25"} and "ms" not in alone.shown.columns
+    assert set(alone.shown["basis, ms"]) == {"25.0"} and "ms" not in alone.shown.columns
     assert "A step has 2 threads here; with the threads and batch of the study's" in alone.caption
     more = {**second, "settings": {**second["settings"], "threads": 8}}
     facts = {"devices": [more, first]}

@@ -14,8 +14,8 @@ FOLDER = ROOT / "paper" / "runs" / "bench"
 
 def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Write a benchmark beside those of other devices; a device's own is replaced."""
-    device_name = f"{facts['device']['device']} {facts['device']['device_kind']}"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device_name).strip('-').lower()}.json"
+    device_name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(_device(facts))).strip("-").lower()
+    path = folder / f"{device_name}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
     return path
@@ -32,7 +32,7 @@ def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def markdown(facts: dict[str, Any]) -> str:
     """The benchmark as a Markdown table, one row a layer or network and way to run it."""
-    head = [f"{facts['device']['device']}, {facts['device']['device_kind']}"]
+    head = [*_device(facts)]
     head += [f"{key} {value}" for key, value in facts["settings"].items()]
     lines = [
         ", ".join(head), *facts["left_out"], "",
@@ -56,3 +56,8 @@ def markdown(facts: dict[str, Any]) -> str:
         for r in facts["memory"]
     ]
     return "\n".join(lines)
+
+
+def _device(facts: dict[str, Any]) -> list[str]:
+    """Its name and its kind, which of a GPU are the same."""
+    return list(dict.fromkeys([facts["device"]["device"], facts["device"]["device_kind"]]))

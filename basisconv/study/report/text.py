@@ -28,6 +28,11 @@ def fixed(value: float, digits: int, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''}.{digits}f}".replace("-", "−")
 
 
+def significant(value: float, digits: int) -> str:
+    """A positive number with so many digits that count, and all those before its point."""
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(value))))
+
+
 def with_interval(
     value: float, low: float, high: float, digits: int, signed: bool = False, unit: str = ""
 ) -> str:

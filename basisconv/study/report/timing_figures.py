@@ -83,7 +83,8 @@ def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) 
                 axes, min(reached.min(), *roofs) / 1.5, max(reached.max(), *roofs) * 1.5, "y"
             )
             axes.set_xlabel("MACs for each byte moved")
-        panels[0][0].set_ylabel("GMAC/s reached")
+        for axes, _ in panels[:: _columns(here)]:
+            axes.set_ylabel("GMAC/s reached")
         handles = [
             Line2D([], [], color=_BLUE, marker=marker, markersize=4, linestyle="none",
                    markerfacecolor="none", label=f"f = {text.share(f)}")
@@ -99,12 +100,16 @@ def _rows(frame: pd.DataFrame) -> int:
     return math.ceil(len(places.of(frame)) / _ABREAST)
 
 
+def _columns(frame: pd.DataFrame) -> int:
+    """How many stand side by side: four are two by two, and not three and one."""
+    return math.ceil(len(places.of(frame)) / _rows(frame))
+
+
 def _panels(made: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
     """A panel for each place, titled with it."""
     found = places.of(frame)
-    grid = made.subplots(
-        _rows(frame), min(len(found), _ABREAST), sharex=True, sharey=True, squeeze=False
-    )
+    shape = _rows(frame), _columns(frame)
+    grid = made.subplots(*shape, sharex=True, sharey=True, squeeze=False)
     for spare in grid.flat[len(found) :]:
         spare.set_axis_off()
     for axes, place in zip(grid.flat, found, strict=False):

@@ -102,7 +102,7 @@ def _shown_step(row: Any) -> dict[str, str]:
     return {
         _PLACE: getattr(row, _PLACE),
         "training step": speedup(row),
-        "basis, ms": f"{row.median_ms:.0f}",
+        "basis, ms": text.significant(row.median_ms, 3),
         "expected": f"{row.expected_speedup:.2f}×",
         "share": _percent(row.share),
     }
