@@ -184,11 +184,15 @@ def test_the_times_in_the_readme_are_the_benchmarks() -> None:
     # The published ones: whoever runs `make bench` adds to the others.
     devices = published(published_folder("desk"))["06_timing"].facts["devices"]
     measured = []
-    for kind, precision in (("AVX2", "float32"), ("AVX512", "float32"), ("AVX512", "bfloat16")):
+    for kind, precision, batch, form in (
+        ("AVX2", "float32", 64, "subset"), ("AVX512", "float32", 64, "subset"),
+        ("AVX512", "bfloat16", 64, "subset"), ("H200", "bfloat16", 128, "subset"),
+        ("H200", "bfloat16", 128, "full"),
+    ):  # fmt: skip
         (bench,) = [kept for kept in devices if kept["device"]["device_kind"].endswith(kind)]
         quarter = [
             row for row in (*bench["layers"], *bench["networks"])
-            if (row["arm"], row["ratio"], row["batch"]) == ("subset", 0.25, 64)
+            if (row["arm"], row["ratio"], row["batch"]) == (form, 0.25, batch)
             and row["precision"] == precision
         ]  # fmt: skip
         layers = [

@@ -542,9 +542,13 @@ def test_rows_of_one_device_name_it_once() -> None:
 def test_the_steps_headline_is_the_first_networks_and_not_the_best_ones() -> None:
     section = synthetic.timing_section()
     one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
-    headline, largest, *_ = report.build(one, {}).numbers["findings"]
+    headline, full, largest, *_ = report.build(one, {}).numbers["findings"]
+    assert full.endswith(
+        "the same step has one of 1.40× [1.36, 1.46] on Some CPU, 2 cores (AVX2), float32, "
+        "batch 64."
+    )
     assert "of ResNet-18 at width 16 and f = 1/4, where" in headline
-    assert "promise 3.30×, speeds up 1.40× [1.36, 1.46] on Some CPU, 2" in headline
+    assert "promise 3.30×, has a speed-up of 1.40× [1.36, 1.46] on Some CPU, 2" in headline
     assert "of ResNet-18 at width 64 and f = 1/4 on Some CPU, 2 cores (AVX2), " in largest
     assert ": 2.40× [2.33, 2.50] in the subset form" in largest
 
@@ -559,16 +563,16 @@ def test_findings_of_several_devices_are_told_apart() -> None:
     ]
     facts = {"devices": [first, {**second, "networks": slower, "layers": layers}]}
     told = report.build(section.model_copy(update={"facts": facts}), {}).numbers["findings"]
-    assert "speeds up 1.40× [1.36, 1.46] on Some CPU, 2 cores (AVX2)" in told[0]
+    assert "has a speed-up of 1.40× [1.36, 1.46] on Some CPU, 2 cores (AVX2)" in told[0]
     assert "and 0.50× [0.40, 0.60] on Some CPU, 2 cores (AVX512)" in told[0]
     assert told[0].endswith(
         "; shrinking each convolution's time by its multiplications would give 2.97× and 2.97×."
     )
-    assert "realise forward and backward 40 to 91 % on Some CPU, 2 cores (AVX2)" in told[2]
+    assert "realise forward and backward 40 to 91 % on Some CPU, 2 cores (AVX2)" in told[3]
     slower = "28 timings are slower than dense (quartiles clear of 1)"
-    assert f"where 4 of {slower}" in told[2]
-    assert "20 to 45 % on Some CPU, 2 cores (AVX512)" in told[2]
-    assert f"where 28 of {slower}" in told[2]
+    assert f"where 4 of {slower}" in told[3]
+    assert "20 to 45 % on Some CPU, 2 cores (AVX512)" in told[3]
+    assert f"where 28 of {slower}" in told[3]
 
 
 def test_a_section_says_which_devices_trained_its_runs() -> None:
