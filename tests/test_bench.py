@@ -159,13 +159,20 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
         asked.append(repeats)
         return dict.fromkeys(arms, Timing((1.0, 1.0), 0.0))
 
+    def replayed(arms: dict[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+        replays.append(len(arms))
+        return arms
+
+    replays: list[int] = []
     monkeypatch.setattr(bench, "Running", Spy)
+    monkeypatch.setattr(bench, "replayed", replayed)
     monkeypatch.setattr(bench, "compare", compare)
     setting = Setting("bfloat16", 2, repeats=7)
     list(bench._network("resnet18", 8, [0.5], setting))
     monkeypatch.setattr(pace.Roof, "look", lambda self: None)
     bench._layers("resnet18", 8, [0.5], {}, setting, pace.Roof("bfloat16", 1.0, 1.0))
     assert set(how) == {("bfloat16", False)} and set(asked) == {7}
+    assert len(replays) == len(asked)
     x = torch.randn(2, 3, 4, 4)
     assert setting.input(x).dtype == torch.bfloat16
     assert setting.input(x).is_contiguous(memory_format=torch.channels_last)
@@ -175,19 +182,21 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
 def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def too_large(name: str, width: int, *_: object) -> Iterator[dict[str, Any]]:
+    def too_large(*_: object) -> list[dict[str, Any]]:
+        raise torch.OutOfMemoryError("too large")
+
+    def timed(name: str, width: int, *_: object) -> Iterator[dict[str, Any]]:
         yield {"network": name, "width": width}
         if width == 8:
             raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(bench, "_network", too_large)
+    monkeypatch.setattr(bench, "_network", timed)
     monkeypatch.setattr(bench, "_memory", lambda name, width, *_: [(name, width)])
-    monkeypatch.setattr(bench, "_layers", lambda *_: [])
+    monkeypatch.setattr(bench, "_layers", too_large)
     networks = [("resnet18", 4), ("resnet18", 8), ("vgg16_bn", 4)]
     found = bench.measure(networks, [0.25], [2], ["float32"], repeats=2, threads=1)
-    assert found["left_out"][-1] == (
-        "resnet18, width 8, float32, batch 2 is left out: this device's memory does not hold it"
-    )
+    lacking = "float32, batch 2 is left out: this device's memory does not hold it"
+    assert found["left_out"][-2:] == [f"layers, {lacking}", f"resnet18, width 8, {lacking}"]
     assert [(row["network"], row["width"]) for row in found["networks"]] == found["memory"]
     assert found["memory"] == [("resnet18", 4), ("vgg16_bn", 4)]
 

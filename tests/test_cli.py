@@ -431,7 +431,7 @@ def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
     monkeypatch.setattr(sections.bench, "measure", lambda *_, **given: given)
     (facts,) = sections.make_section(study, "06_timing").facts["devices"]
-    assert facts == {"threads": 2, "compiled": False}
+    assert facts == {"threads": 2}
 
 
 def test_a_published_profile_shows_the_benchmarks_of_every_machine(

@@ -541,7 +541,15 @@ def test_rows_of_one_device_name_it_once() -> None:
 
 def test_the_steps_headline_is_the_first_networks_and_not_the_best_ones() -> None:
     section = synthetic.timing_section()
-    one = section.model_copy(update={"facts": {"devices": section.facts["devices"][:1]}})
+    device = section.facts["devices"][0]
+    # The benchmark's smallest f comes first.
+    other = {"ratio": 0.125, "macs_ratio": 5.0, "speedup": 1.1}
+    smaller = [{**row, **other} for row in device["networks"]]
+    memory = [{**row, "ratio": 0.125} for row in device["memory"]]
+    device = {
+        **device, "networks": smaller + device["networks"], "memory": memory + device["memory"]
+    }  # fmt: skip
+    one = section.model_copy(update={"facts": {"devices": [device]}})
     headline, full, largest, *_ = report.build(one, {}).numbers["findings"]
     assert full.endswith(
         "the same step has one of 1.40× [1.36, 1.46] on Some CPU, 2 cores (AVX2), float32, "

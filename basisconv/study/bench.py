@@ -108,14 +108,16 @@ def measure(
         roof = Roof(precision)
         for batch_size in batch_sizes:
             one = Setting(precision, batch_size, repeats)
-            layers += _layers(*networks[0], ratios, others, one, roof)
+            try:
+                layers += _layers(*networks[0], ratios, others, one, roof)
+            except torch.OutOfMemoryError:
+                left_out.append(_too_large("layers", one))
             for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
                 try:
                     timed = list(_network(name, width, ratios, one._replace(repeats=few)))
                     memory += _memory(name, width, ratios, one, threads)
                 except torch.OutOfMemoryError:
-                    what = f"{name}, width {width}, {precision}, batch {batch_size}"
-                    left_out.append(f"{what} is left out: this device's memory does not hold it")
+                    left_out.append(_too_large(f"{name}, width {width}", one))
                 else:
                     wholes += timed
         machine[precision] = {
@@ -132,6 +134,11 @@ def measure(
         "machine": machine, "left_out": left_out, "layers": layers, "networks": wholes,
         "memory": memory,
     }  # fmt: skip
+
+
+def _too_large(what: str, setting: Setting) -> str:
+    told = f"{what}, {setting.precision}, batch {setting.batch_size}"
+    return f"{told} is left out: this device's memory does not hold it"
 
 
 def measure_device(repeats: int) -> dict[str, Any]:

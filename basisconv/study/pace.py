@@ -50,11 +50,12 @@ def replayed(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[],
     """On CUDA each call as one CUDA graph, which launches its kernels at once; else as it is.
 
     Launched one by one, the kernels of small layers wait for the host, and a layer of two loses
-    to one of one whatever they compute.
+    to one of one whatever they compute. The kernels are eager ones: compiled training, which
+    fuses some of them, may take another time.
 
     Args:
-        arms: calls that wait for nothing, and write all that they read of their own making: the
-            graphs, of which one runs at a time, share their memory.
+        arms: calls that do not synchronise. Their graphs share memory: what a replay leaves (a
+            gradient, an output) is there until another arm's replay.
     """
     if device().type != "cuda":
         return dict(arms)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from basisconv.study.rankings import reliability_interval
 from basisconv.study.report import arms, method, selection, sensitivity, text
 from basisconv.study.report.equal_steps import at_equal_steps, ratio
@@ -24,7 +26,7 @@ from basisconv.study.report.evidence import (
     unwon,
 )
 from basisconv.study.report.speedup import bracket_text, fastest, lead
-from basisconv.study.report.timing_frames import Outcomes, outcomes
+from basisconv.study.report.timing_frames import outcomes
 
 
 def speedup(e: Evidence) -> Estimate:
@@ -163,7 +165,8 @@ def computation(e: Evidence) -> Estimate:
     found, median = outcomes(e.layers, "forward_"), float(e.layers["forward_speedup"].median())
     return by_share(
         found.faster, len(e.layers),
-        f"forward pass: {_counted(found, 'timing', ' of single layers')}; median {median:.2f}×",
+        f"forward pass: {_counted(e.layers, 'timing', ' of single layers', 'forward_')}; median "
+        f"{median:.2f}×",
         median, e.layer_turns, found.undecided,
     )  # fmt: skip
 
@@ -195,7 +198,8 @@ def uncompressed(e: Evidence) -> Estimate:
         verdict = PARTLY if found.slower else NOT
     else:
         verdict = REPRODUCED if found.slower else UNDECIDED
-    said = f"coefficient matrix as it is: {_counted(found, 'training step')}; best {best:.2f}×"
+    counted = _counted(e.networks, "training step")
+    said = f"coefficient matrix as it is: {counted}; best {best:.2f}×"
     return Estimate(said, verdict, best, n=e.network_turns, of="turns")
 
 
@@ -232,7 +236,7 @@ def bottleneck(e: Evidence) -> Estimate:
     return by_share(
         found.slower, len(fewer),
         "forward and backward, with fewer multiplications: "
-        f"{_counted(found, 'timing', ' of single layers')}",
+        f"{_counted(fewer, 'timing', ' of single layers')}",
         float(fewer["speedup"].min()), e.layer_turns, found.undecided,
     )  # fmt: skip
 
@@ -301,10 +305,17 @@ def early_switch(e: Evidence) -> Estimate:
     return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
 
 
-def _counted(found: Outcomes, noun: str, of: str = "") -> str:
-    """As in "84 of 90 training steps faster, 0 slower, 6 undecided (quartiles clear of 1)"."""
+def _counted(timings: pd.DataFrame, noun: str, of: str = "", prefix: str = "") -> str:
+    """As in "84 of 90 training steps faster, 0 slower, 6 undecided (quartiles clear of 1)".
+
+    What is faster on each of several devices follows it.
+    """
+    found = outcomes(timings, prefix)
+    devices = {name: outcomes(rows, prefix) for name, rows in timings.groupby("device", sort=False)}
+    each = [f"{part.faster} of {sum(part)} on {name}" for name, part in devices.items()]
     return (
-        f"{found.faster} of {text.plural(sum(found), noun)}{of} faster, {found.slower} slower, "
+        f"{found.faster} of {text.plural(sum(found), noun)}{of} faster"
+        f"{f' ({text.listed(each)})' if len(each) > 1 else ''}, {found.slower} slower, "
         f"{found.undecided} undecided (quartiles clear of 1)"
     )
 

@@ -34,7 +34,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     ratio = headline_ratio(layers)
     steps = step_frame(networks, memory, ratio)
     f = text.share(ratio)
-    told = _settings(devices)
+    told, left_out = _settings(devices), _left_out(devices)
     return Report(
         section.name,
         section.profile,
@@ -45,8 +45,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "with quartiles over interleaved turns, and the basis step's median time. "
                 "Expected (no upper bound): if each convolution's time, measured alone, shrank by "
                 "its executed MACs and all else stayed; share: what is realised of it; memory: "
-                f"the step's peak, of dense's. A step has {_threads(devices)} here; with the "
-                "threads and batch of the study's runs it may take another share of dense's time. "
+                f"the step's peak, of dense's; full: the full form's speed-up.{_threads(devices)} "
                 f"{told}",
             ),
             "timing_layers": timing_tables.table(
@@ -62,7 +61,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 networks, timing_tables.shown_networks(networks), ["network", "f", "MACs"],
                 "Speed-up of whole networks over dense, subset form, at every f: forward pass and "
                 "training step, columns as in the table of training steps at "
-                f"f = {f} in the results. {told}",
+                f"f = {f} in the results. {' '.join([told, *left_out])}",
             ),
             "timing_memory": timing_tables.table(
                 memory, timing_tables.shown_memory(memory), ["network", "f"],
@@ -86,7 +85,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "a matrix product, the slope a copy, both measured in the same process.",
             ),
         },
-        numbers=_numbers(layers, networks, memory, told),
+        numbers=_numbers(layers, networks, memory, told, left_out),
     )  # fmt: skip
 
 
@@ -95,23 +94,46 @@ def _settings(devices: Sequence[Mapping[str, Any]]) -> str:
     alike: dict[str, list[str]] = {}
     for facts in devices:
         settings = facts["settings"]
+        threads = text.plural(int(settings["threads"]), "thread") + ", " if _on_cpu(facts) else ""
         how = (
-            f"{settings['layout']}, {text.plural(int(settings['threads']), 'thread')}, compile "
-            f"{settings['compile']}, torch {facts['device']['torch']}, {settings['repeats']} turns "
-            f"for layers and {settings['network_repeats']} for networks."
+            f"{settings['layout']}, {threads}compile {settings['compile']}, torch "
+            f"{facts['device']['torch']}, {settings['repeats']} turns for layers and "
+            f"{settings['network_repeats']} for networks."
         )
         alike.setdefault(how, []).append(places.device_name(facts["device"]))
     return " ".join(f"{text.listed(names)}: {how}" for how, names in alike.items())
 
 
+def _left_out(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on each device that lacks a part of the benchmark."""
+    return [
+        f"{places.device_name(facts['device'])}: {'; '.join(facts['left_out'])}."
+        for facts in devices
+        if facts["left_out"]
+    ]
+
+
+def _on_cpu(facts: Mapping[str, Any]) -> bool:
+    return str(facts["device"]["device_kind"]).startswith("cpu")
+
+
 def _threads(devices: Sequence[Mapping[str, Any]]) -> str:
-    """As in "2 threads": of all devices."""
-    found = sorted({int(facts["settings"]["threads"]) for facts in devices})
-    return text.listed([text.plural(n, "thread") for n in found])
+    """How a step here differs from those of the study's runs, for the CPUs among the devices."""
+    found = sorted({int(facts["settings"]["threads"]) for facts in devices if _on_cpu(facts)})
+    if not found:
+        return ""
+    return (
+        f" A step on a CPU has {text.listed([text.plural(n, 'thread') for n in found])} here; with "
+        "the threads and batch of the study's runs it may take another share of dense's time."
+    )
 
 
 def _numbers(
-    layers: pd.DataFrame, networks: pd.DataFrame, memory: pd.DataFrame, told: str
+    layers: pd.DataFrame,
+    networks: pd.DataFrame,
+    memory: pd.DataFrame,
+    told: str,
+    left_out: Sequence[str],
 ) -> dict[str, Any]:
     steps = training_steps(networks)
     # The benchmark's first network is the study's own; its figure comes first, not the best one's.
@@ -119,13 +141,14 @@ def _numbers(
     own = steps[(steps["network"] == first["network"]) & (steps["width"] == first["width"])]
     own = own[own["ratio"] == headline_ratio(layers)]
     own, full = (own[own["arm"] == form] for form in FORMS)
+    shown = own.iloc[0]
     best = steps.loc[steps["speedup"].idxmax()]
     grown = memory["peak_mb"] / memory["dense_peak_mb"]
     runs = [f"{speedup(r)} on {places.told(r)}" for r in own.itertuples()]
     expected = [f"{r.expected_speedup:.2f}×" for r in own.itertuples()]
     headline = (
-        f"Against dense, a training step of {_step(first)}, where the executed multiplications "
-        f"promise {own.iloc[0].macs_ratio:.2f}×, has a speed-up of {text.listed(runs)}; "
+        f"Against dense, a training step of {_step(shown)}, where the executed multiplications "
+        f"promise {shown.macs_ratio:.2f}×, has a speed-up of {text.listed(runs)}; "
         f"{_SHRUNK} {text.listed(expected)}."
     )
     in_full = [f"{speedup(r)} on {places.told(r)}" for r in full.itertuples()]
@@ -143,7 +166,7 @@ def _numbers(
     ]
     return {
         "values": {}, "headline": headline, "findings": [f for f in findings if f],
-        "notes": [f"Measured on {told}"], "settings": told,
+        "notes": [f"Measured on {told}", *left_out], "settings": told,
     }  # fmt: skip
 
 

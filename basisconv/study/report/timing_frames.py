@@ -49,10 +49,15 @@ def memory_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def step_frame(networks: pd.DataFrame, memory: pd.DataFrame, ratio: float) -> pd.DataFrame:
-    """One row a device, precision, batch and network: its training step and peak memory."""
-    subset = networks[(networks["arm"] == FORMS[0]) & (networks["ratio"] == ratio)]
+    """One row a device, precision, batch and network: its training step and peak memory.
+
+    The step is the subset form's; `full_speedup` is that of the other one.
+    """
+    steps = training_steps(networks[networks["ratio"] == ratio])
+    subset, full = (steps[steps["arm"] == form] for form in FORMS)
     keys = [*places.KEYS, "network", "width", "ratio"]
-    return training_steps(subset).merge(memory, on=keys, how="left")
+    other = full[[*keys, "speedup"]].rename(columns={"speedup": "full_speedup"})
+    return subset.merge(other, on=keys, how="left").merge(memory, on=keys, how="left")
 
 
 def training_steps(networks: pd.DataFrame) -> pd.DataFrame:

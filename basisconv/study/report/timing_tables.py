@@ -70,6 +70,7 @@ def shown_steps(steps: pd.DataFrame) -> pd.DataFrame:
                 "network": _network(r),
                 "MACs": f"{r.macs_ratio:.2f}×",
                 **_shown_step(r),
+                "full": f"{text.fixed(r.full_speedup, 2)}×",
                 "memory": text.fixed(r.peak_mb / r.dense_peak_mb, 2),
             }
             for r in _with_letters(steps, ["network", "width"]).itertuples()
