@@ -646,11 +646,20 @@ def test_a_table_of_steps_says_whose_milliseconds_and_how_many_threads() -> None
     alone = report.build(section, {}).tables["timing_steps"]
     # A hundred times f of a millisecond is what the basis step was made to take.
     assert set(alone.shown["basis, ms"]) == {"25.0"} and "ms" not in alone.shown.columns
-    assert "A step has 2 threads here; with the threads and batch of the study's" in alone.caption
+    threads = "A step on a CPU has 2 threads here; with the threads and batch of the study's"
+    assert threads in alone.caption
     more = {**second, "settings": {**second["settings"], "threads": 8}}
-    facts = {"devices": [more, first]}
-    both = report.build(section.model_copy(update={"facts": facts}), {}).tables["timing_steps"]
-    assert "A step has 2 threads and 8 threads here" in both.caption
+    # A GPU's threads are its host's.
+    gpu = {
+        **second, "device": {**second["device"], "device": "Some GPU", "device_kind": "Some GPU"},
+        "settings": {**second["settings"], "threads": 5}, "left_out": ["batch 7 is left out"],
+    }  # fmt: skip
+    facts = {"devices": [more, first, gpu]}
+    built = report.build(section.model_copy(update={"facts": facts}), {})
+    both = built.tables["timing_steps"].caption
+    assert "A step on a CPU has 2 threads and 8 threads here" in both and "5 threads" not in both
+    assert "Some GPU: batch 7 is left out." in built.tables["timing_networks"].caption
+    assert built.numbers["notes"][-1] == "Some GPU: batch 7 is left out."
 
 
 def test_rebuilding_is_held_against_dense_and_against_the_factored_form() -> None:
