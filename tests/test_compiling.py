@@ -38,16 +38,17 @@ def error(model: nn.Module, forward: Forward) -> float:
     return max(errors(found, expected))
 
 
-class WrongGradient(torch.autograd.Function):
-    """The identity, whose backward pass is off by half."""
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is some times what it should be."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 1.5 * gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * gradient, None
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[nn.Module], Forward]) -> list[Any]:
@@ -88,7 +89,7 @@ def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
     ("wrong", "told"),
     [
         (lambda m: lambda x: m(x) * 1.1, "off"),
-        (lambda m: lambda x: WrongGradient.apply(m(x)), "off"),  # the loss is right
+        (lambda m: lambda x: ScaledGradient.apply(m(x), 1.5), "off"),  # the loss is right
         (lambda m: lambda x: m(x) * float("nan"), "inf|nan"),
     ],
 )
@@ -115,24 +116,14 @@ def test_in_bfloat16_each_compiled_gradient_may_err_as_its_eager_one_does(
     body = nn.Sequential(nn.Conv2d(3, 8, 3), *(layer for block in blocks for layer in block))
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(128, 4)).train()
 
-    class Scaled(torch.autograd.Function):
-        """The identity, whose gradient is some times what it should be."""
-
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return factor * gradient
-
     def fast(x: Tensor) -> Tensor:
-        y = model(x) if late else model[1:](Scaled.apply(body(x)))
-        return Scaled.apply(y) if late else y
+        if late:
+            return ScaledGradient.apply(model(x), factor)
+        return model[1:](ScaledGradient.apply(body(x), factor))
 
     pretend(monkeypatch, lambda _: fast)
     low, exact = (
-        loss_and_gradients(model, model, lambda f, p=precision: loss(f, p))  # type: ignore[misc]
+        loss_and_gradients(model, model, lambda f, p=precision: loss(f, p))
         for precision in ("bfloat16", "float32")
     )
     of_eager = errors(low, exact)

@@ -127,12 +127,12 @@ def test_a_replayed_step_trains_as_the_step_itself(monkeypatch: pytest.MonkeyPat
     with convolutions_in("float32"):
         mine, plain = (training_step(model, x) for model in (ours, theirs))
         graph = replayed({"step": mine})["step"]
-        made = int(ours.bn1.num_batches_tracked)  # type: ignore[union-attr,arg-type]
+        made = int(ours.bn1.num_batches_tracked)
         graph()
         graph()
         for _ in range(made + 2):
             plain()
-    assert int(ours.bn1.num_batches_tracked) == made + 2  # type: ignore[union-attr,arg-type]
+    assert int(ours.bn1.num_batches_tracked) == made + 2
     for name, expected in theirs.state_dict().items():
         if expected.is_floating_point() and not torch.equal(expected, start[name]):
             moved, wanted = ours.state_dict()[name] - start[name], expected - start[name]

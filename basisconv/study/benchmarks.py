@@ -32,8 +32,7 @@ def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def markdown(facts: dict[str, Any]) -> str:
     """The benchmark as a Markdown table, one row a layer or network and way to run it."""
-    head = [*_device(facts)]
-    head += [f"{key} {value}" for key, value in facts["settings"].items()]
+    head = _device(facts) + [f"{key} {value}" for key, value in facts["settings"].items()]
     lines = [
         ", ".join(head), *facts["left_out"], "",
         "| what | precision, batch | f | arm | speed-up | quartiles | expected | share |",
