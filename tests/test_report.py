@@ -177,6 +177,27 @@ def test_on_the_frontier_dense_stands_at_its_time_and_nothing_else_does() -> Non
         assert (x == pytest.approx(true, rel=1e-9)) is dense
 
 
+def test_by_size_every_arm_stands_at_its_own_and_equals_side_by_side() -> None:
+    plot = built("02_all_layers").figures["frontier_size"]
+    table = plot.data[plot.data["budget"] == 2].set_index("accuracy")
+    for axes, what in zip(plot.figure.axes, ("parameters", "executed_macs"), strict=True):
+        true, drawn = [], []
+        for container in axes.containers:
+            assert isinstance(container, ErrorbarContainer)
+            (x,), (y,) = container.lines[0].get_data()
+            (size,) = (row[what] / 1e6 for own, row in table.iterrows() if own == pytest.approx(y))
+            true.append(size)
+            drawn.append(float(x))
+        equal = [true.count(size) > 1 for size in true]
+        assert len(true) == 6 and sum(equal) == 2  # dense, and skip training that ends dense
+        assert len(set(drawn)) == len(drawn)
+        for size, x, moved in zip(true, drawn, equal, strict=True):
+            assert x == pytest.approx(size, rel=0.04 if moved else 1e-9)
+        order = sorted(range(6), key=lambda i: drawn[i])
+        assert [true[i] for i in order] == sorted(true)
+    assert "only arms of exactly the same one" in plot.caption
+
+
 JITTER = (-0.01, 0.01, 0.0, 0.005)
 
 

@@ -48,6 +48,18 @@ def test_without_any_colour_markers_tell_methods_apart() -> None:
     assert len(set(map(str, lines))) == len(lines)
 
 
+def test_what_the_frontier_draws_stands_out_from_its_bands() -> None:
+    band = lab(style.BAND, "normal")
+    for method in ("dense", "narrow", "basis", "selected", "skip", "same_size"):
+        assert band[0] - lab(style.LOOKS[method].colour, "normal")[0] > 30, method
+
+
+def test_a_hollow_mark_lets_through_what_it_lies_on() -> None:
+    size, dense = style.handle("same_size", "equal size"), style.handle("dense", "dense")
+    assert size.get_markerfacecolor() == "none" != dense.get_markerfacecolor()
+    assert size.get_markersize() > dense.get_markersize()
+
+
 def test_every_method_of_a_run_has_a_look() -> None:
     assert set(Method.__args__) == set(style.LOOKS)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="'other' has no colour. Methods: dense"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 _size_figure(table, outcome), table,
                 f"{text.capital(outcome)} accuracy at the budget of "
                 f"{text.epochs(_size_budget(table))} against (a) parameters and (b) executed "
-                f"multiplications for one image: {arms.shown_as(found)}. Points are set apart "
-                "sideways by up to a tenth.",
+                f"multiplications for one image: {arms.shown_as(found)}. Every point "
+                "stands at its arm's own number; only arms of exactly the same one, as dense and "
+                "skip training that ends dense, are set apart sideways, a little.",
             ),
         },
         numbers=_numbers(table, outcome, found, equal) | _scale(found, records)
@@ -184,11 +186,11 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
         made = style.figure(style.TWO_COLUMNS, 2.7)
         panels = made.subplots(1, 2, sharey=True)
         for axes, what in zip(panels, ("parameters", "executed_macs"), strict=True):
-            for row, shift in zip(at.itertuples(), style.spread(len(at)), strict=True):
+            places = style.apart([math.log2(value / 1e6) for value in at[what]], near=0, step=0.05)
+            for row, x in zip(at.itertuples(), places, strict=True):
                 method, place = labels[row.label]
-                value = [getattr(row, what) / 1e6 * shift]
                 style.intervals(
-                    axes, value, [row.accuracy], [row.low], [row.high], method, place, line=False
+                    axes, [2**x], [row.accuracy], [row.low], [row.high], method, place, line=False
                 )
             style.plain_log(axes, at[what].min() / 1.3e6, at[what].max() * 1.3e-6)
         style.panel(panels[0], "a", "accuracy against size")

@@ -41,6 +41,7 @@ class Look(NamedTuple):
     marker: str
     line: str
     name: str
+    hollow: bool = False
 
 
 LOOKS: dict[str, Look] = {
@@ -54,7 +55,7 @@ LOOKS: dict[str, Look] = {
     "inverted": Look("#CC79A7", "<", "-.", "inverted selection"),
     "skip": Look("#009E73", "h", (0, (5, 1, 1, 1)), "skip training"),  # type: ignore[arg-type]
     "layer": Look("#3B4A6B", ">", ":", "basis in one layer"),
-    "same_size": Look("#BDBDBD", "p", ":", "narrower dense, equal size"),
+    "same_size": Look("#383838", "p", ":", "narrower dense, equal size", hollow=True),
     "equal_steps": Look("#9900EE", "*", "--", "basis, dense's steps"),
     "variant": Look("#783000", "d", "-", "one default changed"),
 }
@@ -224,13 +225,17 @@ def handle(method: str, label: str, place: int = 0, line: bool = True) -> Line2D
 
 
 def _fill(method: str, place: int, line: bool) -> dict[str, Any]:
-    """Arms of one method share its colour; the second is hollow, further ones have a new marker."""
+    """Arms of one method share its colour; the second is hollow, further ones have a new marker.
+
+    A method that is hollow itself is larger and lets through what it lies on.
+    """
     shape = look(method)
     marker = shape.marker if place < 2 else "d*pX<8"[(place - 2) % 6]
+    face = "none" if shape.hollow else "white" if place == 1 else shape.colour
     return {
         "marker": marker, "linestyle": shape.line if line else "none",
-        "markersize": 4.2 if place < 2 else 5.5,
-        "markerfacecolor": "white" if place == 1 else shape.colour, "markeredgewidth": 0.8,
+        "markersize": 6.0 if shape.hollow else 4.2 if place < 2 else 5.5,
+        "markerfacecolor": face, "markeredgewidth": 0.8,
         "markeredgecolor": INK if method == "random" else shape.colour,
     }  # fmt: skip
 
