@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import synthetic
 from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import Rectangle
 from scipy import stats as oracle
 
 from basisconv.plan import Plan
@@ -493,6 +494,23 @@ def test_skip_training_tells_its_images_its_lost_arms_and_the_rival_that_never_s
     for shown in (made.tables["skip"], made.tables["skip_switches"], made.figures["skip"]):
         assert "f = 1/4" in shown.caption and "15,000 training images" in shown.caption
         assert "by executed MACs" in shown.caption
+
+
+def test_both_references_of_skip_training_have_their_intervals_as_bands() -> None:
+    plot = built("05_skip_training").figures["skip"]
+    table = plot.data.set_index("method")
+    for axes in plot.figure.axes:
+        bands = {
+            (patch.get_y(), patch.get_y() + patch.get_height()): patch.get_hatch()
+            for patch in axes.patches
+            if isinstance(patch, Rectangle)
+        }
+        ends = {method: tuple(table.loc[method, ["low", "high"]]) for method in ("dense", "basis")}
+        assert len(bands) == 2
+        (dense,) = (h for own, h in bands.items() if own == pytest.approx(ends["dense"]))
+        (basis,) = (h for own, h in bands.items() if own == pytest.approx(ends["basis"]))
+        assert dense is None and basis  # in grey the pattern alone tells them apart
+    assert "basis throughout (dotted, hatched)" in plot.caption
 
 
 def test_method_costs_end_with_the_network() -> None:

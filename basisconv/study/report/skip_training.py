@@ -48,8 +48,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "skip": Plot(
                 _figure(table, outcome), table,
                 f"{text.capital(outcome)} accuracy after {time}, over the share of that time spent "
-                f"in the first form ({where}): {arms.shown_as(found)}, set apart sideways. Line "
-                "and band: dense throughout; dotted: basis throughout.",
+                f"in the first form ({where}): {arms.shown_as(found)}, set apart sideways. "
+                "Lines with their intervals as bands: dense throughout (solid, grey) and basis "
+                "throughout (dotted, hatched).",
             )
         },
         numbers=_numbers(table, pairs, found, outcome, f"{images}, {time}"),
@@ -135,11 +136,15 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
 
 
 def _references(axes: Axes, table: pd.DataFrame) -> None:
-    """Horizontal lines for the arms that never switch; dense with its interval."""
+    """Horizontal lines for the arms that never switch, and their intervals."""
     for r in table[table["method"].isin(["dense", "basis"])].itertuples():
         colour = style.look(r.method).colour
-        if r.method == "dense" and r.low == r.low:
+        if r.low == r.low and r.method == "dense":
             axes.axhspan(r.low, r.high, color=style.BAND, zorder=0)
+        elif r.low == r.low:
+            # Hatched, so that it is told from dense's in grey, and where they overlap.
+            axes.axhspan(r.low, r.high, facecolor="none", edgecolor=colour, hatch="/////",
+                         linewidth=0, alpha=0.5, zorder=0.5)  # fmt: skip
         axes.axhline(
             r.accuracy, color=colour, linewidth=1, zorder=1,
             linestyle="-" if r.method == "dense" else ":",

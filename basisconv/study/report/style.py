@@ -91,6 +91,7 @@ _RC: dict[str, Any] = {
     "errorbar.capsize": 1.8,
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
+    "hatch.linewidth": 0.6,
     "savefig.dpi": 200,
     "svg.fonttype": "path",
     "svg.hashsalt": "basisconv",  # ids inside an SVG are random without it
