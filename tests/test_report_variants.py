@@ -126,6 +126,32 @@ def test_the_widths_figure_draws_what_its_csv_holds() -> None:
     assert drawn == sorted(round(y, 9) for y in plot.data["accuracy"])
 
 
+@pytest.mark.parametrize("budgets", [[1.0], [1.0, 2.0]])
+def test_a_widths_figure_of_one_budget_has_no_letter(budgets: list[float]) -> None:
+    section, records = WIDTHS
+    some = section.model_copy(
+        update={"arms": tuple(arm for arm in section.arms if arm.budget in budgets)}
+    )
+    plot = report.build(some, records).figures["widths"]
+    titles = [axes.get_title("left") for axes in plot.figure.axes]
+    several = len(budgets) > 1
+    assert [title.startswith("(") for title in titles] == [several] * len(budgets)
+    assert ("a panel for each budget" in plot.caption) is several
+    assert "set apart sideways" in plot.caption
+
+
+@pytest.mark.parametrize(
+    ("direction", "said"),
+    [("basis→dense", "ends as a dense network"), ("dense→basis", "starts as a dense network")],
+)
+def test_a_widths_figure_tells_where_skip_training_is_dense(direction: str, said: str) -> None:
+    section, records = WIDTHS
+    skip = {**synthetic.WIDTHS_FACTS["skip"], "direction": direction}
+    facts = {**section.facts, "skip": skip}
+    made = report.build(section.model_copy(update={"facts": facts}), records)
+    assert f"Skip training here {said}" in made.figures["widths"].caption
+
+
 def test_variants_are_held_against_the_defaults() -> None:
     section, records = DEFAULTS
     table = defaults.variant_frame(arms.measure(section, records)).set_index("label")

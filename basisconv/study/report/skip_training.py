@@ -107,7 +107,8 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
         kinds = {key: place for place, key in enumerate(keys)}
         # Kinds of one switch point stand side by side, all of them within eight per cent.
         step = min(1.8, 8 / max(len(kinds), 1))
-        for letter, axes, direction in zip("abcd", panels, directions, strict=False):
+        letters = "ab" if len(directions) > 1 else [""]
+        for letter, axes, direction in zip(letters, panels, directions, strict=True):
             _references(axes, table)
             here = skips[skips["direction"] == direction]
             for key, rows in here.groupby(list(SWITCHES), sort=False):

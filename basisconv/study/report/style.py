@@ -169,8 +169,8 @@ def watermark(drawn: Figure, text: str) -> None:
 
 
 def panel(axes: Axes, letter: str, title: str) -> None:
-    """Title a panel "(a) what it shows"."""
-    axes.set_title(f"({letter}) {title}")
+    """Title a panel "(a) what it shows"; without its letter if that is empty, as for one alone."""
+    axes.set_title(f"({letter}) {title}" if letter else title)
 
 
 def time_axis(axes: Axes, ticks: Iterable[float], label: str) -> None:

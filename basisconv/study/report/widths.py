@@ -27,6 +27,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     table, envelope = width_frame(found), envelope_frame(found)
     facts: dict[str, Any] = section.facts
+    several, direction = table["budget"].nunique() > 1, str(facts["skip"]["direction"])
     unit, own = facts.get("unit", "the cost source"), f"dense of width {facts['width']}"
     return Report(
         section.name,
@@ -51,17 +52,30 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         figures={
             "widths": Plot(
                 _figure(table, envelope, outcome, own), table,
-                f"{text.capital(outcome)} accuracy over the network's width, a panel for each "
-                f"budget of training time: {arms.shown_as(found)}. Basis layers have f = "
-                f"{text.share(facts['ratio'])}; skip training ({facts['skip']['direction']}) "
+                f"{text.capital(outcome)} accuracy over the network's width"
+                f"{', a panel for each budget of training time' if several else ''}: "
+                f"{arms.shown_as(found)}; networks of one width are set apart sideways. Basis "
+                f"layers have f = {text.share(facts['ratio'])}; skip training ({direction}) "
                 f"switches at {100 * facts['skip']['switch']:g} % of the time. Horizontal lines: "
                 "the best dense network of that time (black) and the best with basis layers "
-                "(coloured), picked by validation accuracy. What skip training ends with is a "
-                "dense network where it began in basis form.",
+                f"(coloured), picked by validation accuracy. {_at_its_end(direction)}",
             )
         },
         numbers=_numbers(table, envelope, outcome, found),
     )  # fmt: skip
+
+
+def _at_its_end(direction: str) -> str:
+    """What skip training ends as, for it may be the best network "with basis layers"."""
+    if direction.endswith("dense"):
+        return (
+            "Skip training here ends as a dense network, so where it is the best “with basis "
+            "layers”, that has none at its end."
+        )
+    return (
+        "Skip training here starts as a dense network, so where it is the best “with basis "
+        "layers”, that has none at its start."
+    )
 
 
 def width_frame(found: Sequence[Measured]) -> pd.DataFrame:
@@ -174,7 +188,8 @@ def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, own: str)
     with style.drawing():
         made = style.figure(style.TWO_COLUMNS, 2.9)
         panels = made.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
-        for letter, axes, budget in zip("abcdef", panels, budgets, strict=False):
+        letters = "abcdef" if len(budgets) > 1 else [""]
+        for letter, axes, budget in zip(letters, panels, budgets, strict=False):
             _lines(axes, envelope[envelope["budget"] == budget])
             for method in methods:
                 at = table[(table["method"] == method) & (table["budget"] == budget)]
