@@ -663,6 +663,35 @@ def test_a_timing_figure_has_a_panel_for_each_place(places: int) -> None:
         assert titles == want
 
 
+def test_every_panel_of_a_timing_figure_shows_its_numbers_and_machines_their_own_rates() -> None:
+    section = synthetic.timing_section()
+    device = section.facts["devices"][0]
+    places = []
+    for i in range(4):
+        factor = 1000 if i == 3 else 1
+        machine = {
+            name: {what: factor * value for what, value in rates.items()}
+            for name, rates in device["machine"].items()
+        }
+        layers = [{**row, "gmac_s": factor * row["gmac_s"]} for row in device["layers"]]
+        of = {**device["device"], "device_kind": f"cpu x86_64 KIND{i}"}
+        places.append({**device, "device": of, "machine": machine, "layers": layers})
+    made = report.build(section.model_copy(update={"facts": {"devices": places}}), {})
+    for name, plot in made.figures.items():
+        plot.figure.draw_without_rendering()
+        for axes in plot.figure.axes:
+            shown = [label for label in axes.get_xticklabels() if label.get_visible()]
+            assert any(label.get_text() for label in shown), name
+    assert {axes.get_xlabel() for axes in made.figures["timing_share"].figure.axes} == {
+        "times as fast as dense"
+    }
+    assert made.figures["timing_roofline"].caption.endswith("a range of rates of its own.")
+    slow, *_, fast = (axes.get_ylim() for axes in made.figures["timing_roofline"].figure.axes)
+    assert slow[1] < 1000 and fast == pytest.approx([1000 * end for end in slow])
+    for axes in made.figures["timing_roofline"].figure.axes:
+        assert any(label.get_text() and label.get_visible() for label in axes.get_yticklabels())
+
+
 def test_no_figure_that_measurements_exceed_is_called_a_bound() -> None:
     made = report.build(synthetic.timing_section(), {})
     captions = [shown.caption for shown in (*made.tables.values(), *made.figures.values())]

@@ -252,7 +252,7 @@ def plain_log(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "x
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis.set_major_locator(FixedLocator(places))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def apart(values: Sequence[float], near: float, step: float) -> list[float]:

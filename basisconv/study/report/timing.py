@@ -35,6 +35,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     steps = step_frame(networks, memory, ratio)
     f = text.share(ratio)
     told, left_out = _settings(devices), _left_out(devices)
+    several = len(places.of(layers)) > 1
     return Report(
         section.name,
         section.profile,
@@ -82,7 +83,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 roofline_figure(layers, devices), layers,
                 "Layers in basis form on the roofline of each machine: the rate that forward and "
                 "backward reach, against the forward pass's MACs for each byte moved. The roof is "
-                "a matrix product, the slope a copy, both measured in the same process.",
+                "a matrix product, the slope a copy, both measured in the same process."
+                + (" Each panel has a range of rates of its own." if several else ""),
             ),
         },
         numbers=_numbers(layers, networks, memory, told, left_out),

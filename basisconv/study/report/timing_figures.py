@@ -42,7 +42,7 @@ def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
             _bars(axes, rows, titles, arms)
             axes.set_yticks(range(len(titles)), titles)
             axes.grid(axis="y", visible=False)
-            axes.set_xlabel("times faster than dense")
+            axes.set_xlabel("times as fast as dense")
         panels[0][0].invert_yaxis()
         panels[0][0].set_xlim(left=0)  # of all panels: set once what each of them shows is drawn
         handles = [_handle(arm) for arm in arms]
@@ -59,15 +59,15 @@ def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) 
     """The subset form's layers under the roof and slope of each machine and precision."""
     here = layers[layers["arm"] == "subset"]
     machines = [machine for d in devices for machine in d["machine"].items()]
-    x, reached = here["intensity"], here["gmac_s"]
+    x = here["intensity"]
     ridge = [m["rate_gmac_s"] / m["bandwidth_gb_s"] for _, m in machines]
     low, high = min(x.min(), *ridge) / 1.6, max(x.max(), *ridge) * 1.6
-    roofs = [m["rate_gmac_s"] for _, m in machines]
     line = np.geomspace(low, high, 200)
     ratios = sorted(set(here["ratio"]))
     with style.drawing():
         made = style.figure(style.TWO_COLUMNS, 0.4 + _rows(here) * 2.3)
-        panels = _panels(made, here)
+        # Machines differ by orders of magnitude: each has rates of its own.
+        panels = _panels(made, here, sharey=False)
         for axes, rows in panels:
             machine = _machine(rows, devices)
             roof, slope = machine["rate_gmac_s"], machine["bandwidth_gb_s"]
@@ -79,9 +79,9 @@ def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) 
                     markerfacecolor="none", markeredgewidth=0.8,
                 )  # fmt: skip
             style.plain_log(axes, low, high)
-            style.plain_log(
-                axes, min(reached.min(), *roofs) / 1.5, max(reached.max(), *roofs) * 1.5, "y"
-            )
+            reached = rows["gmac_s"]
+            lowest = min(reached.min(), roof, slope * low)
+            style.plain_log(axes, lowest / 1.5, max(reached.max(), roof) * 1.5, "y")
             axes.set_xlabel("MACs for each byte moved")
         for axes, _ in panels[:: _columns(here)]:
             axes.set_ylabel("GMAC/s reached")
@@ -105,20 +105,21 @@ def _columns(frame: pd.DataFrame) -> int:
     return math.ceil(len(places.of(frame)) / _rows(frame))
 
 
-def _panels(made: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
-    """A panel for each place, titled with it."""
+def _panels(
+    made: Figure, frame: pd.DataFrame, sharey: bool = True
+) -> list[tuple[Axes, pd.DataFrame]]:
+    """A panel for each place, titled with it; each shows the numbers of its x axis."""
     found = places.of(frame)
     shape = _rows(frame), _columns(frame)
-    grid = made.subplots(*shape, sharex=True, sharey=True, squeeze=False)
+    grid = made.subplots(*shape, sharex=True, sharey=sharey, squeeze=False)
     for spare in grid.flat[len(found) :]:
         spare.set_axis_off()
     for axes, place in zip(grid.flat, found, strict=False):
         device, *how = place.name.rsplit(", ", 2)
         title = f"{device}\n{', '.join(how)}"
-        if len(found) == 1:  # captions tell letters of several alone
-            axes.set_title(title)
-        else:
-            style.panel(axes, place.letter, title)
+        # Captions tell letters of several alone.
+        style.panel(axes, place.letter if len(found) > 1 else "", title)
+        axes.tick_params(labelbottom=True)
     return [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
 
 
