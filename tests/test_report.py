@@ -199,6 +199,35 @@ def test_by_size_every_arm_stands_at_its_own_and_equals_side_by_side() -> None:
     assert "only arms of exactly the same one" in plot.caption
 
 
+@pytest.mark.parametrize("name", SECTIONS)
+def test_tables_call_an_outcome_and_a_share_by_one_name(name: str) -> None:
+    made = built(name)
+    for table in made.tables.values():
+        cells = " ".join(str(cell) for row in table.shown.itertuples(index=False) for cell in row)
+        assert not {"so", "share"} & set(table.shown.columns)
+        assert not any(word in cells for word in ("inconclusive", "distinguishable", "not told"))
+    told = " ".join(made.numbers["findings"])
+    assert "distinguishable" not in told and "not told" not in told
+
+
+def test_what_no_test_decides_is_undecided() -> None:
+    for table, verdicts in (
+        ("selection_tests", built("04_selection").tables["selection_tests"]),
+        ("defaults", built("05b_defaults").tables["defaults"]),
+        ("skip", built("05_skip_training").tables["skip"]),
+    ):
+        opened = verdicts.frame["verdict"] == "open"
+        assert opened.any(), table
+        assert set(verdicts.shown["verdict"][opened.to_numpy()]) == {"undecided"}
+
+
+def test_multiplications_by_parameters_are_explained_where_they_are_shown() -> None:
+    for section, name in (("00_method", "method_costs"), ("02_all_layers", "frontier_size")):
+        table = built(section).tables[name]
+        assert any("by parameters" in column for column in table.shown.columns)
+        assert "MACs by parameters: the multiplications that the parameters need" in table.caption
+
+
 JITTER = (-0.01, 0.01, 0.0, 0.005)
 
 
@@ -690,6 +719,17 @@ def test_every_panel_of_a_timing_figure_shows_its_numbers_and_machines_their_own
     assert slow[1] < 1000 and fast == pytest.approx([1000 * end for end in slow])
     for axes in made.figures["timing_roofline"].figure.axes:
         assert any(label.get_text() and label.get_visible() for label in axes.get_yticklabels())
+
+
+def test_a_tables_column_says_what_its_per_cent_are_of() -> None:
+    tables = built("06_timing").tables
+    for name, column, other in (
+        ("timing_steps", "of expected", "of MACs"), ("timing_networks", "of expected", "of MACs"),
+        ("timing_layers", "of MACs", "of expected"),
+    ):  # fmt: skip
+        assert column in tables[name].shown.columns and other not in tables[name].shown.columns
+    assert "of expected: what is realised of it" in tables["timing_steps"].caption
+    assert "of MACs: what the subset form realises of it" in tables["timing_layers"].caption
 
 
 def test_no_figure_that_measurements_exceed_is_called_a_bound() -> None:

@@ -47,7 +47,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             ),
             "frontier_size": Table(
                 table, _shown_size(table),
-                "What each arm's network holds and executes for one image, against dense.",
+                "What each arm's network holds and executes for one image, against dense. "
+                + text.MACS_BY_PARAMETERS,
             ),
             "frontier_settings": Table(
                 table, _shown_settings(table),
@@ -90,7 +91,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 "budget": f"{row.budget:g}",
                 **text.against_dense(row, outcome),
                 "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
-                "so": text.VERDICT_WORDS_ON_DENSE[row.verdict],
+                "verdict": text.VERDICT_WORDS_ON_DENSE[row.verdict],
             }
         )
     return pd.DataFrame(rows)

@@ -102,7 +102,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
             "loss minus defaults": text.with_interval(
                 r.loss_difference, r.loss_low, r.loss_high, 3, True
             ),
-            "so": text.VERDICT_WORDS[r.verdict],
+            "verdict": text.VERDICT_WORDS[r.verdict],
         }
         for r in table.itertuples()
     ]

@@ -68,7 +68,7 @@ def shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 "f": text.share(row.ratio),
                 "time": f"{100 * row.time:.0f} %",
                 **text.against_dense(row, outcome),
-                "so": text.VERDICT_WORDS_ON_DENSE[row.verdict],
+                "verdict": text.VERDICT_WORDS_ON_DENSE[row.verdict],
             }
             for row in table.itertuples()
         ]

@@ -30,7 +30,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.profile,
         tables={
             "method_costs": Table(
-                costs, _shown(costs), f"Cost of one image in each layer of {where}."
+                costs, _shown(costs),
+                f"Cost of one image in each layer of {where}. {text.MACS_BY_PARAMETERS}",
             ),
             "method_exactness": Table(
                 exact, _shown_exact(exact),

@@ -187,11 +187,11 @@ def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
             "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
             "n": f"{r.n_selected} and {r.n_rival}",
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICT_WORDS[r.verdict],
+            "verdict": text.VERDICT_WORDS[r.verdict],
         }
         for r in tests.itertuples()
     ]
-    columns = ["selected against", "difference (points)", "n", "p (Holm)", "so"]
+    columns = ["selected against", "difference (points)", "n", "p (Holm)", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -266,7 +266,7 @@ def _told(tests: pd.DataFrame, rival: str) -> str:
     r = rows.iloc[0]
     words = {
         "above": "better than", "below": "worse than", "equal": "equal to",
-        "open": "not distinguishable from", "untested": "measured once beside",
+        "open": "undecided against", "untested": "measured once beside",
     }  # fmt: skip
     difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
     return f"{words[r.verdict]} {RIVALS[rival]} ({difference})"

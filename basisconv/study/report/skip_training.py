@@ -74,7 +74,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICT_WORDS_ON_DENSE[r.verdict],
+            "verdict": text.VERDICT_WORDS_ON_DENSE[r.verdict],
         }
         for r in table.itertuples()
     ]

@@ -11,13 +11,19 @@ from basisconv.study.stats import NAN, Difference
 NOTHING = "–"
 """What a table shows where there is no number."""
 
-VERDICT_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "inconclusive",
+VERDICT_WORDS = {"above": "better", "below": "worse", "equal": "equal", "open": "undecided",
             "untested": "one run", "": NOTHING}  # fmt: skip
 """What a table says of the verdicts of `arms.verdict`."""
 
 VERDICT_WORDS_ON_DENSE = VERDICT_WORDS | {
     "above": "beats dense", "below": "loses to dense", "equal": "equals dense",
 }  # fmt: skip
+
+MACS_BY_PARAMETERS = (
+    "MACs by parameters: the multiplications that the parameters need, in basis layers those of "
+    "the subset form, which has fewer coefficients than are executed."
+)
+"""What captions say of them: see `basisconv.cost`."""
 
 
 def fixed(value: float, digits: int, signed: bool = False) -> str:

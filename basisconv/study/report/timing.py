@@ -45,18 +45,18 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"Speed-up of a whole training step over dense at f = {f}, subset form: median "
                 "with quartiles over interleaved turns, and the basis step's median time. "
                 "Expected (no upper bound): if each convolution's time, measured alone, shrank by "
-                "its executed MACs and all else stayed; share: what is realised of it; memory: "
-                f"the step's peak, of dense's; full: the full form's speed-up.{_threads(devices)} "
-                f"{told}",
+                "its executed MACs and all else stayed; of expected: what is realised of it; "
+                "memory: the step's peak, of dense's; full: the full form's speed-up."
+                f"{_threads(devices)} {told}",
             ),
             "timing_layers": timing_tables.table(
                 layers, timing_tables.shown_layers(layers, ratio), ["layer", "MACs"],
                 f"Speed-up of single layers over dense, forward and backward, at f = {f}: medians "
                 "over interleaved turns, of the subset form with quartiles. MACs: the ratio of "
-                "executed MACs of the subset and full forms; share: what the subset form realises "
-                "of it; expected (no upper bound): by the roofline, if dense and basis both ran at "
-                "the roof, of the forward pass alone. Peers are run at the same rank, CP "
-                f"with the subset form's parameters. {told}",
+                "executed MACs of the subset and full forms; of MACs: what the subset form "
+                "realises of it; expected (no upper bound): by the roofline, if dense and basis "
+                "both ran at the roof, of the forward pass alone. Peers are run at the same rank, "
+                f"CP with the subset form's parameters. {told}",
             ),
             "timing_networks": timing_tables.table(
                 networks, timing_tables.shown_networks(networks), ["network", "f", "MACs"],

@@ -54,7 +54,7 @@ def shown_layers(layers: pd.DataFrame, ratio: float) -> pd.DataFrame:
                 "MACs": f"{subset.macs_ratio:.2f}×",
                 _PLACE: letter,
                 "subset": speedup(subset),
-                "share": _percent(subset.share),
+                "of MACs": _percent(subset.share),
                 "expected": f"{subset.expected_speedup:.2f}×",
                 **{a: f"{arms[a].speedup:.2f}×" if a in arms else text.NOTHING for a in others},
             }
@@ -105,7 +105,7 @@ def _shown_step(row: Any) -> dict[str, str]:
         "training step": speedup(row),
         "basis, ms": text.significant(row.median_ms, 3),
         "expected": f"{row.expected_speedup:.2f}×",
-        "share": _percent(row.share),
+        "of expected": _percent(row.share),
     }
 
 

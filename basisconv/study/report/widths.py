@@ -18,7 +18,7 @@ from basisconv.study.run import Record, Section
 # How a verdict on the best of both kinds is said, by `arms.decided`.
 _AGAINST = {
     "above": "above it", "below": "below it", "equal": f"within ±{arms.MARGIN:g} points of it",
-    "open": "not told from it",
+    "open": "undecided against it",
 }  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICT_WORDS[r.verdict],
+            "verdict": text.VERDICT_WORDS[r.verdict],
         }
         for r in table.itertuples()
     ]
@@ -174,7 +174,7 @@ def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
                 r.difference, r.difference_low, r.difference_high, 2, True
             ),
             "p (Holm)": text.p_value(r.p_holm),
-            "so": text.VERDICT_WORDS[r.verdict],
+            "verdict": text.VERDICT_WORDS[r.verdict],
         }
         for r in envelope.itertuples()
     ]
