@@ -542,6 +542,12 @@ def test_both_references_of_skip_training_have_their_intervals_as_bands() -> Non
     assert "basis throughout (dotted, hatched)" in plot.caption
 
 
+def test_what_was_not_read_is_told_as_hearsay_and_other_networks_as_others() -> None:
+    assert "The paper is said to report" in built("05_skip_training").tables["skip"].caption
+    told = " ".join(built("01_baseline").numbers["findings"])
+    assert "Published figures for CIFAR-10, of networks trained to the end, lie between" in told
+
+
 def test_method_costs_end_with_the_network() -> None:
     made = built("00_method")
     table = made.tables["method_costs"].frame

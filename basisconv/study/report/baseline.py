@@ -189,7 +189,7 @@ def _numbers(
     if reached.n:
         low, high = min(published), max(published)
         findings.append(
-            f"Published figures for this kind of network, trained to the end, lie between "
+            f"Published figures for CIFAR-10, of networks trained to the end, lie between "
             f"{low:.2f} and {high:.2f} % test accuracy; ours lies "
             f"{'within them' if low <= reached.mean <= high else _gap(reached.mean, low, high)}."
         )

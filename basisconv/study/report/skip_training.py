@@ -33,8 +33,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 table, _shown(table, outcome),
                 f"Skip training ({where}): {outcome} accuracy with its 95 % interval and its "
                 "difference from dense trained for the same time (Welch, p by Holm). The paper "
-                "reports training up to 15 % faster at a negligible drop; at equal time the "
-                "question is whether accuracy is gained.",
+                "is said to report training up to 15 % faster at a negligible drop; at equal time "
+                "the question is whether accuracy is gained.",
             ),
             "skip_switches": Table(
                 pairs, _shown_pairs(pairs),
