@@ -29,24 +29,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when it did what was asked; 1, with one sentence on stderr, when not; 130 after Ctrl-C,
         141 when nobody reads its output to the end, and 143 after SIGTERM.
     """
-    kept = "records and checkpoints are kept, and the same command goes on from them"
+    kept = ""
     try:
         options = _parser().parse_args(arguments)
+        if options.command in (_reproduce, _run, _train) or vars(options).get("costs"):
+            kept = "; what is done is kept, and the same command goes on from there"
         command: Command = options.command
         with sigterm_raises():
             command(options)
         print(end="", flush=True)  # at exit, nobody could catch that it fails
-    except (ValueError, OSError, RuntimeError, LookupError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ImportError) as error:
         # A worker's pipe breaks, too, and that is no reader who has seen enough.
         if isinstance(error, BrokenPipeError) and _unread("\n"):
             return 141
         print(f"basisconv: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"basisconv: interrupted; {kept}", file=sys.stderr)
+        print(f"basisconv: interrupted{kept}", file=sys.stderr)
         return 130
     except Terminated:
-        print(f"basisconv: terminated; {kept}", file=sys.stderr)
+        print(f"basisconv: terminated{kept}", file=sys.stderr)
         return 143
     finally:
         _unread()
@@ -115,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("paper", _paper, "build the paper from what there is")
     bench = add("bench", _bench, "time layers and training steps on this device", profile=False)
     bench.add_argument("--repeats", type=int, default=20,
-                       help="interleaved turns; medians and quartiles are over these")  # fmt: skip
+                       help="interleaved turns of the benchmark; medians and quartiles are over "
+                            "these")  # fmt: skip
     bench.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
     data = add("data", _data, "the data sets", profile=False)
     data.add_argument("action", choices=["where", "verify", "sample", "pack"],
@@ -251,14 +254,15 @@ def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from basisconv.study.workload import by_macs, table, workload
+    from basisconv.study.workload import table, workload
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
-    print(table(workload(study)))
-    if by_macs(study):
+    rows, by_macs = workload(study)
+    print(table(rows))
+    if by_macs:
         print(
-            "The runs are sized by multiplications, for nobody has measured the step times yet: "
+            "The runs are sized by multiplications, for not all step times are measured yet: "
             f"python -m basisconv bench --costs {study.profile.name}"
         )
 
@@ -336,7 +340,7 @@ def _bench(options: argparse.Namespace) -> None:
     from basisconv.study.step_costs import measure_costs
 
     if options.costs:
-        path = measure_costs(Study.open(options.costs), options.repeats)
+        path = measure_costs(Study.open(options.costs))
     else:
         facts = bench.measure_device(options.repeats)
         print(benchmarks.markdown(facts))

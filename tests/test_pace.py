@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import basisconv as bc
-from basisconv.study import pace
+from basisconv.study import environment, pace
 from basisconv.study.pace import (
     Running,
     inference,
@@ -128,3 +129,15 @@ def test_a_step_that_keeps_more_peaks_higher() -> None:
 def test_without_cuda_arms_run_as_they_are() -> None:
     arms = {"a": lambda: 1, "b": lambda: 2}
     assert replayed(arms) == arms
+
+
+def test_memory_is_counted_where_the_system_tells_no_peak_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(environment, "_STATUS", status)
+    monkeypatch.setattr(environment, "device", lambda: torch.device("cpu"))
+    status.write_text("Name:\tpython\nVmHWM:\t  2048 kB\n")
+    assert environment.peak_memory_bytes() == 2 * 2**20
+    status.write_text("Name:\tpython\n")  # as in some sandboxes
+    assert environment.peak_memory_bytes() > 2 * 2**20  # this process holds torch

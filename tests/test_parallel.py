@@ -214,7 +214,10 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
         time.sleep(0.5)  # short of the run's end, on any machine
         process.terminate()
         told = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and "terminated; records and checkpoints are kept" in told
+    assert (
+        process.returncode != 0
+        and "terminated; what is done is kept, and the same command goes on" in told
+    )
     assert study.store.get(pair.run_id) is None
     (left,) = paths(study.store.checkpoints(pair.run_id))[:1]
     assert 0 <= step_of(left) < run.steps

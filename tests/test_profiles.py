@@ -65,6 +65,7 @@ def test_settings_are_laid_over_the_file_and_validated() -> None:
         ("width", "'width' is not key=value"),
         ("width=0", "width: .*greater than or equal to 1"),
         ("notebooks.02_all_layers.ratios=[1.5]", "02_all_layers.ratios.0"),
+        ("notebooks.02_all_layers.skip_switch=1", "02_all_layers.skip_switch: .*less than 1"),
         ("precision=float16", "precision: .*float32"),
         ("seeds.confirm=[0]", r"seeds \[0\] are listed twice"),
         ("width=[", "width=.* is not YAML"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -818,3 +819,27 @@ def test_the_layers_that_differ_are_counted_in_words_and_dark_in_the_figure() ->
     loss, accuracy, *_ = made.figures["sensitivity"].figure.axes
     assert [bar.get_alpha() for bar in loss.patches] == [0.75, 0.45]
     assert [bar.get_alpha() for bar in accuracy.patches] == [0.45, 0.45]
+
+
+def test_the_ranking_is_told_without_the_layers_that_a_test_tells_too() -> None:
+    """One layer far above seven that hardly differ: most of the reliability is that layer's."""
+    matrix = np.random.default_rng(3).normal(0, 0.01, (6, 8)) + np.arange(8) * 0.002
+    matrix[:, 7] += 3
+    table = pd.DataFrame({"layer": [f"l{i}" for i in range(8)], "p_holm": [0.9] * 7 + [0.001]})
+    (told,) = sensitivity._others(table, matrix)
+    rest = matrix[:, :7]
+    halves = [
+        oracle.spearmanr(rest[list(a)].mean(0), rest[list(set(range(6)) - set(a))].mean(0))
+        for a in itertools.combinations(range(6), 3)
+    ]
+    rho = np.mean([half.statistic for half in halves])
+    trust = max(0.0, 2 * rho / (1 + rho))
+    assert "Without l7 the ranking of the other 7 has a reliability of " in told
+    assert f" {trust:.2f} [" in told
+    mean = rest.mean(axis=1)
+    error = oracle.t.ppf(0.975, 5) * mean.std(ddof=1) / np.sqrt(6)
+    assert (
+        f"[{mean.mean() - error:+.4f}, {mean.mean() + error:+.4f}] nats".replace("-", "−") in told
+    )
+    assert sensitivity._others(table.assign(p_holm=0.9), matrix) == []
+    assert sensitivity._others(table.assign(p_holm=0.001), matrix) == []

@@ -7,9 +7,9 @@ import pytest
 from fake_runs import make_record, make_run, no_space, strays
 
 from basisconv.study import files
-from basisconv.study.files import DamagedFile
-from basisconv.study.publish import publish, published
-from basisconv.study.run import Arm, Section
+from basisconv.study.files import DamagedFile, write_json
+from basisconv.study.publish import Entry, publish, published
+from basisconv.study.run import SCHEMA, Arm, Section
 from basisconv.study.store import ConflictingResults, MissingRuns, Store
 
 
@@ -151,7 +151,7 @@ def test_merge_sees_what_a_training_puts_meanwhile(tmp_path):
         except ConflictingResults as error:
             raised.append(error)
 
-    with store._alone():  # as the training does that settles
+    with store.alone():  # as the training does that settles
         other = threading.Thread(target=merge)
         other.start()
         other.join(0.2)
@@ -219,6 +219,26 @@ def test_published_sections_come_back_with_their_records(tmp_path):
     assert Store(destination).records(found["01_baseline"].run_ids) == store.records(ids(0, 1))
     publish(store, section(3), destination)
     assert published(destination)["01_baseline"] == section(3)
+
+
+def test_publishing_waits_for_another_and_keeps_its_section(tmp_path):
+    store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "smoke"
+    later = section(1, name="02_all_layers")
+    with Store(destination).alone():  # as one who has read the manifest, and has not written it
+        other = threading.Thread(target=publish, args=(store, later, destination))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and not (destination / "manifest.json").exists()
+        Store(destination).add(store.records(ids(0)).values())
+        write_json(
+            destination / "manifest.json",
+            {
+                "schema_version": SCHEMA,
+                "sections": {"01_baseline": Entry(True, section(0)).dump()},
+            },
+        )
+    other.join()
+    assert published(destination) == {"01_baseline": section(0), "02_all_layers": later}
 
 
 def test_publishing_twice_leaves_the_same_bytes(tmp_path):

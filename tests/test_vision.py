@@ -5,8 +5,12 @@ import sys
 
 import pytest
 import torch
+from fake_runs import make_run
 
 from basisconv.study import vision
+from basisconv.study.attempt import recorded
+from basisconv.study.checkpoint import Checkpoints
+from basisconv.study.environment import Unfit
 
 
 @pytest.fixture
@@ -82,7 +86,9 @@ def test_other_errors_of_the_import_pass_through_and_leave_nothing_half_imported
 
 def test_an_operator_unknown_to_the_guard_says_what_to_install(fake):
     fake("raise RuntimeError('operator torchvision::brand_new does not exist')\n")
-    with pytest.raises(ImportError, match="brand_new does not exist.*pip install 'torch>="):
+    with pytest.raises(
+        ImportError, match=r"brand_new does not exist.*pip install 'basisconv\[study\]'"
+    ):
         vision.torchvision()
 
 
@@ -90,3 +96,16 @@ def test_absent_torchvision_says_what_to_install(fake, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match=r"pip install 'basisconv\[study\]'"):
         vision.torchvision()
+
+
+def test_a_machine_without_torchvision_is_unfit_and_no_run_of_its_sweep_fails(
+    fake, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+
+    def needs_it(run, checkpoints):
+        vision.torchvision()
+
+    checkpoints = Checkpoints(tmp_path, make_run(0))
+    with pytest.raises(Unfit, match="No torchvision here"):
+        recorded(make_run(0), checkpoints, needs_it)

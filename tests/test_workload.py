@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 from fake_runs import make_record
 
-from basisconv.study import protocol, workload
+from basisconv.plan import Plan
+from basisconv.study import protocol
+from basisconv.study.costs import Step, add_rows, reference, settings
 from basisconv.study.data import EVALUATED_IMAGES, load
 from basisconv.study.experiments import DRAFTS, draft
 from basisconv.study.protocol import Study
 from basisconv.study.run import Run
 from basisconv.study.status import Status
-from basisconv.study.workload import Clock, Work, table
+from basisconv.study.workload import Clock, Work, table, workload
 
 
 def rows(study: Study) -> dict[str, Work]:
-    return {row.section: row for row in workload.workload(study)}
+    found, _ = workload(study)
+    return {row.section: row for row in found}
 
 
 @pytest.fixture
@@ -115,10 +118,22 @@ def test_what_is_left_is_what_has_no_result_less_the_steps_of_checkpoints(study:
 def test_a_profile_without_its_cost_table_is_planned_by_macs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in (protocol, workload):
-        monkeypatch.setattr(room, "cost_table", lambda name: tmp_path / "none.json")
-    study = Study.open("smoke", ["costs=table", "dense_step_ms=1"], runs=tmp_path / "runs")
-    assert all(row.hours for row in rows(study).values())
+    path = tmp_path / "costs.json"
+    monkeypatch.setattr(protocol, "cost_table", lambda name: path)
+    opened = ["costs=table", "dense_step_ms=1"]
+    found, by_macs = workload(Study.open("smoke", opened, runs=tmp_path / "runs"))
+    assert by_macs and all(row.hours for row in found)
+    # Half measured, as `run --minutes` may leave it: no more is known of most steps.
+    study = Study.open("smoke", opened, runs=tmp_path / "runs")
+    dense = reference(study.profile)
+    row = {"plan": Plan().to_dict(), "width": dense.width, "batch_size": dense.batch_size}
+    add_rows(path, {"device": "d", "device_kind": "k", **settings(study.profile)},
+             [row | {"ratio": 1.0, "quartiles": [1.0, 1.0]}])  # fmt: skip
+    assert study.cost(*Step(Plan(), dense.width, dense.batch_size)) == 1
+    again, by_macs = workload(study)
+    assert by_macs and again == found
+    # By executed MACs nothing stands in for anything.
+    assert not workload(Study.open("smoke", runs=tmp_path / "runs"))[1]
 
 
 def test_the_table_adds_up() -> None:

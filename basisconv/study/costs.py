@@ -19,6 +19,10 @@ from basisconv.study.models import outline
 from basisconv.study.profiles import Profile
 
 
+class Unmeasured(ValueError):
+    """A step has no row in a cost table, or the profile no table."""
+
+
 class Step(NamedTuple):
     """What the cost of a training step hangs on, in one profile."""
 
@@ -62,6 +66,7 @@ class MeasuredCosts:
 
     Raises:
         ValueError: if the table was measured with other settings than the profile's.
+        Unmeasured: by `of`, for a step that the table does not tell.
         DamagedFile: if it is no table.
     """
 
@@ -73,8 +78,8 @@ class MeasuredCosts:
         if other:
             raise ValueError(
                 f"{path} was measured with {other}, and profile {profile.name!r} has {wanted}. "
-                f"Set these back, or move the table away and measure anew: "
-                f"python -m basisconv bench --costs {profile.name}"
+                f"Set these back, or move the table away: python -m basisconv run --profile "
+                f"{profile.name} with the same --set then measures a new one."
             )
         try:
             self._rows = {_step(row): float(row["ratio"]) for row in table["rows"]}
@@ -115,7 +120,7 @@ class MeasuredCosts:
             return self._rows[step]
         except KeyError:
             what = ", ".join(step.plan.layers) or "dense"
-            raise ValueError(
+            raise Unmeasured(
                 f"{self._path} has no row for width {step.width}, batch {step.batch_size} with "
                 f"{what}. Measure it: python -m basisconv bench --costs {self._path.parent.name}"
             ) from None

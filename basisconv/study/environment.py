@@ -34,9 +34,10 @@ def device() -> torch.device:
 
 @lru_cache
 def environment() -> dict[str, str]:
-    """Device, software and the state of the source; never compared, only told.
+    """Device, software and the state of the source: told, and but for one not compared.
 
-    `device_kind` names the kind of hardware; see `repeats_exactly`.
+    `device_kind` names the kind of hardware, by which two results must agree or need not; see
+    `repeats_exactly`.
     """
     return {
         "device_kind": device_kind(),
@@ -107,9 +108,10 @@ def peak_memory_bytes() -> int:
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
-        # Not getrusage's: its peak is for the life of the process.
-        (line,) = [x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:")]
-        return 1024 * int(line.split()[1])
+        # Before getrusage's, whose peak is for the life of the process; some sandboxes lack it.
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from basisconv.plan import Plan
 from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
-from basisconv.study.drafts import Draft, Phases
+from basisconv.study.drafts import Draft
 from basisconv.study.layer_sweep import add_layers, savings
 from basisconv.study.parameters import (
     AllLayers,
@@ -72,8 +72,13 @@ def baseline(study: Study, parameters: Baseline) -> Draft:
 
 def all_layers(study: Study, parameters: AllLayers) -> Draft:
     """02: the frontier of accuracy over training time."""
-    ratio, share = parameters.ratio, parameters.skip_switch
+    ratio, best = parameters.ratio, parameters.best_skip
     every = study.plan(ratio)
+    usual = Skip(
+        direction="basis→dense", switch=parameters.skip_switch,
+        carry="exact", momentum_carry="fresh", schedule="one",
+    )  # fmt: skip
+    skips = [usual] if best is None else [usual, best]
     narrow = parameters.narrow_width or study.narrow_width(every)
     same_size = study.same_size_width(every)
     facts = {**parameters.model_dump(), "narrow_width": narrow, "same_size_width": same_size}
@@ -88,11 +93,8 @@ def all_layers(study: Study, parameters: AllLayers) -> Draft:
         result.add("dense", "dense", Plan(), budget)
         for f in parameters.ratios:
             in_all_layers(f, budget)
-        phases: Phases = [(share, every), (1 - share, Plan())]
-        label = f"basis→dense at {share:g}, f = {ratio:g}"
-        result.add(label, "skip", phases, budget, detail=one)
-        if (best := parameters.best_skip) is not None:
-            result.add_skip(f"{best.label}, f = {ratio:g}", best, every, budget, detail=one)
+        for skip in skips:
+            result.add_skip(f"{skip.label}, f = {ratio:g}", skip, every, budget, detail=one)
         if parameters.selected:
             plan = study.plan(ratio, parameters.selected)
             result.add(f"selected, f = {ratio:g}", "selected", plan, budget, detail=one)
@@ -169,12 +171,17 @@ def selection(
     add("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates))
     add("first five", "first_five", every.only(study.layers[:5]))
     if controls:
-        draws = (random_subset(time, 1.0, target, candidates, seed=i) for i in range(100))
-        distinct = [plan for plan in dict.fromkeys(draws) if plan != chosen]
+        drawn: dict[Plan, None] = {}
+        for i in range(100):
+            if len(drawn) == parameters.draws:
+                break
+            plan = random_subset(time, 1.0, target, candidates, seed=i)
+            if plan != chosen:
+                drawn[plan] = None
         # A run each: what is asked is how subsets at random do, and a draw more tells more of that
         # than another seed of a draw.
         seeds = study.seeds(result.name)
-        for i, plan in enumerate(distinct[: parameters.draws]):
+        for i, plan in enumerate(drawn):
             add(f"random {i + 1}", "random", plan, [seeds[i % len(seeds)]])
         add("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
     return result

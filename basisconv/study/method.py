@@ -15,11 +15,11 @@ from basisconv.study.rng import generator
 
 def measure(study: Study, ratio: float) -> dict[str, Any]:
     """The facts of section 00: parameters and MACs of each layer, and errors of the forms."""
-    full = study.plan(ratio)
+    every = study.plan(ratio)
     plans = {
         "dense": Plan(),
-        "subset": full,
-        "full": Plan(full.layers, "full"),
+        "subset": every,
+        "full": Plan(every.layers, "full"),
     }
     costs = {form: study.network_costs(plan) for form, plan in plans.items()}
     layers = []
@@ -33,7 +33,7 @@ def measure(study: Study, ratio: float) -> dict[str, Any]:
                 "in_channels": row.input_shape[1],
                 "out_channels": row.output_shape[1],
                 "output_size": row.output_shape[2],
-                "n_basis": full.layers.get(row.name),
+                "n_basis": every.layers.get(row.name),
                 "parameters": {form: r.parameters for form, r in rows.items()},
                 "macs": {form: r.macs_by_parameters for form, r in rows.items()},
             }

@@ -108,13 +108,13 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def initialise(model: nn.Module, seed: int, *purpose: str | int) -> None:
-    """Draw every layer's weights from a stream keyed by (seed, purpose, layer name).
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every layer's weights from a stream keyed by (seed, layer name).
 
     Networks that share a layer's name and shape share its initial weights, whatever the rest.
     """
     for name, module in model.named_modules():
-        initialise_layer(module, generator(seed, "weights", *purpose, name))
+        initialise_layer(module, generator(seed, "weights", name))
 
 
 def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:

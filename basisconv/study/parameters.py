@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from basisconv.study.run import Carry, Count, MomentumCarry, Schedule
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Switch = Annotated[float, Field(gt=0, lt=1)]  # the share of the time in the first of two forms
 Positive = Annotated[float, Field(gt=0)]
 Direction = Literal["basis→dense", "dense→basis"]
 
@@ -39,7 +40,7 @@ class Skip(Strict):
     """A way to train in two forms: `switch` is the share of the training time in the first."""
 
     direction: Direction
-    switch: Annotated[float, Field(gt=0, lt=1)]
+    switch: Switch
     carry: Carry
     momentum_carry: MomentumCarry
     schedule: Schedule
@@ -66,7 +67,7 @@ class AllLayers(Strict):
     budgets: Annotated[list[Positive], Field(min_length=1)]
     ratios: Annotated[list[Share], Field(min_length=1)]
     ratio: Share
-    skip_switch: Share
+    skip_switch: Switch
     extra_budget: Positive
     extra_ratios: list[Share]
     equal_steps: Annotated[list[Share], Field(min_length=1)]
@@ -118,7 +119,7 @@ class Pilot(Strict):
 
     train_images: Count | None
     ratio: Share
-    skip_switch: Annotated[float, Field(gt=0, lt=1)]
+    skip_switch: Switch
     budgets: Annotated[list[Positive], Field(min_length=1)]
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
     batch_sizes: Annotated[list[Count], Field(min_length=1)]
@@ -152,7 +153,7 @@ class SkipTraining(Strict):
 
     ratio: Share
     budget: Positive
-    switches: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
+    switches: Annotated[list[Switch], Field(min_length=1)]
     carries: Annotated[list[Carry], Field(min_length=1)]
     momentum: list[MomentumCarry]
     schedules: list[Schedule]

@@ -18,7 +18,14 @@ from torch import nn
 import basisconv
 from basisconv.cost import Summary
 from basisconv.plan import Plan
-from basisconv.study.costs import Costs, MacCosts, MeasuredCosts, Step, network_costs
+from basisconv.study.costs import (
+    Costs,
+    MacCosts,
+    MeasuredCosts,
+    Step,
+    Unmeasured,
+    network_costs,
+)
 from basisconv.study.data import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.environment import ROOT
 from basisconv.study.files import DamagedFile, read_json
@@ -80,13 +87,17 @@ class Study:
 
     @cached_property
     def costs(self) -> Costs:
-        """What a step of a plan costs."""
+        """What a step of a plan costs.
+
+        Raises:
+            Unmeasured: if there is no table of step times, where the profile wants one.
+        """
         profile = self.profile
         if profile.costs == "macs":
             return MacCosts(profile, CLASSES[profile.data])
         path = cost_table(profile.name)
         if not path.exists():
-            raise ValueError(
+            raise Unmeasured(
                 f"{path} is not there: profile {profile.name!r} sizes its runs by measured step "
                 f"times. Measure them: python -m basisconv bench --costs {profile.name}"
             )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from basisconv.study.files import DamagedFile, read_json, write_json
-from basisconv.study.run import SCHEMA, Section, check_schema
+from basisconv.study.run import SCHEMA, Record, Section, check_schema
 from basisconv.study.store import MergeReport, MissingRuns, Store
 
 
@@ -67,6 +67,12 @@ def publish(
                 "failed. `python -m basisconv run --profile PROFILE --retry-failed` trains them "
                 "again."
             )
+    with Store(destination).alone():
+        return _replace(records, section, Path(destination))
+
+
+def _replace(records: list[Record], section: Section, destination: Path) -> PublishReport:
+    """Put a section and its records in the place of what was published of it, being alone."""
     before = manifest(destination)
     # What was published before counts: this store may be new, on another machine.
     missing = set(lacking(section, destination)) - {record.run_id for record in records}
@@ -85,7 +91,7 @@ def publish(
         )
     report = Store(destination).add(records)
     values = {name: entry.dump() for name, entry in entries.items()}
-    write_json(_manifest(destination), {"schema_version": SCHEMA, "sections": values})
+    write_json(manifest_file(destination), {"schema_version": SCHEMA, "sections": values})
     for path in unnamed:
         path.unlink(missing_ok=True)
     return PublishReport(report.added, report.known, report.kept, removed)
@@ -151,7 +157,7 @@ def manifest(destination: str | Path) -> dict[str, Entry]:
     Raises:
         DamagedFile: if the manifest is not what was written, or is another profile's.
     """
-    path = _manifest(destination)
+    path = manifest_file(destination)
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -185,5 +191,6 @@ def _named(entries: Mapping[str, Entry]) -> set[str]:
     return {i for entry in entries.values() for s in entry.sections() for i in s.run_ids}
 
 
-def _manifest(destination: str | Path) -> Path:
+def manifest_file(destination: str | Path) -> Path:
+    """Where a folder of published records names its sections."""
     return Path(destination) / "manifest.json"

@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from basisconv.study.stats import NAN, Floats, check_share, paired_values
-
-
-class Agreement(NamedTuple):
-    """How alike two rankings are: Spearman's rho and Kendall's tau-b."""
-
-    spearman: float
-    kendall: float
+from basisconv.study.stats import NAN, check_share, paired_values
 
 
 class Reliability(NamedTuple):
@@ -48,8 +41,8 @@ class Bootstrap(NamedTuple):
     high: float
 
 
-def rank_agreement(x: ArrayLike, y: ArrayLike) -> Agreement:
-    """Spearman's rho and Kendall's tau-b of two scores of the same layers.
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation of two scores of the same layers, ties by their mean rank.
 
     NaN where one of them is constant or has a single layer.
 
@@ -57,8 +50,9 @@ def rank_agreement(x: ArrayLike, y: ArrayLike) -> Agreement:
         ValueError: if a score is not finite or the lengths differ.
     """
     a, b = paired_values(x, y)
-    rho = _spearman(a, b)
-    return Agreement(rho, NAN if math.isnan(rho) else float(stats.kendalltau(a, b).statistic))
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return NAN
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
 
 def reliability(scores: ArrayLike, halvings: int = 1000) -> Reliability:
@@ -86,7 +80,7 @@ def reliability(scores: ArrayLike, halvings: int = 1000) -> Reliability:
     halves = float(
         np.mean(
             [
-                _spearman(table[a].mean(axis=0), table[b].mean(axis=0))
+                spearman(table[a].mean(axis=0), table[b].mean(axis=0))
                 for a, b in _splits(seeds, halvings)
             ]
         )
@@ -189,10 +183,3 @@ def _splits(seeds: int, most: int) -> list[tuple[list[int], list[int]]]:
         for b in combinations([i for i in range(seeds) if i not in a], half)
         if a < b
     ]
-
-
-def _spearman(x: Floats, y: Floats) -> float:
-    """Spearman's rho alone: Kendall's tau would cost most of a reliability's time."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return NAN
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])

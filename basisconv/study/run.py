@@ -2,7 +2,7 @@
 
 A Run holds all that decides its result and nothing that does not; its id is a hash of that. A
 Record is the Run with its result, which the same Run gives again bit for bit on the same kind of
-CPU, and the measurement of the time it took, which is never compared.
+CPU, and the measurement of the time it took, which does not repeat.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Result(Model):
 
 
 class Measurement(Model):
-    """What differs from time to time, and is never compared."""
+    """What differs from time to time; of it `device_kind` alone is compared, by `Store.add`."""
 
     seconds: dict[str, float]
     """Wall time of all sessions: "total", and by part "train", "evaluate", "switch", "data",

@@ -136,7 +136,7 @@ class Store:
             OSError: as `put`.
             ConflictingResults: as `add`.
         """
-        with self._alone():
+        with self.alone():
             if self.get(record.run_id) == seen:
                 self.put(record)
             else:
@@ -174,7 +174,7 @@ class Store:
         return sorted(stem for stem in stems if _RUN_ID.fullmatch(stem))
 
     def add(self, records: Iterable[Record]) -> MergeReport:
-        """Take in records made elsewhere; doing it again changes nothing.
+        """Take in records made elsewhere, being `alone`; doing it again changes nothing.
 
         Raises:
             ConflictingResults: if one has another result than the record here and both were made
@@ -220,12 +220,12 @@ class Store:
                 f"{folder} holds no records. Name a folder of files like 0123456789abcdef.json, "
                 "such as the build/PROFILE/runs of another machine."
             )
-        with self._alone():
+        with self.alone():
             return self.add(records.values())
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep others from settling and merging, so that what was compared is what is replaced."""
+    def alone(self) -> Iterator[None]:
+        """Keep others from settling, merging and publishing; what was compared is replaced."""
         path = self.folder / "locks" / "records.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):

@@ -11,7 +11,7 @@ from basisconv.study import checkpoint
 from basisconv.study.costs import MeasuredCosts
 from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.protocol import Study, cost_table, published_folder
-from basisconv.study.publish import manifest
+from basisconv.study.publish import manifest, manifest_file
 from basisconv.study.store import Store
 
 
@@ -53,7 +53,7 @@ def verify(study: Study) -> Findings:
     for path in sorted((study.store.folder / "checkpoints").glob("*/*.pt")):
         findings.check("checkpoints", partial(checkpoint.read, path, path.parent.name))
     _check_records(findings, "published records", Store(folder))
-    if (folder / "manifest.json").exists() or _records(Store(folder)):
+    if manifest_file(folder).exists() or _records(Store(folder)):
         findings.check("manifests", partial(_check_manifest, folder))
     table = cost_table(study.profile.name)
     if table.exists():
@@ -72,7 +72,7 @@ def _check_records(findings: Findings, kind: str, store: Store) -> None:
 
 
 def _records(store: Store) -> list[Path]:
-    beside = ("manifest.json", "costs.json")
+    beside = {manifest_file(store.folder).name, cost_table("").name}
     return sorted(path for path in store.folder.glob("*.json") if path.name not in beside)
 
 
@@ -84,7 +84,7 @@ def _check_manifest(folder: Path) -> None:
         named.update(run_id for section in entry.sections() for run_id in section.run_ids)
     if unnamed := sorted({path.stem for path in _records(records)} - named):
         raise DamagedFile(
-            f"{folder / 'manifest.json'} is gone or older than the records beside it: no section "
+            f"{manifest_file(folder)} is gone or older than the records beside it: no section "
             f"names {', '.join(unnamed)}. Put it back, or publish their sections again; or, where "
             "they are what publishing had replaced when it was killed, delete them."
         )

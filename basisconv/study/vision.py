@@ -16,6 +16,8 @@ from types import ModuleType
 
 import torch
 
+from basisconv.study.environment import Unfit
+
 # All operators that torchvision's own import refers to by name. Declared, not implemented: a call
 # of one still fails.
 _SCHEMAS = {
@@ -25,18 +27,22 @@ _SCHEMAS = {
 _MISSING = re.compile(r"operator torchvision::\w+ does not exist")
 
 
+class MissingTorchvision(Unfit, ImportError):
+    """torchvision is not installed, or does not fit the torch that is."""
+
+
 @functools.cache
 def torchvision() -> ModuleType:
     """The module torchvision, imported at the first call.
 
     Raises:
-        ImportError: if it is not installed, or does not fit the torch that is; the sentence says
-            what to install.
+        MissingTorchvision: if it is not installed, or does not fit the torch that is; the sentence
+            says what to install.
     """
     try:
         return _import()
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingTorchvision(
             f"No {error.name} here, which the study's networks and data need: "
             "pip install 'basisconv[study]'."
         ) from error
@@ -47,9 +53,9 @@ def torchvision() -> ModuleType:
     try:
         return _import()
     except RuntimeError as error:
-        raise ImportError(
+        raise MissingTorchvision(
             f"torchvision does not fit torch {torch.__version__}: {error}. Install a matching "
-            "pair: pip install 'torch>=2.11,<2.14' 'torchvision>=0.26,<0.29'."
+            "pair: pip install 'basisconv[study]'."
         ) from error
 
 

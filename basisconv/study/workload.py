@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from basisconv.study.costs import Unmeasured
 from basisconv.study.data import EVALUATED_IMAGES, TRAINING_IMAGES
 from basisconv.study.drafts import Draft
 from basisconv.study.environment import device_kind
 from basisconv.study.experiments import DRAFTS, Waiting, draft, selection
-from basisconv.study.protocol import Study, cost_table
+from basisconv.study.protocol import Study
 from basisconv.study.run import Record, Run
 from basisconv.study.status import Status, status, steps_done
 
@@ -53,15 +54,23 @@ class Work:
     waits: str = ""
 
 
-def workload(study: Study) -> list[Work]:
+def workload(study: Study) -> tuple[list[Work], bool]:
     """What each section takes, in the order in which they are trained.
+
+    Returns:
+        A row a section; and whether executed MACs stand in for step times that the profile wants
+        measured, and that are not, or not all of them.
 
     Raises:
         DamagedFile: if a record is not what was written.
     """
-    if by_macs(study):
+    by_macs = False
+    try:
+        drafts = [_drafted(study, name) for name in DRAFTS]
+    except Unmeasured:
+        by_macs = True
         study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
-    drafts = [_drafted(study, name) for name in DRAFTS]
+        drafts = [_drafted(study, name) for name in DRAFTS]
     clock = Clock.of(study, [found for found, _ in drafts])
     workers, store = study.profile.workers, study.store
     rows: list[Work] = []
@@ -85,12 +94,7 @@ def workload(study: Study) -> list[Work]:
                 waits=waits,
             )
         )
-    return rows
-
-
-def by_macs(study: Study) -> bool:
-    """Whether executed MACs stand in for the step times that the profile wants measured."""
-    return study.profile.costs == "table" and not cost_table(study.profile.name).exists()
+    return rows, by_macs
 
 
 def table(rows: Sequence[Work]) -> str:

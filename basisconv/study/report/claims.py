@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.report import estimates, style, text
-from basisconv.study.report.evidence import UNMEASURED, VERDICTS, Estimate, Evidence
+from basisconv.study.report import arms, estimates, style, text
+from basisconv.study.report.evidence import PAPER_SPEEDUP, UNMEASURED, VERDICTS, Estimate, Evidence
 from basisconv.study.report.output import Report, Table
 from basisconv.study.run import Record, Section
 
@@ -42,8 +42,9 @@ CLAIMS: tuple[Claim, ...] = (
         "speedup", "key result",
         "Achieved up to 15% training speedup on ResNet18 with negligible accuracy drop",
         ("02_all_layers",),
-        "Reproduced if an arm beats dense trained at least 1.15 times as long, partly if it beats "
-        "dense of the same time, not if every comparison is decided and none is won.",
+        f"Reproduced if an arm beats dense trained at least {PAPER_SPEEDUP:g} times as long, "
+        "partly if it beats dense of the same time, not if every comparison is decided and none "
+        "is won.",
         estimates.speedup,
     ),
     Claim(
@@ -58,7 +59,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Successfully identified layer-specific sensitivity to basis convolution application",
         ("03_sensitivity",),
         "Reproduced if some layer differs from dense (Holm) and the ranking's reliability is at "
-        "least 0.7, partly if one of the two holds.",
+        f"least {arms.TRUSTED:g}, partly if one of the two holds.",
         estimates.identified,
     ),
     Claim(
@@ -74,8 +75,9 @@ CLAIMS: tuple[Claim, ...] = (
         "Training only basis convolutions and representing others as linear combinations reduces "
         "model size while maintaining performance.",
         ("02_all_layers",),
-        "With all layers in basis form: reproduced if above dense of the same time, or within 0.2 "
-        "points of it, at every budget; partly if at some; not if below at every one.",
+        "With all layers in basis form: reproduced if above dense of the same time, or within "
+        f"{arms.MARGIN:g} points of it, at every budget; partly if at some; not if below at every "
+        "one.",
         estimates.performance,
     ),
     Claim(
@@ -83,9 +85,9 @@ CLAIMS: tuple[Claim, ...] = (
         "Selective application of basis convolutions to less sensitive layers accelerates "
         "training without degrading model quality.",
         ("04_selection",),
-        "Reproduced if the selected subset is above dense of the same time, or within 0.2 points, "
-        "and above random subsets of equal step time; partly without the latter; not if below "
-        "dense.",
+        "Reproduced if the selected subset is above dense of the same time, or within "
+        f"{arms.MARGIN:g} points, and above random subsets of equal step time; partly without the "
+        "latter; not if below dense.",
         estimates.selected,
     ),
     Claim(
@@ -103,7 +105,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Too few basis convolutions causes accuracy degradation",
         ("02_all_layers",),
         "Reproduced if, trained for as many steps, the smallest share of basis filters is below "
-        "the largest, not if above or within 0.2 points.",
+        f"the largest, not if above or within {arms.MARGIN:g} points.",
         estimates.too_few,
     ),
     Claim(
@@ -121,14 +123,14 @@ CLAIMS: tuple[Claim, ...] = (
         "causing accuracy loss",
         ("04_selection",),
         "Reproduced if the selected subset is above the inverted one of equal step time, not if "
-        "below or within 0.2 points.",
+        f"below or within {arms.MARGIN:g} points.",
         estimates.misjudged,
     ),
     Claim(
         "few layers", "break condition",
         "too few selected layers provide minimal speed gains",
         ("03_sensitivity",),
-        "Reproduced if no single layer alone makes a step 1.15 times as fast.",
+        f"Reproduced if no single layer alone makes a step {PAPER_SPEEDUP:g} times as fast.",
         estimates.few_layers,
     ),
     Claim(
@@ -157,7 +159,8 @@ CLAIMS: tuple[Claim, ...] = (
         "accuracy.",
         ("05_skip_training",),
         "Reproduced if at every switch point the arm is above dense of the same time, or within "
-        "0.2 points of it (Holm over these); partly if at some; not if below at every one.",
+        f"{arms.MARGIN:g} points of it (Holm over these); partly if at some; not if below at "
+        "every one.",
         estimates.reinitialised,
     ),
     Claim(
@@ -165,7 +168,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Skipping basis convolutions early → less speedup but better final accuracy",
         ("05_skip_training",),
         "Reproduced if the earliest switch to dense is above basis throughout at equal time, not "
-        "if below or within 0.2 points.",
+        f"if below or within {arms.MARGIN:g} points.",
         estimates.early_switch,
     ),
 )  # fmt: skip

@@ -283,14 +283,14 @@ def early_switch(e: Evidence) -> Estimate:
     section = e.sections["05_skip_training"]
     found = arms.measure(section, e.records)
     basis = arms.first(found, "basis")
-    kept = [
+    exact = [
         m
         for m in found
         if m.arm.detail.get("direction") == "basis→dense" and m.arm.detail.get("carry") == "exact"
     ]
-    if basis is None or not kept:
+    if basis is None or not exact:
         return absent("basis throughout, or a switch that keeps the function")
-    early = min(kept, key=lambda m: float(m.arm.detail["switch"]))  # type: ignore[arg-type]
+    early = min(exact, key=lambda m: float(m.arm.detail["switch"]))  # type: ignore[arg-type]
     c = arms.compare(early, basis)
     if c.difference.p != c.difference.p:
         return untested()

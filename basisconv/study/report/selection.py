@@ -114,7 +114,7 @@ def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
     rows = []
     for m in found:
         other = [] if dense is None or m is dense else dense.accuracy
-        against = arms.compare_values(m.accuracy, other).difference
+        gain = arms.compare_values(m.accuracy, other).difference
         detail, mean = _detail(m), m.interval
         layers = detail["layers"]
         rows.append(
@@ -124,8 +124,8 @@ def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
                 "layer_count": detail.get("layer_count", len(layers)),  # the pooled draws' mean
                 "predicted_time": detail["predicted_time"], "parameters": detail["parameters"],
                 "macs": detail["macs"], "accuracy": mean.mean, "low": mean.low, "high": mean.high,
-                "sd": mean.sd, "difference": against.estimate, "difference_low": against.low,
-                "difference_high": against.high,
+                "sd": mean.sd, "difference": gain.estimate, "difference_low": gain.low,
+                "difference_high": gain.high,
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

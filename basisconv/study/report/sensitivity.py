@@ -223,7 +223,7 @@ def needed(trust: rankings.Reliability, seeds: int) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, matrix: np.ndarray, trust: rankings.Bootstrap, ceiling: float, told: str
+    table: pd.DataFrame, matrix: np.ndarray, bounds: rankings.Bootstrap, ceiling: float, told: str
 ) -> dict[str, Any]:  # fmt: skip
     hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
     gain = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] < 0)]
@@ -243,9 +243,9 @@ def _numbers(
     findings = [headline, told]
     if len(hurt) > 1:
         findings.append(f"The layers that hurt: {text.listed(list(hurt['layer']))}.")
-    findings += _agreements(table, matrix)
+    findings += [*_others(table, matrix), *_agreements(table, matrix)]
     values = {
-        "reliability": text.number(*trust, n=len(matrix), digits=2),
+        "reliability": text.number(*bounds, n=len(matrix), digits=2),
         "ceiling": text.number(ceiling, n=len(matrix), digits=2),
         "layers_that_hurt": text.count(len(hurt)),
     }
@@ -269,6 +269,21 @@ def _fewest(
     ]
 
 
+def _others(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
+    """What is left without the layers that a test tells: a ranking may rest on those alone."""
+    told = (table["p_holm"] < arms.ALPHA).to_numpy()
+    if not matrix.size or not told.any() or (~told).sum() < 3:
+        return []
+    rest = matrix[:, ~told]
+    trust, rise = rankings.reliability_interval(rest), stats.mean_interval(rest.mean(axis=1))
+    return [
+        f"Without {text.listed(list(table['layer'][told]))} the ranking of the other "
+        f"{rest.shape[1]} has a reliability of "
+        f"{text.with_interval(trust.estimate, trust.low, trust.high, 2)}, and their mean rise of "
+        f"loss is {text.with_interval(rise.mean, rise.low, rise.high, 4, True)} nats."
+    ]
+
+
 def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
     """Whether the ranking follows depth, size or time: Spearman, bootstrap over seeds."""
     if len(matrix) < 2 or len(table) < 3:
@@ -278,10 +293,8 @@ def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
         known = list(table[column])
         # mypy cannot infer a lambda whose default binds the loop's value.
         found = rankings.bootstrap(
-            lambda scores, known=known: (
-                rankings.rank_agreement(  # type: ignore[misc]
-                    scores.mean(axis=0), known
-                ).spearman
+            lambda scores, known=known: rankings.spearman(  # type: ignore[misc]
+                scores.mean(axis=0), known
             ),
             matrix,
         )
