@@ -25,6 +25,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import skip_init
 
 from basisconv.decompose import FORMS, Factors, Form, decompose, low_rank
@@ -120,7 +121,7 @@ class BasisConv2d(nn.Module):
         else:
             self.coef_out = parameter(combined, coef_rank)
             self.coef_in = parameter(blocks * coef_rank, n_basis // blocks)
-        self.bias = parameter(out_channels) if bias else None
+        self.register_parameter("bias", parameter(out_channels) if bias else None)
         passed = torch.empty(out_channels, device=device, dtype=dtype)
         self.register_buffer("passed", passed if form == "subset" else None)
         self.reset_parameters()
@@ -251,12 +252,16 @@ class BasisConv2d(nn.Module):
             generator: source of the random factors (`init="random"` alone uses it).
 
         Raises:
-            ValueError: for arguments out of range, and for a kernel that is not finite or of
-                another shape than the layer's attributes say.
+            TypeError: for what is no `nn.Conv2d`, as a transposed or a 1-d convolution.
+            ValueError: for arguments out of range, for a kernel that is not finite, not
+                initialised or of another shape than the layer's attributes say, and for a layer
+                that computes in a way of its own.
         """
-        if why := misshapen(conv):
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"from_conv2d takes an nn.Conv2d, not a {type(conv).__name__}.")
+        if why := unfit(conv):
             raise ValueError(f"This layer has no basis form: {why}.")
-        if not conv.weight.is_floating_point() or not torch.isfinite(conv.weight).all():
+        if not torch.isfinite(conv.weight).all():
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
         if init not in INITS:
             raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
@@ -331,18 +336,46 @@ class BasisConv2d(nn.Module):
         return text + (", bias=False" if self.bias is None else "")
 
 
-def misshapen(conv: nn.Conv2d) -> str | None:
-    """How a dense layer's kernel differs from what its attributes say, or None.
+# The methods by which each kind computes: a layer with others is another layer.
+_COMPUTES: dict[type[nn.Conv2d | BasisConv2d], tuple[str, ...]] = {
+    nn.Conv2d: ("__call__", "forward", "_conv_forward"),
+    BasisConv2d: ("__call__", "forward", "_conv"),
+}
 
-    It computes by its kernel alone: one for grey images may have been cut from one for colours.
+
+def unfit(conv: nn.Conv2d | BasisConv2d) -> str | None:
+    """Why a layer made from this one's attributes and kernel would compute something else.
+
+    None where it computes the same, up to the kernel's approximation.
     """
-    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-    if tuple(conv.weight.shape) == shape:
-        return None
-    return (
-        f"its weight is {tuple(conv.weight.shape)}, and by in_channels, out_channels, groups and "
-        f"kernel_size it should be {shape}; set those to what the weight has"
-    )
+    kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
+    for method in _COMPUTES[kind]:
+        if method in vars(conv) or getattr(type(conv), method) is not getattr(kind, method):
+            return f"{type(conv).__name__} has a {method} of its own"
+    if isinstance(conv, nn.Conv2d):
+        if isinstance(conv.weight, UninitializedParameter):
+            return "its weight is not initialised yet; run one batch first"
+        if not conv.weight.is_floating_point():
+            return f"its weight is {conv.weight.dtype}, not a real floating type"
+    try:
+        fresh = nn.Conv2d(**_arguments(conv, torch.empty(0, device="meta")))
+    except (TypeError, ValueError) as error:
+        return f"nn.Conv2d takes no such attributes: {str(error).rstrip('.')}"
+    # It computes by its kernel alone: one for grey images may have been cut from one for colours.
+    if isinstance(conv, nn.Conv2d) and conv.weight.shape != fresh.weight.shape:
+        return (
+            f"its weight is {tuple(conv.weight.shape)}, and by in_channels, out_channels, groups "
+            f"and kernel_size it should be {tuple(fresh.weight.shape)}; set those to what the "
+            f"weight has"
+        )
+    # What these modes pad by is fixed when a layer is made, whatever `padding` becomes later.
+    pad = conv._pad if isinstance(conv, BasisConv2d) else conv._reversed_padding_repeated_twice
+    if conv.padding_mode != "zeros" and tuple(pad) != tuple(fresh._reversed_padding_repeated_twice):
+        return (
+            f"its padding became {conv.padding} after it was made, which "
+            f"padding_mode={conv.padding_mode!r} does not heed; make it with that padding"
+        )
+    return None
 
 
 def check_basis(

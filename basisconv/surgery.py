@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import partial
+from types import MethodType
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from basisconv.layer import BasisConv2d, misshapen
+from basisconv.layer import BasisConv2d, unfit
 
 Convolution = nn.Conv2d | BasisConv2d
 
@@ -30,12 +32,12 @@ _HELD = {
     kind: {name for conv in convs for name in (*conv._parameters, *conv._buffers)}
     for kind, convs in _PLAIN.items()
 }
-# The methods by which each kind computes: a subclass with others is another layer.
-_COMPUTES: dict[type[Convolution], tuple[str, ...]] = {
-    nn.Conv2d: ("forward", "_conv_forward"),
-    BasisConv2d: ("forward", "_conv"),
-}
-_ATTRIBUTES = {name for convs in _PLAIN.values() for conv in convs for name in vars(conv)}
+_OWN = {kind: {name for conv in convs for name in vars(conv)} for kind, convs in _PLAIN.items()}
+_ATTRIBUTES = set().union(*_OWN.values())
+# Methods and properties, too; what every module has may be the user's on any of them.
+_TAKEN = {
+    name for convs in _PLAIN.values() for conv in convs for name in dir(conv) if name[0] != "_"
+} - set(dir(nn.Module()))
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
 
@@ -48,25 +50,31 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
     """Why a convolution must stay as it is, or None where it may be replaced."""
     if name == "":
         return "it is the model itself; use BasisConv2d.from_conv2d"
+    # These two first: to read a weight that is computed may change what it is computed from.
+    if is_parametrized(conv):
+        return "a parametrization computes its parameters; remove that first"
+    if isinstance(conv, nn.Conv2d) and conv._parameters.get("weight") is None:
+        return "its weight is computed by a hook"
+    if why := unfit(conv):
+        return why
+    kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
+    held = conv._parameters.keys() | conv._buffers.keys() | conv._modules.keys()
+    if extra := held - _HELD[kind]:
+        return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
+    if taken := (vars(conv).keys() - _OWN[kind]) & _TAKEN:
+        return f"a basis or a dense layer needs the name of its {', '.join(sorted(taken))} itself"
+    own = {id(p) for p in conv.parameters()}
+    # A registered module's own attributes are looked at in its turn.
+    seen = {id(module) for module in model.modules()}
     for module in model.modules():
         if isinstance(module, DistributedDataParallel) and conv in set(module.modules()):
             # Its reducer would never average the new layer's parameters over the replicas.
             return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
-        if holder := _plain_holder(module, conv):
-            return f"{holder} of a {type(module).__name__} holds it, too; use an nn.ModuleList"
-    kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
-    if "forward" in vars(conv) or any(
-        getattr(type(conv), method) is not getattr(kind, method) for method in _COMPUTES[kind]
-    ):
-        return f"{type(conv).__name__} has a forward of its own"
-    if is_parametrized(conv):
-        return "a parametrization computes its parameters; remove that first"
-    if isinstance(conv, nn.Conv2d) and (why := _odd_kernel(conv)):
-        return why
-    if extra := (conv._parameters.keys() | conv._buffers.keys()) - _HELD[kind]:
-        return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
-    own = {id(p) for p in conv.parameters()}
-    for module in model.modules():
+        if holder := _plain_holder(module, conv, seen):
+            return (
+                f"{holder} of a {type(module).__name__} holds it, too; use an nn.ModuleList, or "
+                f"call it by its name"
+            )
         if module is not conv and any(id(p) in own for p in module._parameters.values()):
             return f"it shares a parameter with a {type(module).__name__}"
     return None
@@ -79,29 +87,35 @@ def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> Non
             raise ValueError(f"{name} cannot be replaced: {why}.")
 
 
-def _odd_kernel(conv: nn.Conv2d) -> str | None:
-    """Why a dense layer's kernel cannot be decomposed."""
-    weight = conv._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed by a hook"
-    if isinstance(weight, UninitializedParameter):
-        return "its weight is not initialised yet; run one batch first"
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, not a real floating type"
-    return misshapen(conv)
-
-
-def _plain_holder(module: nn.Module, conv: Convolution) -> str | None:
+def _plain_holder(module: nn.Module, conv: Convolution, seen: set[int]) -> str | None:
     """The attribute through which a module would go on calling a layer that was replaced."""
     for name, value in vars(module).items():
-        if name in _MODULE_ATTRIBUTES:
-            continue
-        held = value.values() if isinstance(value, dict) else value
-        if held is conv or (
-            isinstance(value, dict | list | tuple | set) and any(item is conv for item in held)
-        ):
+        if name not in _MODULE_ATTRIBUTES and _holds(value, conv, seen):
             return name
     return None
+
+
+def _holds(value: object, conv: Convolution, seen: set[int]) -> bool:
+    """Whether a value is a layer or leads to it; `seen` has the ids of what need not be entered."""
+    inner: Iterable[object]
+    if value is conv:
+        return True
+    elif isinstance(value, dict):
+        inner = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        inner = value
+    elif isinstance(value, partial):
+        inner = (value.func, value.args, value.keywords)
+    elif isinstance(value, MethodType):
+        inner = (value.__self__,)
+    elif isinstance(value, nn.Module):
+        inner = (vars(value),)
+    else:
+        return False
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_holds(item, conv, seen) for item in inner)
 
 
 def module_aliases(model: nn.Module) -> dict[int, list[str]]:

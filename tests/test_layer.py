@@ -439,6 +439,27 @@ def test_other_refusals_of_from_conv2d():
         BasisConv2d.from_conv2d(nn.Conv2d(4, 8, 3, dtype=torch.complex64), 4)
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        (nn.ConvTranspose2d(4, 8, 3), TypeError, "takes an nn.Conv2d, not a ConvTranspose2d"),
+        (nn.Conv1d(4, 8, 3), TypeError, "takes an nn.Conv2d, not a Conv1d"),
+        (BasisConv2d(4, 8, 3, 4), TypeError, "takes an nn.Conv2d, not a BasisConv2d"),
+        (nn.LazyConv2d(8, 3), ValueError, "not initialised yet; run one batch first"),
+        (Doubled(4, 8, 3), ValueError, "Doubled has a forward of its own"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_is_no_plain_convolution_is_refused(layer, error, message):
+    with pytest.raises(error, match=message):
+        BasisConv2d.from_conv2d(layer, 4)
+
+
 def test_repr_shows_what_differs_from_the_defaults():
     assert repr(BasisConv2d(4, 8, 3, 2)) == (
         "BasisConv2d(4, 8, kernel_size=(3, 3), n_basis=2, stride=(1, 1))"

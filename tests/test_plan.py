@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import deque
 from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -26,6 +29,13 @@ class Doubled(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
+
+
+class Called(nn.Conv2d):
+    """Another, whose way of its own is how it is called."""
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return 2 * super().__call__(input)
 
 
 class Labelled(nn.Conv2d):
@@ -257,6 +267,40 @@ def in_a_private_dict(model: nn.Module) -> nn.Module:
     return model
 
 
+def held_in(how):
+    """The layer in an attribute of the model, wrapped in some plain values."""
+
+    def change(model: nn.Module) -> nn.Module:
+        model.taps = how(model[1])
+        return model
+
+    return change
+
+
+def in_a_circle(conv: nn.Module) -> list[Any]:
+    circle: list[Any] = [3]
+    circle += [circle, (circle, conv)]
+    return circle
+
+
+def setting(name: str, value: Any):
+    def change(model: nn.Module) -> nn.Module:
+        setattr(model[1], name, value)
+        return model
+
+    return change
+
+
+def with_own_convolution(model: nn.Module) -> nn.Module:
+    model[1]._conv_forward = MethodType(lambda conv, *given: 2 * given[0], model[1])
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    model.taps = torch.compile(model[1], backend="eager")  # it calls the layer that it was given
+    return model
+
+
 def replaced(layer: nn.Module):
     def change(model: nn.Module) -> nn.Module:
         model[1] = layer
@@ -277,6 +321,44 @@ UNTOUCHABLE = [
     (with_mask, "also holds mask, which"),
     (in_a_list, "taps of a Sequential holds it, too"),
     (in_a_private_dict, "_before of a Conv2d holds it, too"),
+    (replaced(Called(4, 4, 3)), "Called has a __call__ of its own"),
+    (with_own_convolution, "Conv2d has a _conv_forward of its own"),
+    (compiled, "of a OptimizedModule holds it, too"),
+    *[
+        (held_in(how), "taps of a Sequential holds it, too")
+        for how in (
+            lambda conv: [(conv, nn.ReLU())],
+            lambda conv: {"one": [conv]},
+            lambda conv: {conv: 0.5},
+            lambda conv: deque([conv]),
+            lambda conv: frozenset([conv]),
+            lambda conv: partial(conv),
+            lambda conv: partial(torch.compile, model=conv),
+            lambda conv: conv.forward,
+            lambda conv: [partial(map, conv.forward)],
+            lambda conv: [nn.Sequential(conv)],
+            in_a_circle,
+        )
+    ],
+    (setting("groups", 3), "takes no such attributes: in_channels must be divisible by groups"),
+    (setting("norm", nn.BatchNorm2d(4)), "also holds norm, which"),
+    *[
+        (setting(name, value), f"needs the name of its {name} itself")
+        for name, value in (
+            ("mode", "same"),
+            ("blocks", 2),
+            ("combine", None),
+            ("coef", 0.5),
+            ("coef_in", 0.5),
+            ("passed", True),
+            ("config", {}),
+            ("dense_kernel", 3),
+            ("basis", "cubic"),
+            ("form", "round"),
+            ("n_basis", 3),
+            ("from_conv2d", None),
+        )
+    ],
     (replaced(nn.LazyConv2d(4, 3)), "not initialised yet"),
     (replaced(nn.Conv2d(4, 4, 3, dtype=torch.complex64)), "not a real floating type"),
 ]
@@ -300,11 +382,32 @@ def test_convolutions_that_cannot_change_are_left_alone_and_reported(change, why
     assert bc.apply_plan(model, plan, inplace=True)[1] is kept
 
 
+@pytest.mark.parametrize("plan", [Plan({"1": 4}), Plan({})])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "circular"])
+def test_a_padding_that_changed_later_is_kept_or_the_layer_is(padding_mode, plan):
+    # torch pads by the new number with zeros alone: in its other modes by the one it began with.
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1, padding_mode=padding_mode))
+    if not plan.layers:
+        model = bc.apply_plan(model, Plan({"1": 4}))
+    model[1].padding = (0, 0)
+    want = model(X)
+    assert want.shape[-1] == (6 if padding_mode == "zeros" else 8)
+    if padding_mode == "zeros":
+        torch.testing.assert_close(bc.apply_plan(model, plan)(X), want)
+    else:
+        with pytest.raises(ValueError, match=r"1 cannot be .* its padding became \(0, 0\) after"):
+            bc.apply_plan(model, plan)
+
+
 @pytest.mark.parametrize("plan", [Plan({}), Plan({"1": 3})])
 @pytest.mark.parametrize(
     ("change", "why"), [(lambda m: prune.l1_unstructured(m[1], "basis", 0.5), "basis_mask"),
                         (in_a_list, "taps of a Sequential"),
                         (own_forward, "has a forward of its own"),
+                        (setting("_conv", lambda *given: given[0]), "has a _conv of its own"),
+                        (setting("transposed", True), "needs the name of its transposed itself"),
+                        (setting("config", {}), "needs the name of its config itself"),
+                        (setting("norm", nn.ReLU()), "also holds norm"),
                         (lambda m: parametrizations.spectral_norm(m[1], "basis"),
                          "a parametrization computes its parameters"),
                         (lambda m: setattr(m[2], "bias", m[1].bias),
