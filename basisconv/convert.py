@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -32,35 +33,32 @@ def apply_plan(
 
     Layers in the plan are decomposed, layers that are not become plain `nn.Conv2d` again
     (W = A · B, exact), layers in another basis form are multiplied out and decomposed anew,
-    and layers that match already are left alone. Hooks and attributes of your own move to the new
-    layers (a hook that writes to `weight` has no effect there, for `weight` is computed);
-    parameters are new, so make the optimizer afterwards.
+    and layers that match already are left alone. Forward and backward hooks move to the new
+    layers (one that writes to `weight` has no effect there, for `weight` is computed), and so do
+    attributes of your own whose names do not begin with an underscore. Hooks on state dicts and
+    on their loading do not move. Parameters are new, so make the optimizer afterwards.
 
     Args:
         model: the network.
         plan: what it should be; `Plan({})` for dense.
         init: "svd", "qr" or "random": see `BasisConv2d.from_conv2d`.
-        inplace: change `model` itself rather than a deep copy.
+        inplace: change `model` itself rather than a deep copy, which a model that keeps an
+            activation (a tensor with a history) does not have.
         generator: source of the random factors (`init="random"` alone uses it).
 
     Returns:
         The model that matches.
 
     Raises:
+        TypeError: if `plan` is not a `Plan`.
         ValueError: for unknown layers, layers that have no basis form, n_basis that does not
             fit, and kernels that are not finite. The model is then unchanged.
     """
-    if isinstance(model, BasisConv2d):
-        raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
+    basis = _basis_layers(model)
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
     check_plan(model, plan)
-    dense_again = {
-        name: conv
-        for name, conv in convolutions(model).items()
-        if isinstance(conv, BasisConv2d) and name not in plan.layers
-    }
-    check_replaceable(model, dense_again)
+    check_replaceable(model, {n: layer for n, layer in basis.items() if n not in plan.layers})
     if not inplace:
         model = copy.deepcopy(model)
     found = convolutions(model)
@@ -118,11 +116,27 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the dense network with the same function.
+    """The state dict of the dense network with the same function, in memory of its own.
 
     Of a network in DistributedDataParallel give its `.module`.
+
+    Raises:
+        ValueError: for basis layers that cannot be replaced.
     """
-    return restore(model).state_dict()
+
+    def write(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        assert isinstance(layer, BasisConv2d)
+        _replace_entries(state, prefix, layer.to_conv2d())
+
+    layers = _basis_layers(model)
+    check_replaceable(model, layers)
+    # Each layer writes for itself, so that a network that has what cannot be copied will do, and
+    # so will modules that rename their entries.
+    with ExitStack() as hooks:
+        for layer in layers.values():
+            hooks.enter_context(layer.register_state_dict_post_hook(write))
+        state = model.state_dict()
+    return copy.deepcopy(state)
 
 
 def load_dense_state_dict(
@@ -136,20 +150,45 @@ def load_dense_state_dict(
         ValueError: for missing, unknown or wrong-shaped entries, and for basis layers that
             cannot be replaced. The model is then unchanged.
     """
-    dense = restore(model)
+
+    def read(
+        layer: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any],
+        *report: Any,
+    ) -> None:  # fmt: skip
+        assert isinstance(layer, BasisConv2d)
+        dense = layer.to_conv2d()
+        dense._load_from_state_dict(state, prefix, metadata, *report)  # which tells what is amiss
+        basis = _basis_form(prefix.removesuffix("."), dense, init=init, **layer.config())
+        _replace_entries(state, prefix, basis)
+
+    layers = _basis_layers(model)
+    check_replaceable(model, layers)
+    before = copy.deepcopy(model.state_dict())
     try:
-        dense.load_state_dict(state_dict)
-    except RuntimeError as error:  # it names every entry that is missing, unknown or misshapen
+        with ExitStack() as hooks:
+            for layer in layers.values():
+                hooks.enter_context(layer.register_load_state_dict_pre_hook(read))
+            model.load_state_dict(state_dict)
+    except Exception as error:
+        model.load_state_dict(before)  # torch loads what it can before it tells what is amiss
+        if not isinstance(error, RuntimeError):
+            raise
         raise ValueError(
             f"The checkpoint is not one of this model's dense form. {error}"
         ) from error
-    found, aliases = convolutions(dense), module_aliases(dense)
-    for name, layer in convolutions(model).items():
-        conv = found[name]
-        if isinstance(layer, BasisConv2d) and isinstance(conv, nn.Conv2d):
-            new = _basis_form(name, conv, init=init, **layer.config())
-            swap(dense, conv, new, aliases)
-    model.load_state_dict(dense.state_dict())
+
+
+def _basis_layers(model: nn.Module) -> dict[str, BasisConv2d]:
+    if isinstance(model, BasisConv2d):
+        raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
+    return {n: c for n, c in convolutions(model).items() if isinstance(c, BasisConv2d)}
+
+
+def _replace_entries(state: dict[str, Tensor], prefix: str, layer: nn.Module) -> None:
+    """Put another layer's entries in a state dict in place of those of one."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+    state.update({prefix + name: value for name, value in layer.state_dict().items()})
 
 
 def _config(plan: Plan, name: str, conv: Convolution) -> dict[str, Any]:
