@@ -108,7 +108,7 @@ class Plan:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the parser's, of brackets without end
             raise ValueError(f"{path} is not a plan: {error}") from error
 
     def only(self, names: Sequence[str]) -> Plan:
@@ -172,6 +172,8 @@ def make_plan(
         raise ValueError(f"ratio={ratio} is outside (0, 1].")
     if type(multiple_of) is not int or multiple_of < 1:
         raise ValueError(f"multiple_of={multiple_of!r} is not a whole number >= 1.")
+    if not (layers is None or isinstance(layers, str) or callable(layers)):
+        layers = list(layers)  # read twice, which a generator is not
     empty = Plan({}, form, coef_groups, coef_rank)
     found = convolutions(model)
     wanted = _matching(found, layers, "layers") if layers is not None else set(found)
@@ -184,10 +186,15 @@ def make_plan(
     for name, why in barred.items():
         if name in named and not callable(layers):
             raise ValueError(f"{name} cannot be put in basis form: {why}.")
-    if barred:
-        told = "; ".join(f"{name}: {why}" for name, why in barred.items())
-        warnings.warn(f"Left dense: {told}.", stacklevel=2)
+    told = [f"{name}: {why}" for name, why in barred.items()]
     chosen = [name for name in found if name in wanted - barred.keys()]
+    if barred and not chosen:
+        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+        raise ValueError(
+            f"None of the layers that match can be put in basis form. {'; '.join(told[:3])}{more}."
+        )
+    if barred:
+        warnings.warn(f"Left dense: {'; '.join(told)}.", stacklevel=2)
     if not chosen:
         raise ValueError(
             f"No Conv2d is left for the plan (layers={layers!r}, skip={skip!r}): 1×1 and "
@@ -215,7 +222,17 @@ def basis_filters(out_channels: int, ratio: float) -> int:
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raise ValueError unless the plan's layers are the model's and have such basis forms."""
+    """Raise an error unless the plan's layers are the model's and have such basis forms.
+
+    Raises:
+        TypeError: for what is no plan.
+        ValueError: for a plan of other layers, or of layers that have no such basis form.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"{plan!r} is not a Plan: make one with Plan({{name: n_basis}}) or with make_plan, or "
+            f"read it with Plan.load."
+        )
     found = convolutions(model)
     unknown = [name for name in plan.layers if name not in found]
     if unknown:

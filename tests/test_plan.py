@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import warnings
 from collections import deque
 from dataclasses import FrozenInstanceError
 from functools import partial
@@ -16,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -194,6 +197,30 @@ def test_rounding_of_n_basis(arguments, expected):
 def test_what_make_plan_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         bc.make_plan(network(), **arguments)
+
+
+def test_layers_may_come_from_a_generator():
+    chosen = ["0", "1.plain"]  # the stem, too, which counts as it is named
+    assert list(bc.make_plan(network(), ratio=0.5, layers=(n for n in chosen)).layers) == chosen
+
+
+def test_where_no_layer_may_change_the_reason_is_told_for_the_first():
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(6)))
+    for conv in model[1:]:
+        parametrizations.weight_norm(conv)
+    why = "a parametrization computes its parameters; remove that first"
+    told = f"put in basis form. 1: {why}; 2: {why}; 3: {why}; and 2 more."
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=re.escape(told)):
+        warnings.simplefilter("error")
+        bc.make_plan(model, ratio=0.5)
+
+
+@pytest.mark.parametrize("plan", [{"1": 2}, "plan.json"])
+@pytest.mark.parametrize("ask", [bc.apply_plan, lambda m, p: bc.summary(m, (1, 4, 9, 9), p)])
+def test_what_is_no_plan_is_told_how_to_make_one(ask, plan):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(TypeError, match="is not a Plan: make one with Plan.*make_plan.*Plan.load"):
+        ask(model, plan)
 
 
 def test_a_model_without_convolutions():
@@ -445,8 +472,9 @@ def test_inside_ddp_nothing_is_replaced(plan):
 
 def test_a_layer_of_the_users_own_attributes_keeps_them():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
-    model[1].gain = ["0.5"]
+    model[1].gain, model[1]._secret = ["0.5"], 3
     small = bc.apply_plan(model, Plan({"1": 2}))
+    assert not hasattr(small[1], "_secret")
     assert small[1].gain == ["0.5"] and bc.restore(small)[1].gain == ["0.5"]
     assert not hasattr(small[1], "transposed") and not hasattr(bc.restore(small)[1], "n_basis")
 
@@ -599,7 +627,8 @@ def test_files(tmp_path: Path):
     assert Plan.load(tmp_path / "plan.json") == plan
     text = (tmp_path / "plan.json").read_text()
     for damaged in (text[:-9], "", "[]", "3", text.replace("coef_rank", "coef_ranks"),
-                    text.replace("16", "0"), text.replace("full", "ful")):  # fmt: skip
+                    text.replace("16", "0"), text.replace("full", "ful"),
+                    "[" * 100_000):  # fmt: skip
         (tmp_path / "damaged.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"damaged\.json is not a plan: "):
             Plan.load(tmp_path / "damaged.json")
@@ -693,6 +722,57 @@ def test_a_dense_checkpoint_loads_into_a_model_in_basis_form(form):
 def test_a_checkpoint_from_before_batches_were_counted_loads():
     old = {n: v for n, v in network().state_dict().items() if "num_batches" not in n}
     bc.load_dense_state_dict(bc.apply_plan(network(), Plan({"1.plain": 12})), old)
+
+
+def keeping(model: nn.Module) -> nn.Module:
+    """After a forward pass that kept an activation: torch copies no tensor with a history."""
+    model.kept = [model(X)]
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    return model
+
+
+def renaming(model: nn.Module) -> nn.Module:
+    """With a wrapper whose entries have other names than its modules."""
+    model[1].strided = checkpoint_wrapper(model[1].strided)
+    return model
+
+
+@pytest.mark.parametrize("change", [keeping, renaming])
+def test_dense_checkpoints_need_no_copy_of_the_network(change):
+    model = change(bc.apply_plan(network(), Plan({"1.plain": 5, "1.strided": 4, "1.grouped": 8})))
+    state, dense = bc.dense_state_dict(model), network()
+    assert list(state) == list(dense.state_dict())
+    dense.load_state_dict(state)
+    want = model(X).detach()
+    torch.testing.assert_close(dense(X), want)
+    assert torch.equal(state["3.weight"], state["1.plain.weight"])
+    for value in state.values():
+        value.add_(1)  # it is the caller's own
+    torch.testing.assert_close(model(X), want)
+    bc.load_dense_state_dict(model, {k: 2 * v for k, v in dense.state_dict().items()})
+    dense.load_state_dict({k: 2 * v for k, v in dense.state_dict().items()})
+    torch.testing.assert_close(model(X), dense(X), rtol=1e-4, atol=1e-4)
+    assert not any(m._state_dict_hooks or m._load_state_dict_pre_hooks for m in convolutions(model))
+
+
+def convolutions(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, BasisConv2d | nn.Conv2d)]
+
+
+def test_an_error_of_the_models_own_while_loading_leaves_it_as_it_was():
+    model = bc.apply_plan(network(), Plan({"1.plain": 5}))
+    state = {k: v + 1 for k, v in network().state_dict().items()}
+
+    def refuse(module: nn.Module, entries: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        if torch.equal(entries[f"{prefix}weight"], state["1.pointwise.weight"]):
+            raise KeyError("mine")
+
+    model[1].pointwise.register_load_state_dict_pre_hook(refuse)
+    was = Frozen(model)
+    with pytest.raises(KeyError, match="mine"):
+        bc.load_dense_state_dict(model, state)
+    assert was.same(model)
 
 
 def missing(state: dict[str, Tensor]) -> None:
