@@ -10,15 +10,18 @@ that pass through; nothing runs that fast, so the clock is held against the exec
                         P · (m · N + (C_out - m) · m/blocks)   by parameters, subset form
     rebuilt             P · C_out · N + C_out · m/blocks · N   executed
 
-The backward pass costs the forward pass twice, once for the weights and once for the input;
-a layer whose input needs no gradient (the stem) pays once.
+The backward pass costs the forward pass twice, once for the weights and once for the input. The
+first layer of the forward pass, and no other, is taken to be fed by the network's own input, which
+needs no gradient, and pays once: a second stem beside it is counted for a gradient that nobody
+asks for. Nor is it looked at which parameters are frozen.
 """
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,7 +30,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from basisconv.layer import BasisConv2d
 from basisconv.plan import Plan, check_plan
-from basisconv.surgery import Convolution
+from basisconv.surgery import Convolution, convolutions
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +49,8 @@ class LayerCost:
         parameters: trained numbers, the bias included.
         macs: executed by one forward pass.
         macs_by_parameters: one for each use of a weight; equal to `macs` for a dense layer.
-        macs_backward: executed by one backward pass.
+        macs_backward: executed by one backward pass that trains every weight, with the input's
+            gradient in every row but the first.
         bytes_moved: read and written by one forward pass if every tensor moves once: inputs,
             weights, outputs, and the basis output twice.
     """
@@ -106,7 +110,7 @@ class Summary:
 
     @property
     def macs_backward(self) -> int:
-        """Executed by one backward pass."""
+        """Executed by one backward pass that trains every weight."""
         return sum(row.macs_backward for row in self.rows)
 
     def __getitem__(self, name: str) -> LayerCost:
@@ -119,7 +123,9 @@ class Summary:
         """One row a layer, as a pandas DataFrame."""
         import pandas
 
-        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name")
+        columns = [field.name for field in fields(LayerCost)]
+        rows = [asdict(row) for row in self.rows]
+        return pandas.DataFrame(rows, columns=columns).set_index("name")
 
     def __str__(self) -> str:
         head = ("layer", "kind", "output", "n_basis", "parameters", "MACs", "by parameters")
@@ -149,14 +155,19 @@ class Summary:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
+        try:
+            return str(self.to_frame().to_html())
+        except ModuleNotFoundError:  # the library does without pandas
+            return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = None) -> Summary:
     """Measure shapes with one forward pass of zeros and count what each layer costs.
 
-    Convolutions of all kinds and linear layers are counted. One that the forward pass calls more
-    than once is counted once, for its last call.
+    Convolutions of all kinds and linear layers have a row. One that the forward pass calls more
+    than once is counted once, for its last call; one that it does not call has none, be it that
+    it is not reached in evaluation mode (an auxiliary head) or that another layer uses its weight
+    without calling it (`out_proj` of `nn.MultiheadAttention`).
 
     Args:
         model: the network; it runs in evaluation mode and is left as it was.
@@ -165,36 +176,30 @@ def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = Non
             the model as it stands.
 
     Raises:
-        ValueError: if the plan does not fit the model, or names a layer that the forward pass
-            does not reach.
+        TypeError: if `plan` is not a `Plan`.
+        ValueError: if the plan does not fit the model.
     """
     if plan is not None:
         check_plan(model, plan)
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.empty(0))
     x = torch.zeros(tuple(input_size), device=like.device, dtype=like.dtype)
     layers = observe(model, x, (_ConvNd, BasisConv2d, nn.Linear))
     rows = []
     first = True
-    saved = 0
     for name, (module, given, returned) in layers.items():
         input_shape, output_shape = tuple(given.shape), tuple(returned.shape)
         itemsize = given.element_size()
         shapes = input_shape, output_shape
         if isinstance(module, nn.Conv2d | BasisConv2d):
-            row = _convolution(name, module, plan, *shapes, itemsize, first)
-            if plan is not None:  # a layer may hold more than its form does: only that changes
-                saved += _convolution(name, module, None, *shapes, itemsize, first).parameters
-                saved -= row.parameters
-            rows.append(row)
+            rows.append(_convolution(name, module, plan, *shapes, itemsize, first))
         else:
             rows.append(_dense(name, module, *shapes, itemsize, first))
         first = False
-    if plan is not None and (unseen := plan.layers.keys() - layers.keys()):
-        raise ValueError(
-            f"The plan names {', '.join(sorted(unseen))}, which the forward pass does not reach. "
-            f"It reaches {', '.join(layers)}."
-        )
-    parameters = sum(p.numel() for p in model.parameters()) - saved
+    parameters = sum(p.numel() for p in model.parameters())
+    # A layer may hold more than its form does, and it need not be reached: only its form changes.
+    for name, conv in convolutions(model).items():
+        parameters += _weights(conv, _form_of(name, conv, plan))
+        parameters -= _weights(conv, _form_of(name, conv, None))
     return Summary(tuple(rows), parameters, tuple(input_size))
 
 
@@ -275,8 +280,7 @@ def _convolution(
             (ends + weights + bias) * itemsize,
         )  # fmt: skip
     m, width, combined, q = form.n_basis, form.width, form.combined, form.rank
-    basis = m * columns
-    coef = combined * width if q is None else combined * q + form.blocks * q * width
+    basis, coef = m * columns, form.coefficients
     by_parameters = positions * (basis + coef)
     # Matrices multiplied out once a step, whatever the batch: A of a subset form with a
     # coef_rank, and the kernel of a rebuilt layer.
@@ -317,6 +321,20 @@ class _Basis:
     @property
     def combined(self) -> int:
         return self.rows - self.n_basis if self.subset else self.rows
+
+    @property
+    def coefficients(self) -> int:
+        if self.rank is None:
+            return self.combined * self.width
+        return self.combined * self.rank + self.blocks * self.rank * self.width
+
+
+def _weights(conv: Convolution, form: _Basis | None) -> int:
+    """Numbers in a layer's kernel, or in the factors of it."""
+    columns = conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+    if form is None:
+        return conv.out_channels * columns
+    return form.n_basis * columns + form.coefficients
 
 
 def _form_of(name: str, conv: Convolution, plan: Plan | None) -> _Basis | None:

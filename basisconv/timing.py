@@ -168,7 +168,8 @@ def tune(
             make the optimizer afterwards.
 
     Returns:
-        A row a layer. Those with `speedup` below 1 gain nothing from their basis form.
+        A row for each layer that the forward pass reaches in evaluation mode; others are left as
+        they are. Those with `speedup` below 1 gain nothing from their basis form.
 
     Raises:
         ValueError: if `drop` is set for a model that is itself a basis layer, or has one that

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -173,10 +175,6 @@ class Idle(nn.Module):
             "names '9', which the model does not have",
         ),
         (
-            lambda _: bc.summary(Idle(), SIZE, bc.Plan({"idle": 1})),
-            "'?idle'?, which the forward pass",
-        ),
-        (
             lambda _: bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE, bc.Plan({"0": 3})),
             "0: n_basis=3 is not a whole number from 1 to out_channels=2",
         ),
@@ -186,6 +184,65 @@ def test_unknown_layers_are_named(ask: Callable[[bc.Summary], object], words: st
     costs = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE)
     with pytest.raises((KeyError, ValueError), match=words):
         ask(costs)
+
+
+@pytest.mark.parametrize("plan", [bc.Plan({"idle": 1}), bc.Plan({"used": 1}), bc.Plan({})])
+@pytest.mark.parametrize("before", [bc.Plan({}), bc.Plan({"idle": 1}, "full")])
+def test_a_layer_that_is_not_reached_has_no_row_and_its_parameters_count(
+    before: bc.Plan, plan: bc.Plan
+) -> None:
+    model = bc.apply_plan(Idle(), before)
+    made = bc.apply_plan(model, plan)
+    promised = bc.summary(model, SIZE, plan)
+    assert promised == bc.summary(made, SIZE)
+    assert [row.name for row in promised.rows] == ["used"]
+    assert promised.parameters == sum(p.numel() for p in made.parameters())
+
+
+def test_a_model_without_layers_or_parameters_has_an_empty_summary() -> None:
+    costs = bc.summary(nn.Sequential(nn.ReLU()), SIZE)
+    assert (costs.rows, costs.parameters, costs.macs) == ((), 0, 0)
+    assert "total" in str(costs) and "<table" in costs._repr_html_()
+    some = bc.summary(nn.Sequential(nn.Conv2d(1, 2, 1)), SIZE).to_frame()
+    assert len(costs.to_frame()) == 0 and list(costs.to_frame()) == list(some)
+    assert costs.to_frame().index.name == "name"
+
+
+def test_without_pandas_a_notebook_shows_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    costs = bc.summary(nn.Sequential(OrderedDict({"a&b<c": nn.Conv2d(1, 2, 1)})), SIZE)
+    page = costs._repr_html_()
+    assert page == "<pre>" + str(costs).replace("&", "&amp;").replace("<", "&lt;") + "</pre>"
+    assert "a&amp;b&lt;c" in page
+
+
+def test_what_the_backward_pass_is_taken_to_be() -> None:
+    class Stems(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.last = (nn.Conv2d(c, 4, 3, padding=1) for c in (2, 2, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.one(x) + self.two(x))
+
+    model, x = Stems(), torch.randn(1, 2, 6, 6)
+    costs = bc.summary(model, x.shape)
+    assert costs.macs_backward == counted(model, x)[1] + costs["two"].macs
+    model.requires_grad_(False)
+    assert bc.summary(model, x.shape) == costs
+
+
+def test_a_linear_layer_that_is_not_called_has_no_row() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attend = nn.Conv2d(2, 4, 1), nn.MultiheadAttention(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.conv(x).flatten(2).permute(2, 0, 1)
+            return self.attend(tokens, tokens, tokens)[0]
+
+    assert [row.name for row in bc.summary(Attending(), (1, 2, 3, 3)).rows] == ["conv"]
 
 
 def test_a_basis_layer_moves_its_small_output_twice() -> None:

@@ -153,6 +153,23 @@ def test_tune_drops_no_layer_that_a_list_would_go_on_calling() -> None:
     assert list(model) == was
 
 
+@pytest.mark.parametrize("drop", [True, False])
+def test_tune_leaves_a_layer_that_is_not_reached_as_it_is(drop: bool) -> None:
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = bc.BasisConv2d(2, 4, 3, 2), bc.BasisConv2d(4, 4, 3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return self.head(x) if self.training else x
+
+    model = WithHead()
+    head, model.head.mode = model.head, "rebuilt"
+    assert [row.name for row in bc.tune(model, torch.randn(1, 2, 9, 9), 1, drop)] == ["conv"]
+    assert model.head is head and head.mode == "rebuilt"
+
+
 def test_tune_measures_for_real() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 64, 5))
     model = bc.apply_plan(model, bc.make_plan(model, n_basis=4))
