@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -263,15 +264,44 @@ def test_a_speed_up_among_many_arms_has_to_stand_their_correction() -> None:
             maker.arm(f"other {i}", "basis", 0, budget=1, values=[69.0 + i / 9, 70.0, 71.0])
         # The rivals of another kind are a family of their own.
         maker.arm("narrow", "narrow", 0, budget=1, values=[69.0, 70.0, 71.2])
-        table = frontier.frontier(maker.section(), maker.records)
+        section = maker.section()
+        table = frontier.frontier(section, maker.records)
+        told.append(" ".join(frontier.findings(table, arms.measure(section, maker.records))))
         return table[table["label"] == "fast"].iloc[0]
 
+    told: list[str] = []
     alone, among = made(0), made(5)
     assert alone.verdict == among.verdict == "above"
     assert alone.speedup_at_least == 1.31 and alone.beaten_low > 0
     # scipy.stats.ttest_ind(..., equal_var=False) of these has p = 0.0127.
     assert alone.beaten_p_holm == pytest.approx(0.0127, abs=1e-4)
     assert among.speedup_at_least == 1.0  # 6 × 0.0127 is above 0.05
+    # What the correction takes away is told as undecided, and not passed over.
+    test = oracle.ttest_ind([72.5, 73.5, 74.5], [69.0, 70.0, 71.0], equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    left = f"undecided by that correction: “fast” at 1 by +3.50 points [+{low:.2f}, +{high:.2f}]"
+    assert [f"{left} (1.31 times)." in sentences for sentences in told] == [False, True]
+    assert [sentences.count("undecided by that correction") for sentences in told] == [0, 1]
+
+
+def test_the_best_at_each_budget_is_held_against_the_narrower_network_with_its_verdict() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    for budget, behind, scatter in ((1, 0.02, 1), (2, 5.0, 1), (4, 0.5, 90)):
+        for label, method, level in (
+            ("dense", "dense", 70.0), ("near", "basis", 80.0 - behind), ("far", "basis", 60.0),
+            ("dense, width 9", "narrow", 80.0),
+        ):  # fmt: skip
+            values = [level + scatter * j for j in JITTER]
+            maker.arm(label, method, 0, budget=budget, values=values)
+    section = maker.section()
+    table = frontier.frontier(section, maker.records)
+    headline = frontier.findings(table, arms.measure(section, maker.records))[0]
+    _, narrow = headline.split("Against the narrower dense network “dense, width 9”")
+    each = re.findall(r"“near” at (\d) by (−\d\.\d\d) points \[[^]]*\]( \([^)]*\))?", narrow)
+    assert each == [
+        ("1", "−0.02", " (within ±0.2 points)"), ("2", "−5.00", ""), ("4", "−0.50", " (undecided)"),
+    ]  # fmt: skip
+    assert "far" not in narrow
 
 
 def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study import stats
 from basisconv.study.report import arms, speedup, text
 from basisconv.study.report.arms import DENSE, Measured
 from basisconv.study.report.equal_steps import on_budget
@@ -45,7 +44,7 @@ def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
     # In one breath: what beats dense may still lose to a narrower network.
     headline = " ".join([_headline(table, tested), *_against_narrow(found)])
     told = [headline, *_winners(tested), *_by_budget(table, tested)]
-    return told + _against_same_size(found) + speedup.told(table)
+    return told + _against_same_size(found) + speedup.told(table, found)
 
 
 def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -132,25 +131,30 @@ def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
 
 def _against_narrow(found: Sequence[Measured]) -> list[str]:
     """Each basis arm against the narrower dense network: the cheap rival."""
-    told: list[tuple[str, stats.Difference]] = []
     rivals = [m for m in found if m.arm.method == "narrow"]
-    for rival in rivals:
-        told += [
-            (text.at_budget(m.arm), arms.compare(m, rival).difference)
-            for m in found
-            if m.arm.budget == rival.arm.budget and m.arm.method not in DENSE
-        ]
-    adjusted = stats.holm([d.p for _, d in told])
-    tested = [(name, d, p) for (name, d), p in zip(told, adjusted, strict=True) if p == p]
-    if not tested:
+    rows = [
+        {
+            "label": m.arm.label, "method": m.arm.method, "budget": rival.arm.budget,
+            **arms.columns(arms.compare(m, rival)),
+        }
+        for rival in rivals
+        for m in found
+        if m.arm.budget == rival.arm.budget and m.arm.method not in DENSE
+    ]  # fmt: skip
+    tested = arms.tested(arms.decided(pd.DataFrame(rows))) if rows else pd.DataFrame()
+    if tested.empty:
         return []
-    won = sum(p < arms.ALPHA and d.estimate > 0 for _, d, p in tested)
-    lost = sum(p < arms.ALPHA and d.estimate < 0 for _, d, p in tested)
-    best, difference, _ = max(tested, key=lambda row: row[1].estimate)
+    won, lost = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
+    best = tested.loc[tested.groupby("budget")["difference"].idxmax()]
+    marks = {"open": " (undecided)", "equal": f" (within ±{arms.MARGIN:g} points)"}
+    each = [
+        f"{text.at_budget(row)} by {text.gain(row)}{marks.get(row.verdict, '')}"
+        for row in best.itertuples()
+    ]
     return [
         f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
         f"time, the basis arms {won_and_lost(won, lost, len(tested))} (Holm); the most favourable "
-        f"is {best}, {text.points(difference)}."
+        f"at each budget differ from it: {text.listed(each)}."
     ]
 
 

@@ -28,10 +28,8 @@ def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame
 
     An arm that trained for t is at least T/t times as fast as dense where it beats dense trained
     for T, and less than T/t times where that beats it. Nothing is interpolated between measured
-    budgets. At an arm's own budget its verdict decides. The comparisons with dense of other budgets
-    are Welch's, corrected by Holm's method over all those of basis arms, and over those of narrower
-    networks, for the largest speed-up is the best of many; and a bound beyond the own budget needs
-    the verdict there as well.
+    budgets. At an arm's own budget its verdict decides, and a bound beyond it needs that verdict
+    as well; for the others see `comparisons`.
 
     Args:
         found: the arms, dense among them.
@@ -42,9 +40,28 @@ def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame
         rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm, which is NaN
         where that is the own budget's.
     """
+    table = comparisons(found)
+    return pd.DataFrame(
+        [_bracket(table[table["arm"] == i], verdict) for i, verdict in enumerate(verdicts)]
+    )
+
+
+def comparisons(found: Sequence[Measured]) -> pd.DataFrame:
+    """Every arm at every budget with dense of each budget, by Welch's test.
+
+    Those with dense of another budget than the arm's are corrected by Holm's method, over all of
+    basis arms and over all of narrower networks, for the largest speed-up is the best of many;
+    those of the same budget have a verdict in the frontier's table.
+
+    Returns:
+        A row a pair: `arm` (its place in `found`) and `name`, `speedup` (the time of dense in the
+        arm's), `longer` (by how many dense epochs dense trained longer), the difference of the
+        arm and dense, in points, and the verdict.
+    """
     pairs = [
         {
-            "arm": i, "dense_like": m.arm.method in DENSE, "speedup": rival.time / m.time,
+            "arm": i, "name": text.at_budget(m.arm), "dense_like": m.arm.method in DENSE,
+            "speedup": rival.time / m.time,
             "longer": rival.arm.budget - m.arm.budget,
             **arms.columns(arms.compare(m, rival)),
         }
@@ -53,14 +70,18 @@ def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame
         if m.arm.method != "dense" and rival.arm.method == "dense"
         and m.arm.budget is not None and rival.arm.budget is not None
     ]  # fmt: skip
-    columns = ("arm", "dense_like", "speedup", "longer", *arms.columns(arms.compare_values([], [])))
+    columns = (
+        "arm",
+        "name",
+        "dense_like",
+        "speedup",
+        "longer",
+        *arms.columns(arms.compare_values([], [])),
+    )
     table = pd.DataFrame(pairs, columns=columns)
     others = table["longer"] != 0
-    table = pd.concat(
+    return pd.concat(
         [arms.decided(table[others], families=table[others]["dense_like"]), table[~others]]
-    )
-    return pd.DataFrame(
-        [_bracket(table[table["arm"] == i], verdict) for i, verdict in enumerate(verdicts)]
     )
 
 
@@ -98,8 +119,29 @@ def fastest(table: pd.DataFrame) -> pd.DataFrame:
     return table[printed == printed.max()].sort_values("difference", ascending=False)
 
 
-def told(table: pd.DataFrame) -> list[str]:
-    """The largest speed-up at equal accuracy, in a sentence; none where there is none."""
+def told(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
+    """The largest speed-up at equal accuracy, and what the correction leaves open.
+
+    Args:
+        table: the frontier's, with its brackets.
+        found: the arms that it is made of.
+    """
+    return [*_largest(table), *_open(comparisons(found))]
+
+
+def _open(pairs: pd.DataFrame) -> list[str]:
+    ours = pairs[~pairs["dense_like"].astype(bool) & (pairs["longer"] > 0)]
+    near = ours[(ours["verdict"] == "open") & (ours["difference_low"] > 0)]
+    if near.empty:
+        return []
+    each = [f"{r.name} by {text.gain(r)} ({r.speedup:.2f} times)" for r in near.itertuples()]
+    return [
+        f"By their intervals ahead of dense trained longer, and left undecided by that correction: "
+        f"{text.listed(each)}."
+    ]
+
+
+def _largest(table: pd.DataFrame) -> list[str]:
     # A bound that rests on dense of the same time says no more than the verdict.
     longer = table["beaten_p_holm"].notna() & (table["speedup_at_least"] > 1)
     ours = table[~table["method"].isin(DENSE) & longer]
