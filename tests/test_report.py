@@ -297,11 +297,11 @@ def test_the_best_at_each_budget_is_held_against_the_narrower_network_with_its_v
     table = frontier.frontier(section, maker.records)
     headline = frontier.findings(table, arms.measure(section, maker.records))[0]
     _, narrow = headline.split("Against the narrower dense network “dense, width 9”")
-    each = re.findall(r"“near” at (\d) by (−\d\.\d\d) points \[[^]]*\]( \([^)]*\))?", narrow)
+    each = re.findall(r"(−\d\.\d\d) points \[[^]]*\] at (\d)( \([^)“]*\))?", narrow)
     assert each == [
-        ("1", "−0.02", " (within ±0.2 points)"), ("2", "−5.00", ""), ("4", "−0.50", " (undecided)"),
+        ("−0.02", "1", " (within ±0.2 points)"), ("−5.00", "2", ""), ("−0.50", "4", " (undecided)"),
     ]  # fmt: skip
-    assert "far" not in narrow
+    assert narrow.endswith(" dense epochs (“near”).")
 
 
 def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> None:

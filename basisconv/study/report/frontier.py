@@ -68,13 +68,10 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
             f"within ±{arms.MARGIN:g} points."
         )
     lost = int((ours["verdict"] == "below").sum())
-    best = above.loc[above.groupby("budget")["difference"].idxmax()]
-    gains = text.listed([f"{text.gain(row)} at {row.budget:g}" for row in best.itertuples()])
-    whose = text.listed([_quoted(label) for label in dict.fromkeys(best["label"])])
     return (
         f"Against dense trained for the same time the basis arms "
         f"{won_and_lost(len(above), lost, len(ours))} (Holm); the largest gain at each budget is "
-        f"{gains} dense epochs ({whose})."
+        f"{_best(above)}."
     )
 
 
@@ -145,17 +142,23 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     if tested.empty:
         return []
     won, lost = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
-    best = tested.loc[tested.groupby("budget")["difference"].idxmax()]
-    marks = {"open": " (undecided)", "equal": f" (within ±{arms.MARGIN:g} points)"}
-    each = [
-        f"{text.at_budget(row)} by {text.gain(row)}{marks.get(row.verdict, '')}"
-        for row in best.itertuples()
-    ]
     return [
         f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
         f"time, the basis arms {won_and_lost(won, lost, len(tested))} (Holm); the most favourable "
-        f"at each budget differ from it: {text.listed(each)}."
+        f"difference at each budget is {_best(tested)}."
     ]
+
+
+def _best(table: pd.DataFrame) -> str:
+    """The largest difference at each budget, where no test decides it so marked, and whose."""
+    best = table.loc[table.groupby("budget")["difference"].idxmax()]
+    marks = {"open": " (undecided)", "equal": f" (within ±{arms.MARGIN:g} points)"}
+    each = [
+        f"{text.gain(row)} at {row.budget:g}{marks.get(row.verdict, '')}"
+        for row in best.itertuples()
+    ]
+    whose = text.listed([_quoted(label) for label in dict.fromkeys(best["label"])])
+    return f"{text.listed(each)} dense epochs ({whose})"
 
 
 def won_and_lost(won: int, lost: int, of: int) -> str:
