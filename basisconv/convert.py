@@ -163,14 +163,17 @@ def load_dense_state_dict(
 
     layers = _basis_layers(model)
     check_replaceable(model, layers)
-    before = copy.deepcopy(model.state_dict())
+    # As tensors: through a state dict the model's own hooks, which may fail, would run once more.
+    before = [(held, held.detach().clone()) for held in (*model.parameters(), *model.buffers())]
     try:
         with ExitStack() as hooks:
             for layer in layers.values():
                 hooks.enter_context(layer.register_load_state_dict_pre_hook(read))
             model.load_state_dict(state_dict)
     except Exception as error:
-        model.load_state_dict(before)  # torch loads what it can before it tells what is amiss
+        with torch.no_grad():  # torch loads what it can before it tells what is amiss
+            for held, was in before:
+                held.copy_(was)
         if not isinstance(error, RuntimeError):
             raise
         raise ValueError(

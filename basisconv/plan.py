@@ -129,7 +129,8 @@ class Plan:
 def layers(model: nn.Module) -> dict[str, Convolution]:
     """The convolutions that a plan may name, dense or in basis form, in the model's order."""
     found = convolutions(model)
-    return {name: conv for name, conv in found.items() if untouchable(model, name, conv) is None}
+    barred = untouchable(model, found)
+    return {name: conv for name, conv in found.items() if name not in barred}
 
 
 def make_plan(
@@ -182,7 +183,7 @@ def make_plan(
     wanted -= {n for n in wanted - named if n == stem or _is_trivial(found[n])}
     if skip is not None:
         wanted -= _matching(found, skip, "skip")
-    barred = {n: why for n in found if n in wanted and (why := untouchable(model, n, found[n]))}
+    barred = untouchable(model, {name: conv for name, conv in found.items() if name in wanted})
     for name, why in barred.items():
         if name in named and not callable(layers):
             raise ValueError(f"{name} cannot be put in basis form: {why}.")
@@ -240,9 +241,9 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
             f"The plan names {', '.join(map(repr, unknown))}, which the model does not have. "
             f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
         )
+    for name, why in untouchable(model, {name: found[name] for name in plan.layers}).items():
+        raise ValueError(f"{name} cannot be put in basis form: {why}.")
     for name, m in plan.layers.items():
-        if why := untouchable(model, name, found[name]):
-            raise ValueError(f"{name} cannot be put in basis form: {why}.")
         check_layer(name, found[name], m, plan)
 
 

@@ -39,6 +39,8 @@ _TAKEN = {
     name for convs in _PLAIN.values() for conv in convs for name in dir(conv) if name[0] != "_"
 } - set(dir(nn.Module()))
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()
+# What may lead to a layer that it holds; of a long list of other things none is looked at.
+_LEADING = (dict, list, tuple, set, frozenset, deque, partial, MethodType, nn.Module)
 
 
 def convolutions(model: nn.Module) -> dict[str, Convolution]:
@@ -46,10 +48,47 @@ def convolutions(model: nn.Module) -> dict[str, Convolution]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | BasisConv2d)}
 
 
-def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
-    """Why a convolution must stay as it is, or None where it may be replaced."""
-    if name == "":
-        return "it is the model itself; use BasisConv2d.from_conv2d"
+def untouchable(model: nn.Module, found: Mapping[str, Convolution]) -> dict[str, str]:
+    """Why some of a model's convolutions must stay as they are, by name; the rest may be replaced.
+
+    Args:
+        model: the network.
+        found: the layers asked about, by their names in it.
+    """
+    replicated, holders, owners = set[int](), _holders(model), dict[int, list[nn.Module]]()
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            replicated |= {id(inner) for inner in module.modules()}
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(module)
+
+    def why(name: str, conv: Convolution) -> str | None:
+        if name == "":
+            return "it is the model itself; use BasisConv2d.from_conv2d"
+        if reason := _peculiar(conv):
+            return reason
+        if id(conv) in replicated:
+            # Its reducer would never average the new layer's parameters over the replicas.
+            return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
+        if holder := holders.get(id(conv)):
+            return f"{holder} holds it, too; use an nn.ModuleList, or call it by its name"
+        for parameter in conv.parameters():
+            for module in owners[id(parameter)]:
+                if module is not conv:
+                    return f"it shares a parameter with a {type(module).__name__}"
+        return None
+
+    return {name: reason for name, conv in found.items() if (reason := why(name, conv))}
+
+
+def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> None:
+    """Raise ValueError if one of some named layers must stay as it is."""
+    for name, why in untouchable(model, found).items():
+        raise ValueError(f"{name} cannot be replaced: {why}.")
+
+
+def _peculiar(conv: Convolution) -> str | None:
+    """What in a layer itself would not outlive its replacement, or None."""
     # These two first: to read a weight that is computed may change what it is computed from.
     if is_parametrized(conv):
         return "a parametrization computes its parameters; remove that first"
@@ -63,59 +102,41 @@ def untouchable(model: nn.Module, name: str, conv: Convolution) -> str | None:
         return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
     if taken := (vars(conv).keys() - _OWN[kind]) & _TAKEN:
         return f"a basis or a dense layer needs the name of its {', '.join(sorted(taken))} itself"
-    own = {id(p) for p in conv.parameters()}
-    # A registered module's own attributes are looked at in its turn.
+    return None
+
+
+def _holders(model: nn.Module) -> dict[int, str]:
+    """Where else layers are held, by the layer's id: from there they would go on being called.
+
+    As in "blocks of a Stage". Looked through are containers, partials, bound methods and modules
+    that are not registered.
+    """
+    found: dict[int, str] = {}
+    # Registered modules are looked at in their turn.
     seen = {id(module) for module in model.modules()}
     for module in model.modules():
-        if isinstance(module, DistributedDataParallel) and conv in set(module.modules()):
-            # Its reducer would never average the new layer's parameters over the replicas.
-            return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
-        if holder := _plain_holder(module, conv, seen):
-            return (
-                f"{holder} of a {type(module).__name__} holds it, too; use an nn.ModuleList, or "
-                f"call it by its name"
-            )
-        if module is not conv and any(id(p) in own for p in module._parameters.values()):
-            return f"it shares a parameter with a {type(module).__name__}"
-    return None
+        for attribute, value in vars(module).items():
+            within = [] if attribute in _MODULE_ATTRIBUTES else [value]
+            while within:
+                item = within.pop()
+                if isinstance(item, Convolution):
+                    found.setdefault(id(item), f"{attribute} of a {type(module).__name__}")
+                if id(item) not in seen:
+                    seen.add(id(item))
+                    within += [inner for inner in _inside(item) if isinstance(inner, _LEADING)]
+    return found
 
 
-def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> None:
-    """Raise ValueError if one of some named layers must stay as it is."""
-    for name, conv in found.items():
-        if why := untouchable(model, name, conv):
-            raise ValueError(f"{name} cannot be replaced: {why}.")
-
-
-def _plain_holder(module: nn.Module, conv: Convolution, seen: set[int]) -> str | None:
-    """The attribute through which a module would go on calling a layer that was replaced."""
-    for name, value in vars(module).items():
-        if name not in _MODULE_ATTRIBUTES and _holds(value, conv, seen):
-            return name
-    return None
-
-
-def _holds(value: object, conv: Convolution, seen: set[int]) -> bool:
-    """Whether a value is a layer or leads to it; `seen` has the ids of what need not be entered."""
-    inner: Iterable[object]
-    if value is conv:
-        return True
-    elif isinstance(value, dict):
-        inner = [*value.keys(), *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset | deque):
-        inner = value
-    elif isinstance(value, partial):
-        inner = (value.func, value.args, value.keywords)
-    elif isinstance(value, MethodType):
-        inner = (value.__self__,)
-    elif isinstance(value, nn.Module):
-        inner = (vars(value),)
-    else:
-        return False
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    return any(_holds(item, conv, seen) for item in inner)
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return (*value.keys(), *value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    return (vars(value),) if isinstance(value, nn.Module) else ()
 
 
 def module_aliases(model: nn.Module) -> dict[int, list[str]]:

@@ -462,3 +462,8 @@ def test_the_profile_alone_says_whether_its_results_settle_anything(
     assert (verdicts == {"not yet measured"}) == preliminary
     texts = (tmp_path / "figures" / "method_costs.svg").read_text()
     assert ("<!-- smoke -->" in texts) == preliminary
+
+
+def test_turns_of_the_benchmark_are_no_cost_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--costs", "smoke", "--repeats", "3"]) == 1
+    assert "a cost table's turns are its own" in capsys.readouterr().err

@@ -265,7 +265,10 @@ def test_a_cost_table_of_other_settings_sizes_no_runs(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8)])
     other = load_profile("smoke", ("budget_batch=64",))
-    with pytest.raises(ValueError, match="measured with.*'budget_batch': 50.*--costs smoke"):
+    with pytest.raises(
+        ValueError,
+        match="measured with.*'budget_batch': 50.*run --profile smoke with the same --set",
+    ):
         MeasuredCosts(read_json(path), path, other)
 
 

@@ -775,6 +775,44 @@ def test_an_error_of_the_models_own_while_loading_leaves_it_as_it_was():
     assert was.same(model)
 
 
+def test_what_a_hook_renames_is_put_back_too_where_the_checkpoint_does_not_fit():
+    """A model's own hook may take entries by their old names, which only the checkpoint has."""
+    model = bc.apply_plan(network(), Plan({"1.plain": 5}))
+    state = {k: v + 1 for k, v in network().state_dict().items()}
+    state["1.pointwise.old"] = state.pop("1.pointwise.weight")
+
+    def rename(module: nn.Module, entries: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        entries[f"{prefix}weight"] = entries.pop(f"{prefix}old")
+
+    model[1].pointwise.register_load_state_dict_pre_hook(rename)
+    was = Frozen(model)
+    lacking = {name: value for name, value in state.items() if name != "1.plain.weight"}
+    with pytest.raises(ValueError, match="1.plain.weight"):
+        bc.load_dense_state_dict(model, lacking)
+    assert was.same(model)
+    bc.load_dense_state_dict(model, state)
+    assert torch.equal(model[1].pointwise.weight, state["1.pointwise.old"])
+
+
+def test_what_a_model_holds_is_walked_through_once_and_to_any_depth():
+    class Vocabulary(dict[int, str]):
+        walks = 0
+
+        def values(self) -> Any:
+            self.walks += 1
+            return super().values()
+
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(12)))
+    model.vocabulary = Vocabulary({0: "a"})
+    assert list(bc.layers(model)) == [str(i) for i in range(12)]
+    assert model.vocabulary.walks == 1
+    nested: Any = model[7]
+    for _ in range(3000):  # more than Python's calls go
+        nested = (nested,)
+    model.nested = nested
+    assert list(bc.layers(model)) == [str(i) for i in range(12) if i != 7]
+
+
 def missing(state: dict[str, Tensor]) -> None:
     del state["1.plain.weight"]
 

@@ -279,9 +279,9 @@ def test_a_speed_up_among_many_arms_has_to_stand_their_correction() -> None:
     # What the correction takes away is told as undecided, and not passed over.
     test = oracle.ttest_ind([72.5, 73.5, 74.5], [69.0, 70.0, 71.0], equal_var=False)
     low, high = test.confidence_interval(0.95)
-    left = f"undecided by that correction: “fast” at 1 by +3.50 points [+{low:.2f}, +{high:.2f}]"
+    left = f"dense of another budget: “fast” at 1 by +3.50 points [+{low:.2f}, +{high:.2f}]"
     assert [f"{left} (1.31 times)." in sentences for sentences in told] == [False, True]
-    assert [sentences.count("undecided by that correction") for sentences in told] == [0, 1]
+    assert [sentences.count("left undecided by Holm's correction") for sentences in told] == [0, 1]
 
 
 def test_the_best_at_each_budget_is_held_against_the_narrower_network_with_its_verdict() -> None:
@@ -318,11 +318,11 @@ def test_the_headline_says_who_beats_dense_and_loses_to_a_narrower_network() -> 
     test = oracle.ttest_ind([75 + j for j in JITTER], [70 + j for j in JITTER], equal_var=False)
     low, high = test.confidence_interval(0.95)
     assert (
-        "the basis arms win the one comparison (Holm); the largest gain at each budget is +5.00 "
-        f"points [+{low:.2f}, +{high:.2f}] at 1 dense epochs (“all layers”)" in headline
+        "the basis arms win the one comparison (Holm); the largest gain, budget by budget, is "
+        f"+5.00 points [+{low:.2f}, +{high:.2f}] at 1 dense epoch (“all layers”)" in headline
     )
     assert winners == (
-        "Dense trained for the same time is beaten by “all layers” at 1 dense epochs."
+        "Dense trained for the same time is beaten by “all layers” at 1 dense epoch."
     )
     assert "narrower dense network “dense, width 9”" in headline
     assert "the basis arms lose the one comparison (Holm)" in headline
@@ -355,13 +355,17 @@ def test_many_arms_that_all_beat_dense_are_not_listed_one_by_one(
 
 
 @pytest.mark.parametrize(
-    ("won", "lost", "of", "said"),
-    [(4, 0, 4, "win all 4 comparisons"), (0, 1, 1, "lose the one comparison"),
-     (0, 0, 2, "leave undecided all 2 comparisons"),
-     (1, 0, 3, "win 1 of 3 comparisons, lose none and leave 2 undecided")],
+    ("verdicts", "said"),
+    [("above above", "win all 2 comparisons"), ("below", "lose the one comparison"),
+     ("open open", "leave undecided all 2 comparisons"),
+     ("open above open", "win 1 of 3 comparisons, lose none and leave 2 undecided"),
+     ("above equal", "win 1 of 2 comparisons, lose none and leave 1 undecided or within ±0.2 "
+      "points"),
+     ("equal equal", "win none of 2 comparisons, lose none and leave 2 undecided or within ±0.2 "
+      "points")],
 )  # fmt: skip
-def test_comparisons_are_counted_in_few_words(won: int, lost: int, of: int, said: str) -> None:
-    assert frontier.won_and_lost(won, lost, of) == said
+def test_comparisons_are_counted_in_few_words(verdicts: str, said: str) -> None:
+    assert frontier.won_and_lost(pd.Series(verdicts.split())) == said
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(4.0, False), (3.9, True)])

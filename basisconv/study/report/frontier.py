@@ -67,10 +67,9 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
             f"{text.amount(below)} are losses and {text.amount(len(ours) - below)} undecided or "
             f"within ±{arms.MARGIN:g} points."
         )
-    lost = int((ours["verdict"] == "below").sum())
     return (
         f"Against dense trained for the same time the basis arms "
-        f"{won_and_lost(len(above), lost, len(ours))} (Holm); the largest gain at each budget is "
+        f"{won_and_lost(ours['verdict'])} (Holm); the largest gain, budget by budget, is "
         f"{_best(above)}."
     )
 
@@ -89,13 +88,13 @@ def _beaten_by(ours: pd.DataFrame, above: pd.DataFrame) -> str:
     if len(above) == len(ours) and number > 3:
         return (
             f"each of {number} basis arms at every budget that the arm was trained for "
-            f"({_budgets(ours['budget'])} dense epochs)"
+            f"({_budgets(ours['budget'])} {_unit(ours['budget'])})"
         )
     where = [
         f"{_quoted(str(label))} at {_budgets(rows['budget'])}"
         for label, rows in above.groupby("label", sort=False)
     ]
-    return f"{text.listed(where)} dense epochs"
+    return f"{text.listed(where)} {_unit(above['budget'])}"
 
 
 def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
@@ -141,11 +140,10 @@ def _against_narrow(found: Sequence[Measured]) -> list[str]:
     tested = arms.tested(arms.decided(pd.DataFrame(rows))) if rows else pd.DataFrame()
     if tested.empty:
         return []
-    won, lost = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
     return [
         f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
-        f"time, the basis arms {won_and_lost(won, lost, len(tested))} (Holm); the most favourable "
-        f"difference at each budget is {_best(tested)}."
+        f"time, the basis arms {won_and_lost(tested['verdict'])} (Holm); the most favourable "
+        f"difference, budget by budget, is {_best(tested)}."
     ]
 
 
@@ -158,17 +156,22 @@ def _best(table: pd.DataFrame) -> str:
         for row in best.itertuples()
     ]
     whose = text.listed([_quoted(label) for label in dict.fromkeys(best["label"])])
-    return f"{text.listed(each)} dense epochs ({whose})"
+    return f"{text.listed(each)} {_unit(best['budget'])} ({whose})"
 
 
-def won_and_lost(won: int, lost: int, of: int) -> str:
+def won_and_lost(verdicts: pd.Series) -> str:
     """As in "lose all 4 comparisons", "win 1 of 3 comparisons, lose none and leave 2 undecided"."""
-    for count, verb in ((won, "win"), (lost, "lose"), (of - won - lost, "leave undecided")):
+    of, (won, lost, equal, left) = (
+        len(verdicts),
+        (int((verdicts == verdict).sum()) for verdict in ("above", "below", "equal", "open")),
+    )
+    for count, verb in ((won, "win"), (lost, "lose"), (left, "leave undecided")):
         if count == of:
             return f"{verb} {'the one comparison' if of == 1 else f'all {of} comparisons'}"
+    within = f" or within ±{arms.MARGIN:g} points" if equal else ""
     return (
         f"win {text.amount(won)} of {of} comparisons, lose {text.amount(lost)} and leave "
-        f"{text.amount(of - won - lost)} undecided"
+        f"{text.amount(left + equal)} undecided{within}"
     )
 
 
@@ -199,6 +202,10 @@ def _against_same_size(found: Sequence[Measured]) -> list[str]:
 def _quoted(label: str) -> str:
     """A label as a sentence names it."""
     return f"“{label}”"
+
+
+def _unit(budgets: pd.Series) -> str:
+    return "dense epoch" if (budgets == 1).all() else "dense epochs"
 
 
 def _budgets(budgets: pd.Series) -> str:

@@ -136,8 +136,8 @@ def _open(pairs: pd.DataFrame) -> list[str]:
         return []
     each = [f"{r.name} by {text.gain(r)} ({r.speedup:.2f} times)" for r in near.itertuples()]
     return [
-        f"By their intervals ahead of dense trained longer, and left undecided by that correction: "
-        f"{text.listed(each)}."
+        "By their intervals ahead of dense trained longer, and left undecided by Holm's correction "
+        f"over all comparisons of basis arms with dense of another budget: {text.listed(each)}."
     ]
 
 
