@@ -136,10 +136,7 @@ def test_a_section_is_trained_by_its_name_and_no_other(
 def test_the_plan_is_told_before_its_step_times_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from basisconv.study import protocol, workload
-
-    for room in (protocol, workload):
-        monkeypatch.setattr(room, "cost_table", lambda name: tmp_path / "costs.json")
+    monkeypatch.setattr(protocol, "cost_table", lambda name: tmp_path / "costs.json")
     assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 0
     told = capsys.readouterr().out
     (whole,) = [line for line in told.splitlines() if line.startswith("all ")]
