@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import re
 import warnings
@@ -453,10 +454,8 @@ def test_a_basis_layer_that_cannot_change_is_not_replaced(change, why, plan):
 def test_inside_ddp_nothing_is_replaced(plan):
     # Its reducer would not average what it has never seen, and the replicas would drift apart.
     model = bc.apply_plan(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3)), Plan({"1": 2}))
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    try:
+
+    def replicate() -> None:
         wrapped = DistributedDataParallel(model)
         with pytest.raises(ValueError, match=r"module.1 cannot be .* change its \.module"):
             bc.apply_plan(wrapped, plan, inplace=True)
@@ -465,7 +464,14 @@ def test_inside_ddp_nothing_is_replaced(plan):
         assert isinstance(bc.apply_plan(pair, Plan({"1": 2}))[1], BasisConv2d)  # outside of it
         bc.apply_plan(wrapped.module, Plan({"1": 3}), inplace=True)
         DistributedDataParallel(wrapped.module)(torch.ones(1, 2, 9, 9)).sum().backward()
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        replicate()
     finally:
+        gc.collect()  # a wrapper that goes last takes the group with it, and may wait for ever
         torch.distributed.destroy_process_group()
     assert all(p.grad is not None for p in model[1].parameters())
 

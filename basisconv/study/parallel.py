@@ -7,6 +7,7 @@ are each process's own, and those of the first are evaluated with.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,4 +95,7 @@ def torchrun_group() -> Iterator[Group]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
+        # A wrapper that outlives the group ends it in its own destructor, which holds the lock that
+        # the group's threads may be waiting for.
+        gc.collect()
         dist.destroy_process_group()
