@@ -12,7 +12,7 @@ import pytest
 from fake_runs import make_record, make_run
 
 from basisconv.cli import main
-from basisconv.study import protocol, sections, stopping
+from basisconv.study import protocol, sections, step_costs, stopping
 from basisconv.study.checkpoint import Checkpoints
 from basisconv.study.experiments import draft
 from basisconv.study.files import DamagedFile
@@ -461,6 +461,19 @@ def test_the_profile_alone_says_whether_its_results_settle_anything(
     assert ("<!-- smoke -->" in texts) == preliminary
 
 
-def test_turns_of_the_benchmark_are_no_cost_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--costs", "smoke", "--repeats", "3"]) == 1
-    assert "a cost table's turns are its own" in capsys.readouterr().err
+def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[dict[str, int]] = []
+
+    def measure(*study: Study, **turns: int) -> None:
+        taken.append(turns)
+        raise ValueError("measured")
+
+    monkeypatch.setattr(step_costs, "measure_costs", measure)
+    monkeypatch.setattr(sections.bench, "measure_device", measure)
+    for how in ([], ["--costs", "smoke"]):
+        for turns in ([], ["--repeats", "3"]):
+            assert main(["bench", *how, *turns]) == 1
+    # Without the option each takes its own number.
+    assert taken == [{}, {"repeats": 3}] * 2

@@ -141,7 +141,7 @@ def _too_large(what: str, setting: Setting) -> str:
     return f"{told} is left out: this device's memory does not hold it"
 
 
-def measure_device(repeats: int) -> dict[str, Any]:
+def measure_device(repeats: int = 20) -> dict[str, Any]:
     """The benchmark that `make bench` keeps, of this device with all of its cores."""
     on_cuda = device().type == "cuda"
     return measure(

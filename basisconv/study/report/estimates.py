@@ -290,7 +290,7 @@ def early_switch(e: Evidence) -> Estimate:
     ]
     if basis is None or not exact:
         return absent("basis throughout, or a switch that keeps the function")
-    early = min(exact, key=lambda m: float(m.arm.detail["switch"]))  # type: ignore[arg-type]
+    early = min(exact, key=_switch)
     c = arms.compare(early, basis)
     if c.difference.p != c.difference.p:
         return untested()
@@ -299,10 +299,15 @@ def early_switch(e: Evidence) -> Estimate:
         arms.verdict(d.estimate, c.equivalence, d.p), NOT
     )
     said = (
-        f"switch at {100 * float(early.arm.detail['switch']):.0f} % of the time minus basis "  # type: ignore[arg-type]
+        f"switch at {100 * _switch(early):.0f} % of the time minus basis "
         f"throughout, equal time: {text.points(d)}"
     )
     return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
+
+
+def _switch(m: arms.Measured) -> float:
+    detail: dict[str, Any] = m.arm.detail
+    return float(detail["switch"])
 
 
 def _counted(timings: pd.DataFrame, noun: str, of: str = "", prefix: str = "") -> str:

@@ -161,9 +161,9 @@ def _best(table: pd.DataFrame) -> str:
 
 def won_and_lost(verdicts: pd.Series) -> str:
     """As in "lose all 4 comparisons", "win 1 of 3 comparisons, lose none and leave 2 undecided"."""
-    of, (won, lost, equal, left) = (
-        len(verdicts),
-        (int((verdicts == verdict).sum()) for verdict in ("above", "below", "equal", "open")),
+    of = len(verdicts)
+    won, lost, equal, left = (
+        int((verdicts == verdict).sum()) for verdict in ("above", "below", "equal", "open")
     )
     for count, verb in ((won, "win"), (lost, "lose"), (left, "leave undecided")):
         if count == of:

@@ -67,14 +67,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
 
 def _at_its_end(direction: str) -> str:
     """What skip training ends as, for it may be the best network "with basis layers"."""
-    if direction.endswith("dense"):
-        return (
-            "Skip training here ends as a dense network, so where it is the best “with basis "
-            "layers”, that has none at its end."
-        )
+    dense = "end" if direction.endswith("dense") else "start"
     return (
-        "Skip training here starts as a dense network, so where it is the best “with basis "
-        "layers”, that has none at its start."
+        f"Skip training here {dense}s as a dense network, so where it is the best “with basis "
+        f"layers”, that has none at its {dense}."
     )
 
 
