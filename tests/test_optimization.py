@@ -9,7 +9,13 @@ import torch
 
 import basisconv as bc
 from basisconv.study.data import DIGESTS
-from basisconv.study.optimization import learning_rate, parameter_groups, sgd, squared_norms
+from basisconv.study.optimization import (
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    sgd,
+    squared_norms,
+)
 from basisconv.study.phases import first_network
 from basisconv.study.run import Data, Phase, Run
 
@@ -78,4 +84,4 @@ def test_momentum_that_fits_no_parameter_is_refused() -> None:
     model = torch.nn.Linear(3, 2)
     for buffers in ({"weight": torch.zeros(3, 2)}, {"wieght": torch.zeros(2, 3)}):
         with pytest.raises(ValueError, match=next(iter(buffers))):
-            sgd(model, 0.1, 0.9, 0.0, buffers=buffers)
+            make_optimizer(model, make_run((1, bc.Plan())), buffers)

@@ -26,7 +26,7 @@ from basisconv.study.augment import TrainingStream
 from basisconv.study.checkpoint import paths, step_of
 from basisconv.study.data import load
 from basisconv.study.experiments import draft
-from basisconv.study.optimization import learning_rate, momentum_of
+from basisconv.study.optimization import learning_rate, make_optimizer, momentum_of
 from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import first_network, switch
 from basisconv.study.protocol import Study
@@ -34,7 +34,7 @@ from basisconv.study.run import Run
 from basisconv.study.stopping import Stop
 from basisconv.study.store import Store
 from basisconv.study.together import train_together
-from basisconv.study.train import _sgd, train
+from basisconv.study.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,14 +115,14 @@ def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]
     data = load(run.data.name, run.data.train_images)
     stream = TrainingStream(data.train, run.batch_size, run.seed)
     models = [NETWORKS[network](run, 10) for _ in range(run.processes)]
-    optimizers = [_sgd(model, run, {}) for model in models]
+    optimizers = [make_optimizer(model, run) for model in models]
     losses, end, step = [], 0, 0
     for index, phase in enumerate(run.phases):
         start, end = end, end + phase.steps
         if index:
             momenta = [momentum_of(m, o) for m, o in zip(models, optimizers, strict=True)]
             momenta = [switch(m, run, index, b) for m, b in zip(models, momenta, strict=True)]
-            optimizers = [_sgd(m, run, b) for m, b in zip(models, momenta, strict=True)]
+            optimizers = [make_optimizer(m, run, b) for m, b in zip(models, momenta, strict=True)]
         for step in range(start, end):
             images, labels = stream.batch(step)
             shards = zip(

@@ -29,8 +29,8 @@ def rewrite(folder: Path, change: Any) -> None:
     (folder / "smoke.yaml").write_text(yaml.safe_dump(values))
 
 
-def test_every_profile_is_valid_and_the_four_are_there() -> None:
-    assert names() == ["desk", "paper", "quick", "smoke"]
+def test_every_profile_is_valid_and_all_are_there() -> None:
+    assert names() == ["desk", "desk2", "paper", "quick", "smoke"]
     for name in names():
         profile = load_profile(name)
         assert profile.preliminary == (name in ("smoke", "quick"))
@@ -79,7 +79,7 @@ def test_a_setting_that_does_not_fit_is_named(change: str, words: str) -> None:
 
 
 def test_an_unknown_profile_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'huge'.*desk, paper, quick, smoke"):
+    with pytest.raises(ValueError, match="'huge'.*desk, desk2, paper, quick, smoke"):
         load_profile("huge")
     with pytest.raises(ValueError, match="no profile '../smoke'"):
         load_profile("../smoke")

@@ -49,6 +49,8 @@ CHANGES = {
     "compile": True,
     "threads": 2,
     "processes": 2,
+    "optimizer": "muon",
+    "factor_lr_ratio": 0.5,
     "numerics": 2,
 }
 
@@ -60,7 +62,8 @@ def test_run_id_is_the_hash_of_the_canonical_json():
 
 def test_every_field_changes_the_id():
     assert set(CHANGES) == set(Run.model_fields) - {"schema_version"}
-    ids = {make_run(**{name: value}).run_id for name, value in CHANGES.items()}
+    needed = {"factor_lr_ratio": {"optimizer": "muon"}}
+    ids = {make_run(**{n: value}, **needed.get(n, {})).run_id for n, value in CHANGES.items()}
     assert len(ids | {make_run().run_id}) == len(CHANGES) + 1
 
 

@@ -214,7 +214,7 @@ class Constant(torch.nn.Module):
 def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_run() -> None:
     trained = training._Training(make_run(label_smoothing=0.5))
     trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
-    loss, accuracy = trained._evaluate(trained.data.validation)
+    loss, accuracy, _ = trained._evaluate(trained.data.validation)
     assert accuracy == 0.1  # of 200 images, 20 are of class 3
     assert loss == pytest.approx(math.log(math.exp(5) + 9) - 5 / 10)
     trained.model = Constant([math.nan] * 10)

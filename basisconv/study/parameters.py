@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basisconv.study.run import Carry, Count, MomentumCarry, Schedule
+from basisconv.study.run import Carry, Count, MomentumCarry, Optimizer, Schedule
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Switch = Annotated[float, Field(gt=0, lt=1)]  # the share of the time in the first of two forms
@@ -108,25 +108,44 @@ class CandidateSweep(Sensitivity):
     seeds: Annotated[int, Field(ge=2)]
 
 
+class Grid(Strict):
+    """Recipes tried at one length: every combination, for each kind of arm.
+
+    `width` is the profile's where it is null. `learning_rates` are those tried of each optimizer;
+    its other settings are those of the profile's recipe. `factor_lr_ratios` are Muon's of basis
+    arms. All arms take `epochs` passes over the training images, whatever time that is.
+    """
+
+    width: Count | None
+    epochs: Positive
+    kinds: Annotated[list[Literal["dense", "basis", "narrow"]], Field(min_length=1)]
+    learning_rates: dict[Optimizer, Annotated[list[Positive], Field(min_length=1)]]
+    factor_lr_ratios: Annotated[list[Positive], Field(min_length=1)]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    label_smoothings: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
+    seeds: Count
+
+
 class Pilot(Strict):
     """01b_pilot: what the other notebooks' settings are chosen by; validation alone.
 
     `train_images` are those of the grid and of the spread, and budgets are told in dense epochs
     of that part. The grid is `learning_rates` by `batch_sizes`, for each kind of arm at each of
     `budgets`; the spread over `spread_seeds` is that of the profile's own settings at
-    `spread_budget`; `sweeps` are settings that 03 might take.
+    `spread_budget`; `sweeps` are settings that 03 might take; `recipes` are grids at equal epochs.
     """
 
     train_images: Count | None
     ratio: Share
     skip_switch: Switch
-    budgets: Annotated[list[Positive], Field(min_length=1)]
-    learning_rates: Annotated[list[Positive], Field(min_length=1)]
-    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    budgets: list[Positive]
+    learning_rates: list[Positive]
+    batch_sizes: list[Count]
     grid_seeds: Count
     spread_budget: Positive
-    spread_seeds: Annotated[int, Field(ge=2)]
+    spread_seeds: Annotated[int, Field(ge=0)]
     sweeps: list[CandidateSweep]
+    recipes: list[Grid] = []
 
 
 class Selection(Strict):

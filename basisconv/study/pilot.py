@@ -12,7 +12,7 @@ from typing import Any
 from basisconv.plan import Plan
 from basisconv.study.drafts import Draft, Phases
 from basisconv.study.layer_sweep import add_layers
-from basisconv.study.parameters import PILOT, CandidateSweep, Pilot
+from basisconv.study.parameters import PILOT, CandidateSweep, Grid, Pilot
 from basisconv.study.protocol import Study
 from basisconv.study.run import Method
 
@@ -34,6 +34,8 @@ def pilot(study: Study, parameters: Pilot) -> Draft:
     _spread(result, parameters)
     for setting in parameters.sweeps:
         _sweep(result, study, setting)
+    for grid in parameters.recipes:
+        _recipes(result, grid)
     return result
 
 
@@ -58,8 +60,43 @@ def _grid(draft: Draft, parameters: Pilot) -> None:
         )  # fmt: skip
 
 
+def _recipes(draft: Draft, grid: Grid) -> None:
+    """Every combination of a grid's settings, at equal epochs."""
+    study = draft.study
+    width = grid.width or study.profile.width
+    kinds: dict[str, tuple[Plan, int]] = {
+        "dense": (Plan(), width),
+        "basis": (study.plan(draft.facts["ratio"], width=width), width),
+        "narrow": (Plan(), width // 2),
+    }
+    rates = [(name, rate) for name, tried in grid.learning_rates.items() for rate in tried]
+    for kind, (name, rate), factors, batch, smoothing in product(
+        grid.kinds, rates, grid.factor_lr_ratios, grid.batch_sizes, grid.label_smoothings
+    ):
+        if factors != grid.factor_lr_ratios[0] and (kind != "basis" or name != "muon"):
+            continue  # no factors, or no rate of their own
+        changes: dict[str, Any] = study.profile.recipes[name].model_dump() | {
+            "learning_rate": rate, "factor_lr_ratio": factors, "batch_size": batch,
+            "label_smoothing": smoothing,
+        }  # fmt: skip
+        if kind != "basis" or name != "muon":
+            changes["factor_lr_ratio"] = 1.0
+        plan, channels = kinds[kind]
+        own = f"{rate:g}, factors {factors:g}" if len(grid.factor_lr_ratios) > 1 else f"{rate:g}"
+        draft.add(
+            f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {own}, batch {batch}, "
+            f"smoothing {smoothing:g}",
+            kind, plan, grid.epochs, channels,
+            steps=round(grid.epochs * (study.train_images // batch)),
+            seeds=study.seeds(draft.name, grid.seeds),
+            detail={"part": "recipes", **changes}, changes=changes,
+        )  # fmt: skip
+
+
 def _spread(draft: Draft, parameters: Pilot) -> None:
     study = draft.study
+    if not parameters.spread_seeds:
+        return
     plans: dict[Method, Plan] = {"dense": Plan(), "basis": study.plan(parameters.ratio)}
     seeds = study.seeds(draft.name, parameters.spread_seeds)
     for method, plan in plans.items():

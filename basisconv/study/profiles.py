@@ -23,7 +23,7 @@ from basisconv.study.parameters import (
     check_known,
     mistakes,
 )
-from basisconv.study.run import Count, DataName, Precision
+from basisconv.study.run import Count, DataName, Optimizer, Precision
 from basisconv.study.workers import Executor
 
 FOLDER = ROOT / "profiles"
@@ -38,6 +38,9 @@ class Training(Strict):
     weight_decay: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     warmup: Annotated[float, Field(ge=0, lt=1)]
+    optimizer: Optimizer = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    factor_lr_ratio: Positive = 1.0
 
 
 class Tuning(Strict):
@@ -92,6 +95,7 @@ class Profile(Strict):
         dense_step_ms: milliseconds of the step that costs 1 in one worker with the others
             running, to tell hours before anything was trained; null where nobody knows.
         training: settings of all Runs.
+        recipes: settings to train with instead, by the optimizer's name, where both are compared.
         tuned: learning rate and batch size of each kind of arm, by the time budgets at which
             they were tuned; {} where all arms have those of `training`.
         seeds: those of the pilot, and which explore and which confirm.
@@ -116,6 +120,7 @@ class Profile(Strict):
     preliminary: bool
     dense_step_ms: Positive | None
     training: Training
+    recipes: dict[Optimizer, Training] = {}
     tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
     seeds: Seeds
     confirm: list[str]

@@ -34,6 +34,7 @@ NUMERICS = 1
 Status = Literal["done", "failed", "diverged"]
 DataName = Literal["cifar10", "cifar10-sample", "cifar100"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Optimizer = Literal["sgd", "muon"]
 Schedule = Literal["one", "restart"]
 Carry = Literal["exact", "reinit"]
 MomentumCarry = Literal["fresh", "carried"]
@@ -119,7 +120,11 @@ class Run(Model):
     """Whether the test set is read, once, at the last step."""
     compile: bool = False
     threads: Count = 1
-    # Left out at its default, so that no run's id changed when it was added.
+    # Left out at their defaults, so that no run's id changed when they were added.
+    optimizer: Optimizer = Field(default="sgd", exclude_if=lambda name: name == "sgd")
+    """Learning rate, momentum and weight decay are SGD's, or Muon's of kernels and factors."""
+    factor_lr_ratio: float = Field(default=1.0, gt=0, exclude_if=lambda ratio: ratio == 1)
+    """Muon's learning rate of factors over that of kernels."""
     processes: Count = Field(default=1, exclude_if=lambda count: count == 1)
     """How many train it together, each with a shard of every batch, and batch-norm's view of it."""
     numerics: Count = NUMERICS
@@ -131,6 +136,15 @@ class Run(Model):
             raise ValueError(
                 f"batch_size={self.batch_size} for processes={self.processes}: choose a multiple, "
                 "so that all take as many images."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _muons_own(self) -> Self:
+        if self.optimizer != "muon" and self.factor_lr_ratio != 1:
+            raise ValueError(
+                f"factor_lr_ratio={self.factor_lr_ratio} is Muon's, and optimizer="
+                f"{self.optimizer!r} has one rate: leave it at 1."
             )
         return self
 
@@ -169,6 +183,9 @@ class Result(Model):
     test_loss: float | None
     test_accuracy: Fraction | None
     history: tuple[Epoch, ...]
+    # The first edition's records have none.
+    test_correct: str | None = Field(default=None, exclude_if=lambda bits: bits is None)
+    """Whether each test image was classified right: bits, first image first, in base64."""
 
 
 class Measurement(Model):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import traceback
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from basisconv.study.augment import TrainingStream, evaluation_batches
 from basisconv.study.checkpoint import Checkpoints, Position, State
@@ -21,9 +23,15 @@ from basisconv.study.environment import (
     peak_memory_bytes,
     prepare,
 )
-from basisconv.study.optimization import learning_rate, momentum_of, sgd, squared_norms
+from basisconv.study.optimization import (
+    learning_rate,
+    make_optimizer,
+    momentum_of,
+    set_learning_rate,
+    squared_norms,
+)
 from basisconv.study.parallel import ALONE, Group
-from basisconv.study.phases import Buffers, first_network, later_network, switch
+from basisconv.study.phases import first_network, later_network, switch
 from basisconv.study.precision import autocast, check_native, convolutions_in
 from basisconv.study.rng import global_streams, restore_global_streams, seed_global_streams
 from basisconv.study.run import Epoch, Measurement, Precision, Record, Result, Run
@@ -107,7 +115,7 @@ class _Training:
         with self.clock.part("switch"):
             if checkpoints is None or not checkpoints.resume(self._restore):
                 self.model = first_network(run, len(self.data.classes)).to(self.device)
-                self.optimizer = _sgd(self.model, run, {})
+                self.optimizer = make_optimizer(self.model, run)
                 seed_global_streams(run.seed)
         if checkpoints is not None:
             self.notes += checkpoints.refused
@@ -128,7 +136,7 @@ class _Training:
                 self._switch(index)
             self._phase(start, end)
         last = self.history[-1]
-        test = self._evaluate(self.data.test) if self.run.test else (None, None)
+        test = self._evaluate(self.data.test) if self.run.test else (None, None, None)
         return Result(
             steps=self.step,
             epochs=self.step / self.stream.steps_per_epoch,
@@ -138,6 +146,7 @@ class _Training:
             val_accuracy=last.val_accuracy,
             test_loss=test[0],
             test_accuracy=test[1],
+            test_correct=test[2],
             history=tuple(self.history),
         )
 
@@ -145,7 +154,7 @@ class _Training:
         with self.clock.part("switch"):
             momentum = momentum_of(self.model, self.optimizer)
             momentum = switch(self.model, self.run, phase, momentum)
-            self.optimizer = _sgd(self.model, self.run, momentum)
+            self.optimizer = make_optimizer(self.model, self.run, momentum)
         self.phase, self.eager = phase, False
 
     def _phase(self, start: int, end: int) -> None:
@@ -157,8 +166,8 @@ class _Training:
             while self.step < stop:
                 self._keep()
                 with self.clock.part("train"):
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = learning_rate(run, self.step, start, end)
+                    rate = learning_rate(run, self.step, start, end)
+                    set_learning_rate(self.optimizer, rate)
                     self.losses += self._one_step(forward, self.step)
                 self.step += 1
             with self.clock.part("train"):  # where a GPU is waited for
@@ -166,7 +175,7 @@ class _Training:
             if not math.isfinite(loss):
                 raise Diverged(f"The training loss is {loss} by step {stop} of {run.steps}.")
             if stop % every == 0 or stop == run.steps:
-                val_loss, val_accuracy = self._evaluate(self.data.validation)
+                val_loss, val_accuracy, _ = self._evaluate(self.data.validation)
                 self.history.append(
                     Epoch(
                         epoch=stop / every, step=stop,
@@ -199,9 +208,9 @@ class _Training:
         model = later_network(self.run, at.phase, len(self.data.classes), state.weights)
         model = model.to(self.device)
         momentum = {n: b.to(self.device) for n, b in state.momentum.items()}
-        optimizer = _sgd(model, self.run, momentum)
+        made = make_optimizer(model, self.run, momentum)
         restore_global_streams(state.streams)
-        self.model, self.optimizer, self.losses = model, optimizer, state.losses.to(self.device)
+        self.model, self.optimizer, self.losses = model, made, state.losses.to(self.device)
         self.phase, self.first, self.step, self.eager = at.phase, at.first, at.step, at.eager
         self.history, self.notes = list(at.history), [*at.notes, f"went on from step {at.step}"]
         self.clock.add(at.seconds)
@@ -226,30 +235,32 @@ class _Training:
         with autocast(precision):
             logits = forward(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=run.label_smoothing)
-        if run.decay == "product":
+        if run.decay == "product" and run.optimizer == "sgd":
             return loss + run.weight_decay / 2 * squared_norms(self.model), loss
         return loss, loss
 
     @torch.no_grad()
-    def _evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy (a fraction)."""
+    def _evaluate(self, split: Split) -> tuple[float, float, str]:
+        """Mean cross-entropy, accuracy (a fraction) and, as bits, which images were right."""
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        right: list[Tensor] = []
         for x, y in evaluation_batches(split, self.device):
             self._keep()
             with self.clock.part("evaluate"):
                 with autocast(self.run.precision):
                     logits = self.model(x)
                 loss += F.cross_entropy(logits.float(), y, reduction="sum")
-                right += (logits.argmax(1) == y).sum()
+                right.append(logits.argmax(1) == y)
         n = len(split.labels)
         with self.clock.part("evaluate"):  # where a GPU is waited for
-            mean, accuracy = float(loss) / n, int(right) / n
-        mean, accuracy = self.group.of_first((mean, accuracy))
+            correct = torch.cat(right).cpu()
+            mean, accuracy = float(loss) / n, int(correct.sum()) / n
+            bits = base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
+        mean, accuracy, bits = self.group.of_first((mean, accuracy, bits))
         if not math.isfinite(mean):
             raise Diverged(f"The evaluation loss is {mean} at step {self.step}.")
-        return mean, accuracy
+        return mean, accuracy, bits
 
     def _forward(self) -> Forward:
         """What the phase trains with from here on: compiled, or the network itself."""
@@ -269,7 +280,3 @@ class _Training:
                 f"from step {self.step} on eager: torch.compile is not used, as {reason}"
             )
         return self.group.wrapped(forward)
-
-
-def _sgd(model: nn.Module, run: Run, buffers: Buffers) -> torch.optim.SGD:
-    return sgd(model, run.learning_rate, run.momentum, run.weight_decay, run.decay, buffers)
