@@ -9,6 +9,7 @@ from basisconv.convert import (
 )
 from basisconv.cost import LayerCost, Summary, summary
 from basisconv.layer import BasisConv2d
+from basisconv.optim import Muon, muon_groups
 from basisconv.plan import Plan, layers, make_plan
 from basisconv.timing import Timing, TunedLayer, compare, tune
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BasisConv2d",
     "LayerCost",
+    "Muon",
     "Plan",
     "Summary",
     "Timing",
@@ -26,6 +28,7 @@ __all__ = [
     "layers",
     "load_dense_state_dict",
     "make_plan",
+    "muon_groups",
     "plan_of",
     "restore",
     "summary",

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("decompose",),
     ("layer",),
     ("surgery",),
-    ("plan",),
+    ("plan", "optim"),
     ("convert", "cost"),
     ("timing",),
     ("search",),

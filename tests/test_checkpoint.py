@@ -99,6 +99,7 @@ def test_a_run_put_aside_anywhere_gives_the_same_result(tmp_path: Path) -> None:
     [
         {}, {"carry": "reinit", "momentum": 0.0}, {"momentum_carry": "fresh", "init": "svd"},
         {"schedule": "restart", "decay": "product"},
+        {"optimizer": "muon", "momentum": 0.6, "factor_lr_ratio": 0.5},
     ],
 )  # fmt: skip
 def test_a_run_put_aside_before_every_step_gives_the_same_result(

@@ -13,6 +13,7 @@ from basisconv.study.optimization import (
     learning_rate,
     make_optimizer,
     parameter_groups,
+    set_learning_rate,
     sgd,
     squared_norms,
 )
@@ -85,3 +86,31 @@ def test_momentum_that_fits_no_parameter_is_refused() -> None:
     for buffers in ({"weight": torch.zeros(3, 2)}, {"wieght": torch.zeros(2, 3)}):
         with pytest.raises(ValueError, match=next(iter(buffers))):
             make_optimizer(model, make_run((1, bc.Plan())), buffers)
+
+
+def muon_groups(**changes: Any) -> dict[str, dict[str, Any]]:
+    run = make_run((1, BASIS), optimizer="muon", learning_rate=0.2, momentum=0.6, **changes)
+    optimizer = make_optimizer(first_network(run, 10), run)
+    set_learning_rate(optimizer, 0.05)  # a quarter of the peak
+    return {group["kind"]: group for group in optimizer.param_groups}
+
+
+def test_under_muon_each_kind_of_parameter_follows_the_schedule_from_its_own_peak() -> None:
+    groups = muon_groups(factor_lr_ratio=0.5, weight_decay=0.03)
+    rates = {kind: group["lr"] for kind, group in groups.items()}
+    assert rates == pytest.approx({"kernels": 0.05, "factors": 0.025, "rest": 0.1 / 4})
+    momenta = {kind: group["momentum"] for kind, group in groups.items()}
+    assert momenta == {"kernels": 0.6, "factors": 0.6, "rest": 0.9}
+    decays = {kind: group["weight_decay"] for kind, group in groups.items()}
+    assert decays == {"kernels": 0.03, "factors": 0.03, "rest": 5e-4}
+
+
+def test_under_muon_decay_of_the_product_is_half_of_each_factors() -> None:
+    groups = muon_groups(decay="product", weight_decay=0.03)
+    decays = {kind: group["weight_decay"] for kind, group in groups.items()}
+    assert decays == {"kernels": 0.03, "factors": 0.015, "rest": 5e-4}
+
+
+def test_only_muon_has_a_rate_of_factors() -> None:
+    with pytest.raises(ValueError, match="factor_lr_ratio=0.5 is Muon's"):
+        make_run((1, BASIS), factor_lr_ratio=0.5)

@@ -26,7 +26,12 @@ from basisconv.study.augment import TrainingStream
 from basisconv.study.checkpoint import paths, step_of
 from basisconv.study.data import load
 from basisconv.study.experiments import draft
-from basisconv.study.optimization import learning_rate, make_optimizer, momentum_of
+from basisconv.study.optimization import (
+    learning_rate,
+    make_optimizer,
+    momentum_of,
+    set_learning_rate,
+)
 from basisconv.study.parallel import ALONE, Group
 from basisconv.study.phases import first_network, switch
 from basisconv.study.protocol import Study
@@ -137,8 +142,7 @@ def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]
                 for parameter in parameters:
                     parameter.grad = mean.clone()
             for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(run, step, start, end)
+                set_learning_rate(optimizer, learning_rate(run, step, start, end))
                 optimizer.step()
             losses.append(float(torch.stack(shard_losses).detach().mean()))
     return models, losses
@@ -163,11 +167,14 @@ def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path
     assert result.val_loss == pytest.approx(trained._evaluate(trained.data.validation)[0], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"decay": "product"}, {"optimizer": "muon", "factor_lr_ratio": 0.5}]
+)
 def test_without_batch_norm_it_is_plain_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     plan = bc.Plan({"0": 3, "2": 5})
-    run = make_run((4, plan), (3, bc.Plan()), decay="product", weight_decay=0.05)
+    run = make_run((4, plan), (3, bc.Plan()), weight_decay=0.05, **changes)
     states, result = trained_together(run, "plain", tmp_path)
     monkeypatch.setattr(training, "first_network", plain_network)
     alone = training._Training(run.model_copy(update={"processes": 1}), None)

@@ -26,7 +26,9 @@ from basisconv.study.run import NUMERICS, Run
 from basisconv.study.train import train
 
 # Train, validation and test loss by version of the numerics.
-GOLDEN = {1: (2.4714797, 2.4487671, 2.4450538)}
+GOLDEN = {
+    1: {"sgd": (2.4714797, 2.4487671, 2.4450538), "muon": (2.5493606, 2.5265097, 2.4929236)},
+}
 
 
 def test_the_same_run_gives_the_same_result_in_another_process() -> None:
@@ -57,8 +59,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "first_network", network)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_three_steps_are_those_that_this_numerics_version_stands_for(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """A change of the code that moves these has to raise `NUMERICS` in run.py.
 
@@ -67,10 +70,10 @@ def test_three_steps_are_those_that_this_numerics_version_stands_for(
     third step 1e-3. Losses are cast to float32 at the end, hence the tolerance.
     """
     in_float64(monkeypatch)
-    record = train(make_run((3, BASIS), test=True))
+    record = train(make_run((3, BASIS), test=True, optimizer=optimizer))
     assert record.result is not None
     got = (record.result.train_loss, record.result.val_loss, record.result.test_loss)
-    assert got == pytest.approx(GOLDEN[NUMERICS], abs=2e-6)
+    assert got == pytest.approx(GOLDEN[NUMERICS][optimizer], abs=2e-6)
 
 
 def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
