@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+from basisconv.convert import plan_of
 from basisconv.plan import Plan
 from basisconv.study.data import DIGESTS
 from basisconv.study.run import Data, Phase, Run
@@ -19,3 +25,18 @@ def make_run(*phases: tuple[int, Plan], **changes: Any) -> Run:
         "phases": tuple(Phase(steps=n, plan=p) for n, p in phases or [(3, Plan())]),
     }  # fmt: skip
     return Run(**settings | changes)
+
+
+def compiles_dense_alone(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """A torch.compile that fails for networks with basis layers; the plans it was asked for."""
+    asked: list[Plan] = []
+
+    def compile_(model: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
+        asked.append(plan_of(model))
+        return model if asked[-1] == Plan() else broken
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("no working compiler")
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return asked

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import BASIS, make_run
+from small_runs import BASIS, compiles_dense_alone, make_run
 
 import basisconv as bc
-from basisconv.study import precision
+from basisconv.study import phases, precision
 from basisconv.study import train as training
 from basisconv.study.augment import TrainingStream
-from basisconv.study.data import DIGESTS, load
+from basisconv.study.data import DIGESTS, Split, load
 from basisconv.study.models import build, initialise
 from basisconv.study.phases import first_network
+from basisconv.study.rng import generator
 from basisconv.study.run import NUMERICS, Run
 from basisconv.study.train import train
 
@@ -225,11 +226,52 @@ def test_evaluation_is_over_all_images_and_a_loss_that_is_not_finite_ends_the_ru
         trained._evaluate(trained.data.validation)
 
 
+def test_the_evaluations_loss_has_no_label_smoothing() -> None:
+    """Of one class alone: over all classes alike, constant logits hide what smoothing adds."""
+    trained = training._Training(make_run(label_smoothing=0.5))
+    trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
+    every = trained.data.validation
+    threes = every.labels == 3
+    loss, accuracy = trained._evaluate(Split(every.images[threes], every.labels[threes]))
+    assert accuracy == 1.0
+    assert loss == pytest.approx(math.log(math.exp(5) + 9) - 5)
+
+
 def test_the_batches_are_those_of_the_runs_seed() -> None:
     streams = [training._Training(make_run(seed=seed)).stream for seed in (0, 1)]
     wanted = TrainingStream(load("cifar10-sample", 60).train, 20, 1)
     assert torch.equal(streams[1].batch(4)[0], wanted.batch(4)[0])
     assert not torch.equal(streams[0].batch(4)[0], wanted.batch(4)[0])
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_layer_that_draws_from_torchs_own_stream_gets_the_one_of_the_runs_seed(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def with_dropout(*args: Any) -> torch.nn.Module:
+        model = build(*args)
+        dropout = torch.nn.Dropout(0.5)
+        dropout.register_forward_hook(lambda _, given, out: calls.append((given[0], out)))
+        model.avgpool = torch.nn.Sequential(model.avgpool, dropout)
+        return model
+
+    monkeypatch.setattr(phases, "build", with_dropout)
+    torch.manual_seed(99)  # whatever ran before in this process
+    train(make_run((1, bc.Plan()), seed=seed))
+    given, dropped = calls[0]
+    torch.manual_seed(generator(seed, "torch").initial_seed())
+    assert torch.equal(dropped, F.dropout(given, 0.5))
+
+
+def test_a_phase_after_an_eager_one_compiles_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = compiles_dense_alone(monkeypatch)
+    with pytest.warns(UserWarning, match="torch.compile is not used"):
+        record = train(make_run((4, BASIS), (1, bc.Plan()), compile=True))
+    assert asked == [BASIS, bc.Plan()]
+    (note,) = record.measurement.notes
+    assert note.startswith("from step 0 on eager") and "no working compiler" in note
 
 
 @pytest.mark.parametrize("carry", ["exact", "reinit"])
