@@ -17,7 +17,7 @@ import pytest
 import small_runs
 import torch
 from fake_runs import no_space, strays
-from small_runs import BASIS
+from small_runs import BASIS, compiles_dense_alone
 
 import basisconv as bc
 from basisconv.study import checkpoint, files, phases
@@ -201,6 +201,20 @@ def test_a_layer_that_draws_from_torchs_own_stream_goes_on_with_it(
     torch.manual_seed(3)  # whatever ran before in this process
     record, _ = until_done(run, tmp_path, 2)
     assert record.result == whole
+
+
+def test_a_phase_that_does_not_compile_goes_on_eager_and_the_next_one_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = compiles_dense_alone(monkeypatch)
+    run = make_run(compile=True)
+    with pytest.warns(UserWarning, match="torch.compile is not used"):
+        paused(run, tmp_path, 1)
+    assert asked == [BASIS]
+    record = train(run, Checkpoints(tmp_path, run))
+    assert asked == [BASIS, bc.Plan()]
+    eager, went_on = record.measurement.notes
+    assert eager.startswith("from step 0 on eager") and went_on == "went on from step 1"
 
 
 def test_checkpoints_are_written_at_their_interval_and_two_are_kept(
