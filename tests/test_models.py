@@ -100,3 +100,15 @@ def test_a_basis_layers_product_has_the_dense_layers_variance() -> None:
         # He et al.: 2 / (C_out · k²). Products of 32 terms scatter more than one draw does.
         mean = sum(variances) / len(variances)
         assert mean == pytest.approx(2 / (128 * 9), rel=0.05)
+
+
+def test_biases_of_convolutions_start_at_zero_in_either_form() -> None:
+    model = build("vgg16_bn", 8, 10)
+    bc.apply_plan(model, bc.Plan({"features.3": 4, "features.7": 8}, "full"), inplace=True)
+    biases = [conv.bias for conv in bc.layers(model).values()]
+    assert len(biases) == 13
+    for bias in biases:
+        torch.nn.init.ones_(bias)
+    initialise(model, 0)
+    assert not any(bias.any() for bias in biases)
+    assert model.classifier.bias.abs().min() > 0

@@ -149,3 +149,23 @@ def test_reinit_draws_neither_the_first_weights_again_nor_one_layers_for_another
     assert not torch.equal(one, other)
     for name in plan.layers:
         assert not torch.equal(model.get_submodule(name).weight, dense.get_submodule(name).weight)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (bc.Plan(), bc.Plan({"features.3": 4})),
+        (bc.Plan({"features.3": 4}), bc.Plan({"features.3": 2}, "full")),
+        (bc.Plan({"features.3": 4}), bc.Plan()),
+    ],
+)
+def test_the_momentum_of_biases_is_carried_as_it_is(first: bc.Plan, second: bc.Plan) -> None:
+    """VGG's convolutions have them."""
+    run = make_run(first, second, network="vgg16_bn", momentum_carry="carried")
+    model = first_network(run, 10)
+    buffers = buffers_of(model)
+    carried = switch(model, run, 1, buffers)
+    assert carried.keys() == {n for n, _ in model.named_parameters()}
+    biases = {n for n in buffers if n.endswith("bias")}
+    assert "features.3.bias" in biases
+    assert all(torch.equal(carried[n], buffers[n]) for n in biases)
