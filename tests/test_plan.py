@@ -725,6 +725,19 @@ def test_a_dense_checkpoint_loads_into_a_model_in_basis_form(form):
         torch.testing.assert_close(dense[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_dense_checkpoint_loaded_by_qr_keeps_real_filters():
+    trained = network()
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    model = bc.apply_plan(network(), Plan({"1.plain": 5, "1.strided": 4, "1.grouped": 8}))
+    bc.load_dense_state_dict(model, trained.state_dict(), init="qr")
+    for name in bc.plan_of(model).layers:
+        layer = model.get_submodule(name)
+        passed = layer.passed.bool()
+        assert passed.sum() == layer.n_basis
+        assert torch.equal(layer.basis, trained.get_parameter(f"{name}.weight")[passed])
+
+
 def test_a_checkpoint_from_before_batches_were_counted_loads():
     old = {n: v for n, v in network().state_dict().items() if "num_batches" not in n}
     bc.load_dense_state_dict(bc.apply_plan(network(), Plan({"1.plain": 12})), old)
