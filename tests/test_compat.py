@@ -139,6 +139,18 @@ def test_hooks_move_to_the_new_layer_and_their_handles_still_remove_them():
     assert calls == []
 
 
+def test_a_hook_that_is_always_called_still_is_where_the_new_layer_fails():
+    model = bc.apply_plan(Block(), bc.Plan({"conv1": 4}))
+    calls: list[type] = []
+    for conv in (model.conv1, model.conv2):
+        conv.register_forward_hook(lambda m, *call: calls.append(type(m)), always_call=True)
+    bc.apply_plan(model, bc.Plan({"conv2": 4}), inplace=True)
+    for conv in (model.conv1, model.conv2):
+        with pytest.raises(RuntimeError, match="channels"):
+            conv(torch.zeros(1, 3, 8, 8))
+    assert calls == [nn.Conv2d, BasisConv2d]
+
+
 def test_hooks_of_a_copy_are_its_own():
     model = Block()
     handle = model.conv2.register_forward_hook(lambda *call: torch.zeros(1))
@@ -221,6 +233,27 @@ def test_the_average_of_one_network_is_that_network(average):
     for _ in range(60):
         averaged.update_parameters(model)
     torch.testing.assert_close(averaged(images()), model(images()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.1])
+def test_the_average_of_two_orders_of_outputs_has_that_of_the_larger_share(share):
+    one, other = BasisConv2d(3, 8, 3, 3), BasisConv2d(3, 8, 3, 3)
+    one.passed.copy_(torch.tensor([1, 0, 0, 1, 0, 0, 0, 1]))
+    other.passed.copy_(torch.tensor([0, 1, 0, 1, 0, 1, 0, 0]))
+    averaged = AveragedModel(
+        one, avg_fn=lambda a, p, _: share * a + (1 - share) * p, use_buffers=True
+    )
+    averaged.update_parameters(one)
+    averaged.update_parameters(other)
+    basis, coef = (
+        share * p + (1 - share) * q for p, q in ((one.basis, other.basis), (one.coef, other.coef))
+    )
+    kernel = torch.empty(8, 3, 3, 3)
+    passed = [0, 3, 7] if share > 0.5 else [1, 3, 5]
+    kernel[passed] = basis.detach()
+    combined = torch.einsum("om,mchw->ochw", coef, basis).detach()
+    kernel[[i for i in range(8) if i not in passed]] = combined
+    torch.testing.assert_close(averaged.module.weight, kernel)
 
 
 def test_a_network_of_averaged_state_dicts_has_the_same_form():
