@@ -309,3 +309,28 @@ def test_a_layer_called_by_keyword_is_counted() -> None:
             return self.conv(input=x)
 
     assert bc.summary(Named(), (1, 2, 6, 6))["conv"].macs == 16 * 4 * 18
+
+
+@pytest.mark.parametrize(
+    ("settings", "macs"),
+    # 2 images of 5×4 are 40 positions. Of 8 kernels of 3·3·3 weights 2 are basis filters.
+    [
+        # The basis filters' gradient, but not the input's; then both of the 1×1's.
+        ({}, 40 * 2 * 27 + 2 * 40 * 8 * 2),
+        ({"form": "full"}, 40 * 2 * 27 + 2 * 40 * 8 * 2),
+        # Both of each 1×1's, from 2 to 1 and from 1 to 8.
+        ({"form": "full", "coef_rank": 1}, 40 * 2 * 27 + 2 * 40 * (2 * 1 + 1 * 8)),
+        # And both factors' of the 6 other outputs' coefficients, 6×1 by 1×2.
+        ({"coef_rank": 1}, 40 * 2 * 27 + 2 * 40 * 8 * 2 + 2 * 6 * 1 * 2),
+        # The kernel's gradient, then both factors' of it, 8×2 by 2×27.
+        ({"mode": "rebuilt"}, 40 * 8 * 27 + 2 * 8 * 2 * 27),
+    ],
+    ids=str,
+)
+def test_a_stem_in_basis_form_spares_its_inputs_gradient_alone(
+    settings: dict[str, object], macs: int
+) -> None:
+    stem = nn.Conv2d(3, 8, 3, padding=1)
+    model = nn.Sequential(bc.BasisConv2d.from_conv2d(stem, 2, **settings))  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 5, 4)
+    assert bc.summary(model, x.shape).macs_backward == macs == counted(model, x)[1]
