@@ -105,6 +105,24 @@ def test_a_kernel_of_zeros_can_train(live, rank, method, form):
     assert np.linalg.matrix_rank(combined, tol=0.02 * np.linalg.norm(combined, 2)) == (rank or 4)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["svd", "qr"])
+def test_of_a_kernel_of_zeros_the_filters_are_zeros_and_the_coefficients_are_not(method, form):
+    factors = decompose(torch.zeros(8, 18), 4, method, form)
+    assert factors.basis.shape == (4, 18) and factors.basis.count_nonzero() == 0
+    # So the filters get gradients, each one its own.
+    assert np.linalg.matrix_rank(assemble(factors).numpy()) == 4
+    if (method, form) == ("svd", "full"):
+        columns = factors.coef.T @ factors.coef
+        torch.testing.assert_close(columns, torch.eye(4, dtype=torch.float64))
+
+
+def test_of_coefficients_of_zeros_the_outer_matrix_is_zeros_and_the_inner_one_is_not():
+    outer, inner = low_rank(torch.zeros(6, 4, dtype=torch.float64), random_matrix(4, 18), 2)
+    assert outer.shape == (6, 2) and outer.count_nonzero() == 0
+    torch.testing.assert_close(inner @ inner.T, torch.eye(2, dtype=torch.float64))
+
+
 def test_spare_basis_filters_are_real_filters_or_zeros():
     weight = random_matrix(10, 3)
     subset = decompose(weight, 7, "svd", "subset")
