@@ -261,6 +261,18 @@ def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
         check_head(path, {**HEAD, "device": "an other machine"})
 
 
+def test_a_row_is_its_optimizers_and_of_sgd_where_it_names_none(tmp_path: Path) -> None:
+    path, one = tmp_path / "costs.json", Plan({"a": 1})
+    add_rows(path, HEAD, [row(one, 0.8), {**row(one, 0.9), "optimizer": "muon"}])
+    costs = MeasuredCosts(read_json(path), path, SMOKE)
+    assert costs.of(at(one)) == 0.8
+    assert costs.of(at(one)._replace(optimizer="muon")) == 0.9
+    dense = at(Plan())._replace(optimizer="muon")  # the unit is SGD's
+    assert unmeasured(path, [dense]) == [dense]
+    with pytest.raises(ValueError, match="under muon with dense"):
+        costs.of(dense)
+
+
 def test_a_cost_table_of_other_settings_sizes_no_runs(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     add_rows(path, HEAD, [row(Plan({"a": 1}), 0.8)])
@@ -281,9 +293,9 @@ def test_a_subset_without_a_row_is_dense_less_its_single_savings(tmp_path: Path)
     costs = MeasuredCosts(read_json(path), path, SMOKE)
     assert costs.of(at(both)) == pytest.approx(1 - 0.2 - 0.05)
     assert costs.of(at(Plan())) == 1.0 and costs.of(at(Plan(), width=4)) == 0.2
-    with pytest.raises(ValueError, match="no row for width 8, batch 50 with c.*bench --costs"):
+    with pytest.raises(ValueError, match="no row.*batch 50 under sgd with c.*bench --costs"):
         costs.of(at(third))
-    with pytest.raises(ValueError, match="no row for width 8, batch 25 with dense"):
+    with pytest.raises(ValueError, match="batch 25 under sgd with dense"):
         costs.of(at(both, batch_size=25))
 
 

@@ -19,6 +19,7 @@ from basisconv.study.pace import (
     replayed,
     training_step,
 )
+from basisconv.study.run import Optimizer
 from basisconv.timing import Timing
 
 
@@ -42,17 +43,20 @@ def spied() -> tuple[nn.Module, Spy]:
 X = torch.randn(2, 3, 8, 8)
 
 
-def test_a_timed_step_is_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("muon", bc.Muon)])
+def test_a_timed_step_is_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch, name: Optimizer, kind: type[torch.optim.Optimizer]
+) -> None:
     stepped: list[int] = []
-    real = torch.optim.SGD.step
+    real = kind.step
 
-    def step(self: torch.optim.SGD, *args: object) -> object:
+    def step(self: torch.optim.Optimizer, *args: object) -> object:
         stepped.append(1)
         return real(self, *args)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(kind, "step", step)
     model, spy = spied()
-    run = training_step(model.eval(), X)
+    run = training_step(model.eval(), X, name)
     run(), run()
     assert len(stepped) == 2 and spy.seen == [(torch.float32, True, True)] * 2
     assert all(p.grad is not None for p in model.parameters())

@@ -107,7 +107,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
         step_costs, "random_images", lambda batch: (images.append(batch), real(batch))[1]
     )
     monkeypatch.setattr(step_costs, "forward_backward", lambda module, x, input_gradient: None)
-    monkeypatch.setattr(step_costs, "training_step", lambda model, x: lambda: None)
+    monkeypatch.setattr(step_costs, "training_step", lambda model, x, kind: lambda: None)
     monkeypatch.setattr(precision, "computes_bfloat16", lambda: True)
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
@@ -131,7 +131,26 @@ def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
     row = step_costs._network_row(profile, Step(Plan(), 2, 8), unit, repeats=3)
     assert (row["width"], row["batch_size"]) == (2, 8)
     low, high = row["quartiles"]
-    assert 0 < low <= row["ratio"] <= high
+    assert 0 < low <= row["ratio"] <= high and "optimizer" not in row
+    muon = step_costs._network_row(profile, Step(Plan(), 2, 8, "muon"), unit, repeats=1)
+    assert muon["optimizer"] == "muon"
+
+
+def test_under_muon_a_layer_is_timed_with_its_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = step_costs.updated
+
+    def slower(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
+        step, basis = slow(call, module), "basis" in dict(module.module.named_parameters())
+        return lambda: (time.sleep(0.1 * basis), step())[1]
+
+    monkeypatch.setattr(step_costs, "updated", slower)
+    profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
+    steps = [Step(Plan({"layer4.1.conv2": 2}), 4, 8, "muon")]
+    torch.set_num_threads(1)  # others may want the second core
+    (row,) = step_costs._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=3)
+    assert abs(row["ratio"] - 1.0) < 0.1 and row["optimizer"] == "muon"
 
 
 def test_a_layers_row_is_its_networks_less_what_the_layer_saves(

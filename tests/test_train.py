@@ -232,7 +232,7 @@ def test_the_evaluations_loss_has_no_label_smoothing() -> None:
     trained.model = Constant([0.0] * 3 + [5.0] + [0.0] * 6)
     every = trained.data.validation
     threes = every.labels == 3
-    loss, accuracy = trained._evaluate(Split(every.images[threes], every.labels[threes]))
+    loss, accuracy, _ = trained._evaluate(Split(every.images[threes], every.labels[threes]))
     assert accuracy == 1.0
     assert loss == pytest.approx(math.log(math.exp(5) + 9) - 5)
 

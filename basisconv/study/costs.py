@@ -17,6 +17,7 @@ from basisconv.plan import Plan
 from basisconv.study.files import DamagedFile, read_json, write_json
 from basisconv.study.models import outline
 from basisconv.study.profiles import Profile
+from basisconv.study.run import Optimizer
 
 
 class Unmeasured(ValueError):
@@ -29,6 +30,7 @@ class Step(NamedTuple):
     plan: Plan
     width: int
     batch_size: int
+    optimizer: Optimizer = "sgd"
 
 
 class Costs(Protocol):
@@ -121,13 +123,14 @@ class MeasuredCosts:
         except KeyError:
             what = ", ".join(step.plan.layers) or "dense"
             raise Unmeasured(
-                f"{self._path} has no row for width {step.width}, batch {step.batch_size} with "
-                f"{what}. Measure it: python -m basisconv bench --costs {self._path.parent.name}"
+                f"{self._path} has no row for width {step.width}, batch {step.batch_size} under "
+                f"{step.optimizer} with {what}. Measure it: python -m basisconv bench --costs "
+                f"{self._path.parent.name}"
             ) from None
 
 
 def reference(profile: Profile) -> Step:
-    """The step that costs 1: dense, of the profile's width, at its budget batch."""
+    """The step that costs 1: dense under SGD, of the profile's width, at its budget batch."""
     return Step(Plan(), profile.width, profile.budget_batch)
 
 
@@ -165,7 +168,8 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
     Args:
         path: the table.
         head: what the rows were measured on and with: "device", "device_kind" and `settings`.
-        rows: {"plan", "width", "batch_size", "ratio"} and the quartiles of the ratio.
+        rows: {"plan", "width", "batch_size", "ratio"}, the quartiles of the ratio, and
+            "optimizer" where it is not SGD.
 
     Raises:
         ValueError: if the table is of another device or setting.
@@ -197,4 +201,5 @@ def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _step(row: Mapping[str, Any]) -> Step:
-    return Step(Plan.from_dict(row["plan"]), row["width"], row["batch_size"])
+    optimizer = row.get("optimizer", "sgd")
+    return Step(Plan.from_dict(row["plan"]), row["width"], row["batch_size"], optimizer)

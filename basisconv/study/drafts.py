@@ -54,10 +54,9 @@ class Draft:
         training = study.profile.training.model_dump()
         settings = training | study.tuned(method, budget) | (changes or {})
         batch_size: int = settings["batch_size"]
+        step = (width, batch_size, settings["optimizer"])
         phases = [(1.0, plan)] if isinstance(plan, Plan) else plan
-        taken = [
-            (steps or study.steps(share * budget, p, width, batch_size), p) for share, p in phases
-        ]
+        taken = [(steps or study.steps(share * budget, p, *step), p) for share, p in phases]
         test = self.name in study.profile.confirm
         runs = [
             study.run(taken, seed, width=width, test=test, **settings)
@@ -77,7 +76,7 @@ class Draft:
         self.arms.append(
             Arm(
                 label=label, method=method, run_ids=tuple(run.run_id for run in runs),
-                budget=budget, time=sum(study.time(n, p, width, batch_size) for n, p in taken),
+                budget=budget, time=sum(study.time(n, p, *step) for n, p in taken),
                 detail=known | (detail or {}),
             )
         )  # fmt: skip

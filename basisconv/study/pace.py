@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basisconv.convert import apply_plan
+from basisconv.optim import Muon
 from basisconv.plan import Plan
 from basisconv.study.compiling import graph
 from basisconv.study.environment import device, forget_peak_memory, peak_memory_bytes, prepare
 from basisconv.study.models import build, initialise
 from basisconv.study.optimization import sgd
 from basisconv.study.precision import autocast, convolutions_in
-from basisconv.study.run import Precision
+from basisconv.study.run import Optimizer, Precision
 from basisconv.timing import compare
 
 CLASSES = 10
@@ -102,21 +103,39 @@ def network(name: str, width: int, plan: Plan) -> nn.Module:
     return apply_plan(model, plan, init="qr", inplace=True).to(device())
 
 
-def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor, kind: Optimizer = "sgd") -> Callable[[], None]:
     """A callable that takes a step as a Run does: forward, backward and update.
 
     Args:
         model: the network, which ends in training mode.
         x: a batch, where the network is; its labels are random.
+        kind: the optimizer.
     """
     labels = torch.randint(CLASSES, (len(x),), generator=torch.Generator().manual_seed(0))
     labels = labels.to(x.device)
-    # A rate of nearly nothing: the arithmetic is a real step's, the weights stay put.
-    optimizer = sgd(model.train(), learning_rate=1e-9, momentum=0.9, weight_decay=5e-4)
+    optimizer = idle_optimizer(model.train(), kind)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(x).float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def idle_optimizer(module: nn.Module, kind: Optimizer) -> torch.optim.Optimizer:
+    """An optimizer with a real step's arithmetic and a rate that leaves the weights in place."""
+    if kind == "muon":
+        return Muon(module, lr=1e-9, sgd_lr=1e-9)
+    return sgd(module, learning_rate=1e-9, momentum=0.9, weight_decay=5e-4)
+
+
+def updated(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
+    """A callable that computes a module's gradients, with Muon's update behind it."""
+    optimizer = idle_optimizer(module, "muon")
+
+    def step() -> None:
+        call()
         optimizer.step()
 
     return step

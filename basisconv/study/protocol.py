@@ -32,7 +32,7 @@ from basisconv.study.files import DamagedFile, read_json
 from basisconv.study.models import build, outline
 from basisconv.study.parameters import PILOT
 from basisconv.study.profiles import Kind, Profile, load_profile
-from basisconv.study.run import Data, Method, Phase, Run
+from basisconv.study.run import Data, Method, Optimizer, Phase, Run
 from basisconv.study.store import Store
 
 # Whose tuned settings a method's arms have; all others' are those of the basis arms.
@@ -177,11 +177,21 @@ class Study:
         nearest = min(of_kind, key=lambda tuned_at: (abs(tuned_at - budget), tuned_at))
         return of_kind[nearest].model_dump()
 
-    def cost(self, plan: Plan, width: int | None = None, batch_size: int | None = None) -> float:
-        """Cost of a training step; width and batch size are the profile's when not given."""
+    def cost(
+        self,
+        plan: Plan,
+        width: int | None = None,
+        batch_size: int | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> float:
+        """Cost of a training step; what is not given is the profile's."""
         profile = self.profile
-        width, batch_size = width or profile.width, batch_size or profile.training.batch_size
-        return self.costs.of(Step(plan, width, batch_size))
+        training = profile.training
+        step = Step(
+            plan, width or profile.width, batch_size or training.batch_size,
+            optimizer or training.optimizer,
+        )  # fmt: skip
+        return self.costs.of(step)
 
     @property
     def dense_epoch(self) -> int:
@@ -196,17 +206,20 @@ class Study:
             return None
         return self.dense_epoch * profile.dense_step_ms / profile.workers / 3.6e6
 
-    def steps(
-        self, budget: float, plan: Plan, width: int | None = None, batch_size: int | None = None
-    ) -> int:
-        """Training steps, at least one, whose time is nearest to a budget in dense epochs."""
-        return max(1, round(budget * self.dense_epoch / self.cost(plan, width, batch_size)))
+    def steps(self, budget: float, plan: Plan, *step: Any, **more: Any) -> int:
+        """Training steps, at least one, whose time is nearest to a budget in dense epochs.
 
-    def time(
-        self, steps: int, plan: Plan, width: int | None = None, batch_size: int | None = None
-    ) -> float:
-        """The time of some steps of a plan, in dense epochs."""
-        return steps * self.cost(plan, width, batch_size) / self.dense_epoch
+        Args:
+            budget: in dense epochs.
+            plan: of all of them.
+            *step: as in `cost`.
+            **more: as in `cost`.
+        """
+        return max(1, round(budget * self.dense_epoch / self.cost(plan, *step, **more)))
+
+    def time(self, steps: int, plan: Plan, *step: Any, **more: Any) -> float:
+        """The time of some steps of a plan, in dense epochs; see `steps`."""
+        return steps * self.cost(plan, *step, **more) / self.dense_epoch
 
     def narrow_width(self, plan: Plan) -> int:
         """The width at which a dense step costs what the plan's does, as near as can be."""

@@ -216,7 +216,8 @@ def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, 
 def _cost(study: Study, run: Run) -> float:
     """A run's training and evaluation, in dense steps."""
     training = sum(
-        phase.steps * study.cost(phase.plan, run.width, run.batch_size) for phase in run.phases
+        phase.steps * study.cost(phase.plan, run.width, run.batch_size, run.optimizer)
+        for phase in run.phases
     )
     images = run.data.train_images or TRAINING_IMAGES[run.data.name]
     validation, test = EVALUATED_IMAGES[run.data.name]
