@@ -85,6 +85,29 @@ def test_two_workers_train_many_runs(store, log, capfd):
     assert "8/8 runs" in told
 
 
+def timed_train(run, checkpoints, folder):
+    """Leaves a file with the times of its start and end."""
+    start = time.time()
+    time.sleep(0.3)
+    (folder / run.run_id).write_text(f"{start} {time.time()}")
+    return make_record(run)
+
+
+def test_a_run_of_two_threads_comes_first_and_has_two_workers_place(store, tmp_path):
+    runs = [make_run(0), make_run(1), *(make_run(seed, threads=2) for seed in (2, 3))]
+    sweep(runs, store, workers=2, train=partial(timed_train, folder=tmp_path))
+    small = [tuple(map(float, (tmp_path / i).read_text().split())) for i in ids(runs[:2])]
+    large = [tuple(map(float, (tmp_path / i).read_text().split())) for i in ids(runs[2:])]
+    assert large[0][1] <= large[1][0]  # never two of them
+    assert all(large[1][1] <= start for start, _ in small)
+
+
+def test_a_run_of_more_threads_than_there_are_has_the_machine_to_itself(store, log):
+    runs = [make_run(seed, threads=8) for seed in range(2)]
+    report = sweep(runs, store, workers=2, train=partial(fake_train, log=log))
+    assert report.done == 2
+
+
 def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys):
     runs = [make_run(seed) for seed in range(3)]
     train = partial(fake_train, log=log, raising=[1])

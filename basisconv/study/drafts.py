@@ -53,10 +53,37 @@ class Draft:
         width = width or study.profile.width
         training = study.profile.training.model_dump()
         settings = training | study.tuned(method, budget) | (changes or {})
-        batch_size: int = settings["batch_size"]
-        step = (width, batch_size, settings["optimizer"])
+        step = (width, settings["batch_size"], settings["optimizer"])
         phases = [(1.0, plan)] if isinstance(plan, Plan) else plan
         taken = [(steps or study.steps(share * budget, p, *step), p) for share, p in phases]
+        self.add_steps(label, method, taken, budget, width, seeds, detail, settings)
+
+    def add_steps(
+        self,
+        label: str,
+        method: Method,
+        taken: list[tuple[int, Plan]],
+        budget: float,
+        width: int,
+        seeds: Sequence[int] | None,
+        detail: dict[str, Any] | None,
+        settings: dict[str, Any],
+    ) -> None:
+        """Add an arm whose steps are known, with a Run for each seed.
+
+        Args:
+            label: as in `add`.
+            method: its colour.
+            taken: steps of each plan.
+            budget: as in `add`.
+            width: of the network.
+            seeds: as in `add`.
+            detail: as in `add`.
+            settings: all settings of the Runs.
+        """
+        study = self.study
+        batch_size: int = settings["batch_size"]
+        step = (width, batch_size, settings["optimizer"])
         test = self.name in study.profile.confirm
         runs = [
             study.run(taken, seed, width=width, test=test, **settings)

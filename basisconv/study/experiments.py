@@ -14,9 +14,11 @@ from basisconv.plan import Plan
 from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
 from basisconv.study.drafts import Draft
 from basisconv.study.layer_sweep import add_layers, savings
+from basisconv.study.named_arms import add_comparison
 from basisconv.study.parameters import (
     AllLayers,
     Baseline,
+    Comparisons,
     Direction,
     Selection,
     Sensitivity,
@@ -70,8 +72,22 @@ def baseline(study: Study, parameters: Baseline) -> Draft:
     return result
 
 
-def all_layers(study: Study, parameters: AllLayers) -> Draft:
+def comparisons(study: Study, parameters: Comparisons) -> Draft:
+    """02: arms at equal epochs and at equal time, under each recipe."""
+    result = Draft("02_all_layers", study, parameters.model_dump())
+    for part, settings in (
+        ("equal epochs", parameters.equal_epochs),
+        ("equal time", parameters.equal_time),
+    ):
+        for setting in settings:
+            add_comparison(result, setting, part, parameters.ratio, parameters.selected)
+    return result
+
+
+def all_layers(study: Study, parameters: AllLayers | Comparisons) -> Draft:
     """02: the frontier of accuracy over training time."""
+    if isinstance(parameters, Comparisons):
+        return comparisons(study, parameters)
     ratio, best = parameters.ratio, parameters.best_skip
     every = study.plan(ratio)
     usual = Skip(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from basisconv.study.run import Carry, Count, MomentumCarry, Optimizer, Schedule
 
@@ -49,6 +49,31 @@ class Skip(Strict):
     def label(self) -> str:
         """What tables call it: as in "basis→dense at 0.75"."""
         return f"{self.direction} at {self.switch:g}"
+
+
+class Comparison(Strict):
+    """Arms of one length under one recipe, by their short names, each with its number of seeds.
+
+    The length is in epochs where all take dense's steps, and in the time of so many dense epochs
+    where all take the same time. `threads` are those of a Run: longer ones have more.
+    """
+
+    recipe: Optimizer
+    length: Positive
+    threads: Count
+    arms: Annotated[dict[str, Count], Field(min_length=1)]
+
+
+class Comparisons(Strict):
+    """02_all_layers: arms compared at equal epochs and at equal time; see `named_arms`.
+
+    `ratio` is the share of basis filters of skip training and of the selected layers.
+    """
+
+    ratio: Share
+    selected: list[str]
+    equal_epochs: list[Comparison]
+    equal_time: list[Comparison]
 
 
 class AllLayers(Strict):
@@ -214,13 +239,21 @@ class Claims(Strict):
     """10_claims has nothing to set."""
 
 
+# Until desk's second edition takes the first one's place.
+_EDITIONS = ("first edition", "second edition")
+EitherEdition = Annotated[
+    Annotated[AllLayers, Tag(_EDITIONS[0])] | Annotated[Comparisons, Tag(_EDITIONS[1])],
+    Discriminator(lambda v: _EDITIONS["equal_time" in (v if isinstance(v, dict) else dir(v))]),
+]
+
+
 class Notebooks(Strict):
     """The parameters of every notebook, in the order that they run in."""
 
     method: Method = Field(alias="00_method")
     baseline: Baseline = Field(alias="01_baseline")
     pilot: Pilot = Field(alias="01b_pilot")
-    all_layers: AllLayers = Field(alias="02_all_layers")
+    all_layers: EitherEdition = Field(alias="02_all_layers")
     widths: Widths = Field(alias="02b_widths")
     sensitivity: Sensitivity = Field(alias="03_sensitivity")
     selection: Selection = Field(alias="04_selection")
@@ -243,10 +276,11 @@ def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
         ValueError: naming each parameter that is unknown, missing or unfit.
     """
     check_known(notebook)
-    kinds = {f.alias: f.annotation for f in Notebooks.model_fields.values()}
-    kind = cast("type[BaseModel]", kinds[notebook])
+    kinds: dict[str | None, Any] = {f.alias: f.annotation for f in Notebooks.model_fields.values()}
     try:
-        return kind.model_validate(parameters)
+        kind: TypeAdapter[Any] = TypeAdapter(kinds[notebook])
+        checked: BaseModel = kind.validate_python(parameters)
+        return checked
     except ValidationError as error:
         raise ValueError(f"Parameters of {notebook}: {mistakes(error, notebook)}.") from None
 
@@ -259,4 +293,7 @@ def check_known(notebook: str) -> None:
 
 def mistakes(error: ValidationError, whole: str) -> str:
     """Every mistake of a validation with its place; `whole` is what the settings are of."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors())
+    places = [".".join(str(p) for p in e["loc"] if p not in _EDITIONS) for e in error.errors()]
+    return "; ".join(
+        f"{place or whole}: {e['msg']}" for place, e in zip(places, error.errors(), strict=True)
+    )

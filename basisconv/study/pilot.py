@@ -69,28 +69,25 @@ def _recipes(draft: Draft, grid: Grid) -> None:
         "basis": (study.plan(draft.facts["ratio"], width=width), width),
         "narrow": (Plan(), width // 2),
     }
-    rates = [(name, rate) for name, tried in grid.learning_rates.items() for rate in tried]
-    for kind, (name, rate), factors, batch, smoothing in product(
-        grid.kinds, rates, grid.factor_lr_ratios, grid.batch_sizes, grid.label_smoothings
-    ):
-        if factors != grid.factor_lr_ratios[0] and (kind != "basis" or name != "muon"):
-            continue  # no factors, or no rate of their own
-        changes: dict[str, Any] = study.profile.recipes[name].model_dump() | {
-            "learning_rate": rate, "factor_lr_ratio": factors, "batch_size": batch,
-            "label_smoothing": smoothing,
-        }  # fmt: skip
-        if kind != "basis" or name != "muon":
-            changes["factor_lr_ratio"] = 1.0
+    for kind, (name, rates) in product(grid.kinds, grid.learning_rates.items()):
         plan, channels = kinds[kind]
-        own = f"{rate:g}, factors {factors:g}" if len(grid.factor_lr_ratios) > 1 else f"{rate:g}"
-        draft.add(
-            f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {own}, batch {batch}, "
-            f"smoothing {smoothing:g}",
-            kind, plan, grid.epochs, channels,
-            steps=round(grid.epochs * (study.train_images // batch)),
-            seeds=study.seeds(draft.name, grid.seeds),
-            detail={"part": "recipes", **changes}, changes=changes,
-        )  # fmt: skip
+        with_factors = kind == "basis" and name == "muon"
+        ratios = grid.factor_lr_ratios if with_factors else [1.0]
+        settings = product(rates, ratios, grid.batch_sizes, grid.label_smoothings)
+        for rate, ratio, batch, smoothing in settings:
+            changes: dict[str, Any] = study.profile.recipes[name].of(kind) | {
+                "learning_rate": rate, "factor_lr_ratio": ratio, "batch_size": batch,
+                "label_smoothing": smoothing,
+            }  # fmt: skip
+            draft.add(
+                f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {rate:g}"
+                + (f", factors {ratio:g}" if with_factors else "")
+                + f", batch {batch}, smoothing {smoothing:g}",
+                kind, plan, grid.epochs, channels,
+                steps=round(grid.epochs * (study.train_images // batch)),
+                seeds=study.seeds(draft.name, grid.seeds),
+                detail={"part": "recipes", **changes}, changes=changes,
+            )  # fmt: skip
 
 
 def _spread(draft: Draft, parameters: Pilot) -> None:

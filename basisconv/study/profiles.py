@@ -43,6 +43,17 @@ class Training(Strict):
     factor_lr_ratio: Positive = 1.0
 
 
+class Recipe(Training):
+    """How all arms are trained under one optimizer; `learning_rates` are those of kinds apart."""
+
+    learning_rates: dict[Kind, Positive] = {}
+
+    def of(self, kind: Kind) -> dict[str, Any]:
+        """The settings of one kind of arm."""
+        rate = self.learning_rates.get(kind, self.learning_rate)
+        return self.model_dump(exclude={"learning_rates"}) | {"learning_rate": rate}
+
+
 class Tuning(Strict):
     """What is tuned for one kind of arm at one time budget."""
 
@@ -120,7 +131,7 @@ class Profile(Strict):
     preliminary: bool
     dense_step_ms: Positive | None
     training: Training
-    recipes: dict[Optimizer, Training] = {}
+    recipes: dict[Optimizer, Recipe] = {}
     tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
     seeds: Seeds
     confirm: list[str]

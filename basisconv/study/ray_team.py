@@ -94,7 +94,7 @@ class RayTeam:
                     if claimed is not None:
                         claimed.close()
 
-    def has_idle(self) -> bool:
+    def has_idle(self, run: Run) -> bool:
         return len(self._busy) < self._room()
 
     def busy(self) -> bool:

@@ -80,7 +80,8 @@ def make_section(
             load(study.profile.data, study.profile.train_images)
         report = sweep(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
-            stop=stop, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+            threads=study.profile.threads, stop=stop, retry_failed=retry_failed,
+            checkpoint_seconds=checkpoint_seconds,
             executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
         )  # fmt: skip
         if report.failed or report.left:

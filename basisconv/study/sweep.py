@@ -53,6 +53,7 @@ def sweep(
     store: Store,
     *,
     workers: int = 2,
+    threads: int = 1,
     stop: Stop | None = None,
     retry_failed: bool = False,
     checkpoint_seconds: float = SECONDS,
@@ -73,6 +74,7 @@ def sweep(
         runs: what to train, in this order; a run named twice counts once.
         store: where records are looked up and put.
         workers: local processes side by side; with one, or one run to train, this process trains.
+        threads: of a usual run; one of more has several workers' place.
         stop: when it says so no run is started, and those at hand are put aside as at a signal.
         retry_failed: whether runs whose record is a failure are trained again.
         checkpoint_seconds: between two checkpoints of a training, which is what it loses at most
@@ -101,7 +103,9 @@ def sweep(
     sweep_stray(store.folder)
     wanted = {run.run_id: run for run in runs}
     seen = {run_id: store.get(run_id) for run_id in wanted}
-    todo = deque(run for i, run in wanted.items() if to_train(seen[i], retry_failed))
+    # Those of more threads first: they are the long ones, and leave no room beside them.
+    ordered = sorted(wanted.values(), key=lambda run: run.threads, reverse=True)
+    todo = deque(run for run in ordered if to_train(seen[run.run_id], retry_failed))
     killed: list[str] = []
     _remove_leftovers(seen, store)
     if todo:
@@ -110,7 +114,7 @@ def sweep(
         if executor == "ray":
             team = RayTeam(store, train, stop, checkpoint_seconds, gpu_per_run)
         elif count > 1:
-            team = Processes(count, store, train, stop, checkpoint_seconds)
+            team = Processes(count * threads, store, train, stop, checkpoint_seconds)
         else:
             team = Here(store, train, stop, checkpoint_seconds)
         with signals_noted(stop):
@@ -136,7 +140,7 @@ def _train_all(
     locked: list[Run] = []
     while True:
         # Time is looked at before each start: training in this process happens inside it.
-        while todo and team.has_idle() and len(killed) < MOST_KILLED and not stop():
+        while todo and team.has_idle(todo[0]) and len(killed) < MOST_KILLED and not stop():
             run = todo.popleft()
             team.start(run, seen[run.run_id])
         if team.busy():

@@ -31,8 +31,8 @@ class Team(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
 
-    def has_idle(self) -> bool:
-        """Whether somebody is free to start a run."""
+    def has_idle(self, run: Run) -> bool:
+        """Whether a run can be started now."""
         ...
 
     def busy(self) -> bool:
@@ -68,7 +68,7 @@ class Here:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         pass
 
-    def has_idle(self) -> bool:
+    def has_idle(self, run: Run) -> bool:
         return not self._outcomes
 
     def busy(self) -> bool:
@@ -88,12 +88,15 @@ class Here:
 
 
 class Processes:
-    """A team of local processes, at most `count`, each started when it is first needed."""
+    """A team of local processes, each started when it is first needed.
+
+    All that train have at most `threads` threads together; a run of more has the machine to itself.
+    """
 
     def __init__(
-        self, count: int, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
+        self, threads: int, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
     ) -> None:
-        self._count, self._store, self._train, self._stop = count, store, train, stop
+        self._threads, self._store, self._train, self._stop = threads, store, train, stop
         self._checkpoint_seconds = checkpoint_seconds
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Run]] = {}
@@ -118,8 +121,9 @@ class Processes:
                 worker.process.kill()
                 worker.process.join()
 
-    def has_idle(self) -> bool:
-        return len(self._busy) < self._count
+    def has_idle(self, run: Run) -> bool:
+        taken = sum(busy.threads for _, busy in self._busy.values())
+        return not taken or taken + run.threads <= self._threads
 
     def busy(self) -> bool:
         return bool(self._busy)
