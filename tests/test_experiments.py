@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
+from basisconv.study import experiments
 from basisconv.study.costs import (
     MacCosts,
     MeasuredCosts,
@@ -416,6 +417,26 @@ def test_random_subsets_are_drawn_anew(study: Study) -> None:
     assert len(drawn) == len(set(drawn)) == 4
     seeds = [[made.runs[i].seed for i in arm.run_ids] for arm in random]
     assert seeds == [[100], [101], [100], [101]]
+
+
+def test_a_random_draw_of_the_chosen_subset_does_not_count(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
+    chosen = draft(study, "04_selection").facts["selected"]
+    real = experiments.random_subset
+
+    def every_other_is_the_chosen(
+        saved: dict[str, float], total: float, target: float, candidates: Plan, seed: int
+    ) -> Plan:
+        if seed % 2 == 0:
+            return candidates.only(chosen)  # type: ignore[arg-type]
+        return real(saved, total, target, candidates, seed=seed)
+
+    monkeypatch.setattr(experiments, "random_subset", every_other_is_the_chosen)
+    random = [a for a in draft(study, "04_selection").arms if a.method == "random"]
+    assert len(random) == 4
+    assert chosen not in [arm.detail["layers"] for arm in random]
 
 
 def test_a_row_of_one_form_is_not_anothers(tmp_path: Path) -> None:

@@ -182,6 +182,36 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
     assert [row["plan"]["layers"] for row in (stem, last)] == [s.plan.layers for s in steps]
 
 
+def test_a_single_layers_row_is_less_than_the_dense_row_of_its_own_width_and_batch(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes its batch in seconds, a layer a tenth of one, and as basis a tenth less."""
+
+    def compare(arms: dict[str, object], repeats: int, device: torch.device) -> object:
+        layers = {"dense": 0.1, "basis": 0.09}
+        seconds = {
+            arm: float(step) if isinstance(step, int) else layers[arm.split()[0]]
+            for arm, step in arms.items()
+        }
+        return {arm: Timing((took,) * 5, 0.0) for arm, took in seconds.items()}
+
+    monkeypatch.setattr(step_costs, "compare", compare)
+    monkeypatch.setattr(step_costs, "training_step", lambda model, x: len(x))
+    tuned = ", ".join(
+        f"{kind}: {{1: {{learning_rate: 0.1, batch_size: {batch}}}}}"
+        for kind, batch in (("dense", 5), ("narrow", 7), ("basis", 6), ("skip", 7))
+    )
+    changes = [*SETTINGS, f"tuned={{{tuned}}}", "notebooks.03_sensitivity.width=2"]
+    measure_costs(Study.open("smoke", changes, runs=tmp_path / "runs"))
+    found: dict[tuple[int, int], set[float]] = {}
+    for row in read_json(table)["rows"]:
+        if len(row["plan"]["layers"]) == 1:
+            found.setdefault((row["width"], row["batch_size"]), set()).add(round(row["ratio"], 9))
+    # The pilot's at the profile's width and budget batch, 04's at basis arms' batch, and 03's;
+    # all less what the layer saves of the step that costs 1, of four seconds.
+    assert found == {(4, 4): {1 - 0.0025}, (4, 6): {1.5 - 0.0025}, (2, 5): {1.25 - 0.0025}}
+
+
 def test_two_plans_of_one_layer_have_a_row_of_their_own_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
+from basisconv.study import protocol
+from basisconv.study.costs import add_rows, settings
 from basisconv.study.drafts import Draft
 from basisconv.study.experiments import draft
+from basisconv.study.layer_sweep import savings
 from basisconv.study.profiles import load_profile
 from basisconv.study.protocol import Study
 
@@ -82,6 +85,40 @@ def test_the_sweeps_layers_train_as_dense_does(study: Study) -> None:
     runs = draft(study, "03_sensitivity").runs.values()
     assert {(run.learning_rate, run.batch_size) for run in runs} == {(0.01, 25)}
     assert {run.steps for run in runs} == {300 // 25}
+
+
+def test_an_arm_of_equal_steps_has_denses_batch_rate_and_steps(study: Study) -> None:
+    found = draft(study, "02_all_layers")
+    ids = [i for arm in found.arms if arm.method == "equal_steps" for i in arm.run_ids]
+    runs = [found.runs[i] for i in ids]
+    assert len(runs) == 4  # two shares of basis filters, two seeds
+    # Two dense epochs are 12 steps at the budget batch of 50.
+    assert {(run.learning_rate, run.batch_size, run.steps) for run in runs} == {(0.01, 25, 24)}
+
+
+def test_a_sweep_of_another_width_and_batch_saves_of_its_own_dense_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "costs.json"
+    monkeypatch.setattr(protocol, "cost_table", lambda name: path)
+    study = Study.open("smoke", [TUNED, "costs=table"], runs=tmp_path / "runs")
+    ratio = study.profile.notebooks.sensitivity.ratio
+    rows = [{"plan": Plan().to_dict(), "width": 4, "batch_size": 25, "ratio": 0.2}]
+    for width, batch, dense, step in ((4, 25, 0.2, 0.002), (8, 50, 1.0, 0.001)):
+        every = study.plan(ratio, study.layers, width)
+        rows += [
+            {"plan": every.only([name]).to_dict(), "width": width, "batch_size": batch,
+             "ratio": dense - i * step}
+            for i, name in enumerate(study.layers)
+        ]  # fmt: skip
+    add_rows(path, {"device": "a machine", **settings(study.profile)}, rows)
+    given = study.profile.parameters("03_sensitivity") | {"width": 4}
+    _, *layers = draft(study, "03_sensitivity", given).arms
+    # The rows fall by a hundredth of their own dense step from layer to layer.
+    saved = [arm.detail["time_saved"] for arm in layers]
+    assert saved == pytest.approx([0.01 * i for i in range(20)])
+    usual = savings(study, study.plan(ratio, study.layers), "time")
+    assert list(usual.values()) == pytest.approx([0.001 * i for i in range(20)])
 
 
 def test_the_pilot_knows_nothing_of_what_it_led_to(study: Study, tmp_path: Path) -> None:
