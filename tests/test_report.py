@@ -254,6 +254,53 @@ def test_bracket_needs_measured_dense_budgets_and_the_verdict_at_equal_time() ->
     assert dense.isna().all(axis=None)
 
 
+def test_a_speed_up_is_of_the_times_taken_and_not_of_the_budgets() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    for budget, time, level in ((1, 1.1, 70), (2, 1.9, 80), (4, 4.4, 90)):
+        values = [level + j for j in JITTER]
+        maker.arm("dense", "dense", 0, budget=budget, time=time, values=values)
+    maker.arm("basis", "basis", 0, budget=1, time=0.8, values=[85 + j for j in JITTER])
+    row = frontier.frontier(maker.section(), maker.records).iloc[-1]
+    assert row.speedup_at_least == pytest.approx(1.9 / 0.8)
+    assert row.speedup_below == pytest.approx(4.4 / 0.8)
+
+
+def test_an_arm_without_dense_of_its_budget_is_held_against_dense_of_others_alone() -> None:
+    maker = synthetic.Maker("02_all_layers", noise=0.0)
+    detail = {"parameters": 10, "macs": 10, "executed_macs": 10}
+    for label, method, budget, level in (
+        ("dense", "dense", 1, 70), ("basis", "basis", 1, 75), ("basis", "basis", 4, 90),
+        ("equal", "equal_steps", 1, 60),
+    ):  # fmt: skip
+        maker.arm(label, method, 0, budget=budget, values=[level + j for j in JITTER],
+                  detail=detail | {"ratio": 0.25})  # fmt: skip
+    section = maker.section(ratio=0.25)
+    table = report.build(section, maker.records).tables["frontier"]
+    beside, alone = table.frame[table.frame["method"] == "basis"].itertuples()
+    assert beside.difference == pytest.approx(5) and beside.verdict == "above"
+    assert math.isnan(alone.difference) and math.isnan(alone.p_holm) and alone.verdict == ""
+    assert alone.speedup_at_least == 0.25  # ahead of dense of a quarter of its time
+    assert list(table.shown["minus dense"] == NOTHING) == [True, False, True]
+    claims = report.build_claims({section.name: section}, maker.records, "desk").tables["claims"]
+    told = claims.frame.set_index("claim").loc["effectiveness", "estimate"]
+    assert told.startswith("dense of the same time is beaten at 1 of 1 budget (Holm)")
+
+
+@pytest.mark.parametrize(
+    ("p", "decides"), [(0.05 - 1e-9, True), (0.05, False), (0.05 + 1e-9, False)]
+)
+def test_a_p_next_to_five_per_cent_decides_by_its_side(p: float, decides: bool) -> None:
+    assert arms.verdict(1.0, 1.0, p) == ("above" if decides else "open")
+    assert arms.verdict(-1.0, 1.0, p) == ("below" if decides else "open")
+    assert arms.verdict(0.1, p, 1.0) == ("equal" if decides else "open")
+    row = arms.columns(arms.compare_values([], [])) | {
+        "difference": 1.0, "p": p / 2, "equivalence_p": 1.0,
+    }  # fmt: skip
+    # Of two comparisons the smaller p is doubled.
+    table = arms.decided(pd.DataFrame([row, row | {"p": 1.0}]))
+    assert list(table["verdict"]) == ["above" if decides else "open", "open"]
+
+
 def test_a_speed_up_among_many_arms_has_to_stand_their_correction() -> None:
     def made(others: int) -> pd.Series:
         maker = synthetic.Maker("02_all_layers", noise=0.0)
@@ -570,6 +617,36 @@ def test_skip_training_tells_its_images_its_lost_arms_and_the_rival_that_never_s
         assert "by executed MACs" in shown.caption
 
 
+@pytest.mark.parametrize(
+    ("all_read", "outcome", "from_dense", "from_basis"),
+    [(True, "test", 2.0, "+1.00"), (False, "validation", -1.0, "−2.00")],
+)
+def test_skip_training_is_held_against_dense_by_one_outcome(
+    all_read: bool, outcome: str, from_dense: float, from_basis: str
+) -> None:
+    """By test accuracy where all have read it, else by validation: dense's is no rival then."""
+    maker = synthetic.Maker("05_skip_training")
+    skip = {"direction": "basis→dense", "switch": 0.5, "carry": "exact",
+            "momentum_carry": "fresh", "schedule": "one"}  # fmt: skip
+    for method, tested, validated in (("dense", 70, 74), ("basis", 71, 75), ("skip", 72, 73)):
+        arm = maker.arm(method, method, 0, values=[tested + j for j in JITTER],
+                        detail=skip if method == "skip" else {})  # fmt: skip
+        for run_id, j in zip(arm.run_ids, JITTER, strict=True):
+            read = {} if all_read or method == "dense" else {"test_accuracy": None}
+            record = maker.records[run_id]
+            result = record.result.model_copy(  # type: ignore[union-attr]
+                update={"val_accuracy": (validated + j) / 100} | read
+            )
+            maker.records[run_id] = record.model_copy(update={"result": result})
+    facts = {"ratio": 0.25, "budget": 1.0, "train_images": 100}
+    made = skip_training.build(maker.section(**facts), maker.records)
+    row = made.tables["skip"].frame.set_index("label").loc["skip"]
+    assert row.difference == pytest.approx(from_dense)
+    headline, against_basis, *_ = made.numbers["findings"]
+    assert f"; {outcome} accuracy), better" in headline
+    assert f"from start to end: {from_basis} points" in against_basis
+
+
 def test_both_references_of_skip_training_have_their_intervals_as_bands() -> None:
     plot = built("05_skip_training").figures["skip"]
     table = plot.data.set_index("method")
@@ -591,6 +668,32 @@ def test_what_was_not_read_is_told_as_hearsay_and_other_networks_as_others() -> 
     assert "The paper is said to report" in built("05_skip_training").tables["skip"].caption
     told = " ".join(built("01_baseline").numbers["findings"])
     assert "Published figures for CIFAR-10, of networks trained to the end, lie between" in told
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [(85.25, "6.0 points below the lowest"), (91.15, "0.1 points below the lowest"),
+     (93.0, "within them"), (97.5, "1.5 points above the highest")],
+)  # fmt: skip
+def test_the_gap_to_published_figures_has_its_sign(level: float, said: str) -> None:
+    maker = synthetic.Maker("01_baseline")
+    maker.arm("dense", "dense", 0, budget=4, values=[level - 0.5, level + 0.5, level, level])
+    section = maker.section(parameters=1, macs=1, epochs=4.0, train_images=100)
+    told = report.build(section, maker.records).numbers["findings"][-1]
+    assert told.endswith(f"between 91.25 and 96.00 % test accuracy; ours lies {said}.")
+
+
+def test_learning_curves_are_drawn_in_per_cent() -> None:
+    maker = synthetic.Maker("01_baseline", seeds=(5,))
+    maker.arm("dense", "dense", 0, budget=4, values=[85.0])
+    section = maker.section(parameters=1, macs=1, epochs=4.0, train_images=100)
+    plot = report.build(section, maker.records).figures["baseline_learning_curves"]
+    # As the made-up history rises: by 30 points over the epoch, to what is reached at the end.
+    risen = pytest.approx([62.5, 77.5, 82.5, 85.0])
+    assert list(plot.data["val_accuracy"]) == risen
+    (line,) = plot.figure.axes[1].lines
+    assert list(line.get_ydata()) == risen  # type: ignore[arg-type]
+    assert "(%)" in plot.figure.axes[1].get_title("left")
 
 
 def test_method_costs_end_with_the_network() -> None:
