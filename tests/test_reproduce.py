@@ -218,6 +218,21 @@ def test_the_fingerprint_sees_all_that_decides_the_outputs(
     assert fingerprint(study, source, {"epochs": 2}) != stamp
 
 
+@pytest.mark.parametrize("module", ["layer.py", "study/train.py", "study/report/arms.py"])
+def test_the_fingerprint_sees_a_change_of_any_module(
+    module: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notebook(study, WRITES)
+    source = reproduce.SOURCES / f"{NAME}.ipynb"
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    code = tmp_path / "basisconv" / module
+    code.parent.mkdir(parents=True)
+    code.write_text("a = 1")
+    before = fingerprint(study, source, {"epochs": 2})
+    code.write_text("a = 2")
+    assert fingerprint(study, source, {"epochs": 2}) != before
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_notebooks_take_every_profiles_parameters(name: str) -> None:
     for profile in ("smoke", "quick", "desk", "paper"):
