@@ -132,7 +132,10 @@ def test_a_notebook_stores_what_is_published_now(name: str) -> None:
     else:
         assert stored, "the section is published, and its notebook does not show it"
         now = {table: report.tables[table]._repr_html_() for table in stored}
-        assert stored == now, "published anew since the notebook was executed: make notebooks"
+        assert stored == now, (
+            "The published tables are not those that the notebook holds. Look at the difference "
+            "first: `make notebooks` would store an error just as well. If it is meant, run that."
+        )
 
 
 def test_the_desk_frontier_has_the_subset_that_was_selected() -> None:
