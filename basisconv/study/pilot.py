@@ -23,7 +23,7 @@ def pilot(study: Study, parameters: Pilot) -> Draft:
     The spread and the sweeps have the profile's own settings: what is tuned comes after.
     """
     study = replace(study, profile=study.profile.model_copy(update={"tuned": {}}))
-    facts = parameters.model_dump() | {
+    facts = parameters.model_dump(exclude={"recipes"}) | {
         "width": study.profile.width,
         "train_images": study.part(parameters.train_images).train_images,
         "dense_epoch_hours": study.dense_epoch_hours,
