@@ -30,8 +30,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.stats",
         "study.peers",
     ),
-    ("study.benchmarks", "study.vision"),
-    ("study.run", "study.packs", "study.rankings"),
+    (
+        "study.benchmarks",
+        "study.vision",
+        "study.linear_models",
+    ),
+    (
+        "study.run",
+        "study.packs",
+        "study.rankings",
+    ),
     ("study.sources", "study.parameters"),
     ("study.data", "study.store", "study.checkpoint"),
     ("study.augment", "study.models", "study.publish", "study.status"),
@@ -113,7 +121,7 @@ def test_the_library_needs_nothing_of_the_study() -> None:
 
 
 def test_importing_the_library_loads_torch_and_nothing_heavy() -> None:
-    heavy = ("scipy", "pandas", "matplotlib", "pydantic", "torchvision", "yaml")
+    heavy = ("scipy", "statsmodels", "pandas", "matplotlib", "pydantic", "torchvision", "yaml")
     code = f"import sys, basisconv; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
@@ -123,7 +131,8 @@ def test_training_needs_no_pandas_and_no_matplotlib() -> None:
     """A bare GPU machine makes records with torch, numpy and a few small packages."""
     code = (
         "import sys\n"
-        "for name in ('pandas', 'matplotlib', 'seaborn', 'papermill', 'typst', 'IPython'):\n"
+        "for name in ('pandas', 'statsmodels', 'matplotlib', 'seaborn', 'papermill', 'typst',\n"
+        "    'IPython'):\n"
         "    sys.modules[name] = None\n"
         "import basisconv.cli, basisconv.study.sections, basisconv.study.bench\n"
         "from basisconv.study import sweep, train, status, store, experiments\n"
