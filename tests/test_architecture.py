@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.run",
         "study.packs",
         "study.rankings",
+        "study.families",
         "study.reml",
     ),
     ("study.sources", "study.parameters", "study.mixed_models"),
