@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.packs",
         "study.rankings",
         "study.families",
+        "study.noninferiority",
         "study.reml",
     ),
     ("study.sources", "study.parameters", "study.mixed_models"),
