@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.benchmarks",
         "study.vision",
         "study.linear_models",
+        "study.equal_accuracy",
     ),
     (
         "study.run",
