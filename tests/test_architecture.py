@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study.vision",
         "study.linear_models",
         "study.equal_accuracy",
+        "study.image_bootstrap",
     ),
     (
         "study.run",
