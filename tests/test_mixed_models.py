@@ -120,6 +120,25 @@ def test_budgets_with_variances_of_their_own_are_fitted_one_by_one():
     assert trend.df == pytest.approx(sum(v) ** 2 / (v[0] ** 2 / 6 + v[1] ** 2 / 6), rel=1e-5)
 
 
+def test_budgets_of_one_arm_are_compared_by_welchs_test():
+    rng = np.random.default_rng(13)
+    a, b = rng.normal(1, 0.3, 5), rng.normal(1.2, 0.1, 3)
+    y = np.full((2, 1, 5), np.nan)
+    y[0, 0], y[1, 0, :3] = a, b
+    found = fit(y, equal_variances=False, budgets=(1.0, 2.0))
+    got = found.difference(("0", 1.0), ("0", 2.0))
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert (got.p, got.df) == pytest.approx((expected.pvalue, expected.df))
+    assert (got.low, got.high) == pytest.approx(tuple(expected.confidence_interval()))
+    pooled = fit(y, equal_variances=True, budgets=(1.0, 2.0)).difference(("0", 1.0), ("0", 2.0))
+    assert pooled.p == pytest.approx(stats.ttest_ind(a, b).pvalue)
+    mean = found.mean("0", 2.0)
+    assert (mean.low, mean.high) == pytest.approx(
+        tuple(stats.ttest_1samp(b, 0).confidence_interval())
+    )
+    assert math.isnan(found.variances(1.0).run)
+
+
 def test_a_balanced_trend_is_the_analysis_of_variances():
     y = simulated(np.random.default_rng(4))
     got = fit(y, equal_variances=True).trend("1", "0", confidence=0.9)
@@ -216,8 +235,6 @@ def test_too_few_shared_seeds_are_a_gap_and_never_a_number():
     assert all(math.isnan(x) for x in one_budget[:6])
     one_seed = fit(simulated(np.random.default_rng(11), seeds=1))
     assert math.isnan(one_seed.variances(1.0).run) and math.isnan(one_seed.gap("0", "1").p)
-    one_arm = fit(simulated(np.random.default_rng(11), arms=1))
-    assert math.isnan(one_arm.mean("0", 1.0).p) and math.isfinite(one_arm.mean("0", 1.0).estimate)
 
 
 def test_runs_that_agree_exactly_have_no_test():

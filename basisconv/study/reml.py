@@ -65,8 +65,8 @@ class Part:
 def fit_part(y: Floats, cells: ArrayLike, blocks: ArrayLike, names: list[Cell]) -> Part:
     """Fit one pair of variances by a search over τ/σ².
 
-    Both are NaN if no run repeats within blocks, no block repeats within cells, or runs agree so
-    well that there is nothing to estimate from.
+    Where each block has one run, σ² + τ is one variance, with n - p degrees of freedom. Else, where
+    runs leave nothing to tell one of the two from, or agree exactly, all but the means is NaN.
 
     Args:
         y: of the runs.
@@ -94,9 +94,13 @@ def fit_part(y: Floats, cells: ArrayLike, blocks: ArrayLike, names: list[Cell]) 
 
     within = n - independent(np.hstack([x, z])).shape[1]
     between = n - p - within
-    residual = y - x @ (own / np.diag(cross))
-    if within < 1 or between < 1 or math.sqrt(residual @ residual) <= ROUNDING * np.abs(y).max():
-        return _untold(own / np.diag(cross), names)
+    means = own / np.diag(cross)
+    residual = y - x @ means
+    flat = math.sqrt(residual @ residual) <= ROUNDING * np.abs(y).max()
+    if size.max() == 1 and n > p and not flat:
+        return _together(float(residual @ residual), n - p, means, cross, names)
+    if within < 1 or between < 1 or flat:
+        return _untold(means, names)
     # V is positive definite for ratios above -1/(largest block).
     least = -1 / size.max()
     grid = np.linspace(-14, 14, 57)
@@ -123,6 +127,15 @@ def fit_part(y: Floats, cells: ArrayLike, blocks: ArrayLike, names: list[Cell]) 
     return Part(
         tuple(names), means, Variances(scale, float(ratio * scale)), phi, (slopes[0], slopes[1]),
         np.linalg.inv(information),
+    )  # fmt: skip
+
+
+def _together(square: float, df: int, means: Floats, cross: Floats, names: list[Cell]) -> Part:
+    """A part whose two variances are one; it stands in the place of σ²."""
+    scale, each = square / df, np.asarray(np.linalg.inv(cross), dtype=np.float64)
+    return Part(
+        tuple(names), means, Variances(NAN, NAN), scale * each, (each, np.zeros_like(each)),
+        np.diag([2 * scale**2 / df, 0.0]),
     )  # fmt: skip
 
 
