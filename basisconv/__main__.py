@@ -2,7 +2,7 @@
 
 import sys
 
-from basisconv.cli import main
+from basisconv.study.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from basisconv.plan import Plan
-from basisconv.study import files
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.environment import device_kind
-from basisconv.study.run import Data, Epoch, Measurement, Phase, Record, Result, Run
-from basisconv.study.stopping import Stop
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.records import files
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.environment import device_kind
+from basisconv.study.records.run import Data, Epoch, Measurement, Phase, Record, Result, Run
 
 PLAN = Plan({"layer1.0.conv1": 4, "layer1.0.conv2": 3}, form="full")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from basisconv.convert import plan_of
 from basisconv.plan import Plan
-from basisconv.study.data import DIGESTS
-from basisconv.study.run import Data, Phase, Run
+from basisconv.study.data.sets import DIGESTS
+from basisconv.study.records.run import Data, Phase, Run
 
 BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from basisconv.plan import Plan
-from basisconv.study.run import Arm, Data, Epoch, Measurement, Phase, Record, Result, Run, Section
+from basisconv.study.records.run import (
+    Arm,
+    Data,
+    Epoch,
+    Measurement,
+    Phase,
+    Record,
+    Result,
+    Run,
+    Section,
+)
 
 LAYERS = ["conv1"] + [
     f"layer{stage}.{block}.{conv}"

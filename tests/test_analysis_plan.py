@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basisconv.study import protocol
-from basisconv.study.analysis_plan import (
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.parameters import Comparison, Comparisons
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.records.environment import ROOT
+from basisconv.study.report.statistics.analysis_plan import (
     PLAN,
     AnalysisPlan,
     Outcome,
@@ -21,9 +24,6 @@ from basisconv.study.analysis_plan import (
     load_plan,
     verdicts,
 )
-from basisconv.study.environment import ROOT
-from basisconv.study.parameters import Comparison, Comparisons
-from basisconv.study.profiles import load_profile
 
 
 def simulated(
@@ -153,7 +153,7 @@ def test_every_confirming_record_was_made_after_the_plan_with_the_plan_unchanged
     if not added:
         pytest.skip("no history here: not a clone")
     seeds = set(load_plan().seeds)
-    for path in sorted(Path(protocol.published_folder("desk2")).glob("*.json")):
+    for path in sorted(Path(study_module.published_folder("desk2")).glob("*.json")):
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("run", {}).get("seed") not in seeds:
             continue

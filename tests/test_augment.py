@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from basisconv.study.augment import MEAN, STD, TrainingStream, evaluation_batches
-from basisconv.study.data import Split, load
+from basisconv.study.data.sets import Split, load
+from basisconv.study.training.augment import MEAN, STD, TrainingStream, evaluation_batches
 
 
 def split_of(n: int, height: int = 32, width: int = 32) -> Split:

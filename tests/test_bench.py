@@ -12,10 +12,10 @@ from torch import nn
 
 import basisconv as bc
 from basisconv.cost import summary
-from basisconv.study import bench, benchmarks, pace
-from basisconv.study.bench import Setting
-from basisconv.study.files import read_json
-from basisconv.study.models import build
+from basisconv.study.records.files import read_json
+from basisconv.study.timing import bench, benchmarks, pace
+from basisconv.study.timing.bench import Setting
+from basisconv.study.training.models import build
 from basisconv.timing import Timing
 
 

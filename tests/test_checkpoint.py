@@ -20,14 +20,15 @@ from fake_runs import no_space, strays
 from small_runs import BASIS, compiles_dense_alone
 
 import basisconv as bc
-from basisconv.study import checkpoint, files, phases
-from basisconv.study import train as training
-from basisconv.study.checkpoint import Checkpoints, NotSaved, Paused, State
-from basisconv.study.data import Dataset, Split, load
-from basisconv.study.environment import device_kind
-from basisconv.study.files import DamagedFile
-from basisconv.study.run import Phase, Record, Run
-from basisconv.study.train import train
+from basisconv.study.data.sets import Dataset, Split, load
+from basisconv.study.records import checkpoint, files
+from basisconv.study.records.checkpoint import Checkpoints, NotSaved, Paused, State
+from basisconv.study.records.environment import device_kind
+from basisconv.study.records.files import DamagedFile
+from basisconv.study.records.run import Phase, Record, Run
+from basisconv.study.training import phases, stopwatch
+from basisconv.study.training import train as training
+from basisconv.study.training.train import train
 
 OTHER = bc.Plan({"layer1.0.conv1": 4, "layer4.1.conv2": 8}, form="full")
 
@@ -116,9 +117,9 @@ def test_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = make_run((4, BASIS), (1, bc.Plan()))
     paused(run, tmp_path, 2)
     code = (
-        "import sys, torch; from basisconv.study.run import Run\n"
-        "from basisconv.study.train import train\n"
-        "from basisconv.study.checkpoint import Checkpoints\n"
+        "import sys, torch; from basisconv.study.records.run import Run\n"
+        "from basisconv.study.training.train import train\n"
+        "from basisconv.study.records.checkpoint import Checkpoints\n"
         "torch.rand(7); run = Run.model_validate_json(sys.argv[1])\n"
         "print(train(run, Checkpoints(sys.argv[2], run)).model_dump_json())"
     )
@@ -160,7 +161,7 @@ def test_seconds_add_up_and_the_record_tells_of_the_sessions(tmp_path: Path) -> 
     run = make_run()
     with pytest.MonkeyPatch.context() as patch:
         clock = itertools.count(0, 10)
-        patch.setattr("basisconv.study.stopwatch.time.perf_counter", lambda: float(next(clock)))
+        patch.setattr(stopwatch.time, "perf_counter", lambda: float(next(clock)))
         paused(run, tmp_path, 1)
         (state,) = [checkpoint.read(p, run.run_id) for p in checkpoint.paths(tmp_path)]
         before = state.position.seconds
@@ -234,7 +235,7 @@ def test_checkpoints_are_written_at_their_interval_and_two_are_kept(
     train(run, Checkpoints(tmp_path / "none", run))  # at the default interval, much too short
     assert not (tmp_path / "none").exists()
     clock = itertools.count()  # a second for each look at it; a checkpoint takes one of its own
-    monkeypatch.setattr("basisconv.study.checkpoint.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("basisconv.study.records.checkpoint.time.monotonic", lambda: next(clock))
     monkeypatch.setattr(checkpoint, "_KEPT", 9)
     train(run, Checkpoints(tmp_path / "some", run, seconds=3))
     assert [checkpoint.step_of(p) for p in checkpoint.paths(tmp_path / "some")] == [4, 2]

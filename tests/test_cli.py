@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 from fake_runs import make_record, make_run
 
-from basisconv.cli import main
-from basisconv.study import protocol, sections, step_costs, stopping
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.experiments import draft
-from basisconv.study.files import DamagedFile
-from basisconv.study.protocol import Study
-from basisconv.study.publish import published
-from basisconv.study.run import Measurement, Record, Result, Run
-from basisconv.study.stopping import Stop
-from basisconv.study.store import Store
-from basisconv.study.sweep import SweepReport
-from basisconv.study.sweep import sweep as real_sweep
+from basisconv.study.cli import main
+from basisconv.study.execution import stopping
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.execution.sweep import SweepReport
+from basisconv.study.execution.sweep import sweep as real_sweep
+from basisconv.study.experiments import cost_table, pipeline
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.files import DamagedFile
+from basisconv.study.records.publish import published
+from basisconv.study.records.run import Measurement, Record, Result, Run
+from basisconv.study.records.store import Store
+from basisconv.study.report.make import make_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +49,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     def sweep(runs: list[Run], store: Store, **options: object) -> object:
         return real_sweep(runs, store, **{**options, "train": fake_train, "workers": 1})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sections, "sweep", sweep)
+    monkeypatch.setattr(pipeline, "sweep", sweep)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_a_section_is_trained_by_its_name_and_no_other(
 def test_the_plan_is_told_before_its_step_times_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "cost_table", lambda name: tmp_path / "costs.json")
+    monkeypatch.setattr(study_module, "cost_table", lambda name: tmp_path / "costs.json")
     assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 0
     told = capsys.readouterr().out
     (whole,) = [line for line in told.splitlines() if line.startswith("all ")]
@@ -168,7 +171,7 @@ def test_merge_takes_in_what_another_machine_made(
 def test_records_of_another_profile_are_not_merged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    desk = protocol.published_folder("desk")
+    desk = study_module.published_folder("desk")
     runs = tmp_path / "runs"
     assert main(["merge", str(desk), "--profile", "paper", "--runs", str(runs)]) == 1
     told = capsys.readouterr().err
@@ -190,7 +193,7 @@ def test_minutes_are_those_of_the_command_and_not_of_each_sweep(
             store.put(make_record(run))
         return SweepReport(len(runs), (), ())
 
-    monkeypatch.setattr(sections, "sweep", sweep)
+    monkeypatch.setattr(pipeline, "sweep", sweep)
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     # 03 first, which 04 waits for; then 04, and 02 is too late.
@@ -261,7 +264,7 @@ def test_what_there_is_of_a_section_is_published_when_asked_for(
     records = sorted((tmp_path / "runs").glob("*.json"))
     wanted = draft(Study.open("smoke", runs=tmp_path / "runs"), "03_sensitivity").runs
     next(path for path in records if path.stem in wanted).unlink()
-    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    monkeypatch.setattr(study_module, "ROOT", tmp_path)
     capsys.readouterr()
     assert main(["publish", "03_sensitivity", *runs, "--incomplete"]) == 0
     told = capsys.readouterr().out
@@ -277,7 +280,7 @@ def test_what_is_published_of_a_larger_section_leaves_the_whole_one_shown(
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     fewer = [*runs, "--set", "seeds.confirm=[100]"]
     main(["run", "01_baseline", *fewer])
-    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    monkeypatch.setattr(study_module, "ROOT", tmp_path)
     assert main(["publish", "01_baseline", *fewer]) == 0
     capsys.readouterr()
     assert main(["publish", "01_baseline", *runs, "--incomplete"]) == 0
@@ -286,7 +289,7 @@ def test_what_is_published_of_a_larger_section_leaves_the_whole_one_shown(
         "01_baseline: 0 records published, 1 known, 1 missing; until all are there the whole one "
         "is shown\n"
     )
-    (shown,) = published(protocol.published_folder("smoke")).values()
+    (shown,) = published(study_module.published_folder("smoke")).values()
     assert len(shown.run_ids) == 1
 
 
@@ -311,12 +314,12 @@ def test_missing_data_stop_a_run_once_and_before_any_training(
 
 def test_a_section_edited_by_hand_is_refused(tmp_path: Path) -> None:
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
-    sections.make_section(study, "10_claims")
+    pipeline.make_section(study, "10_claims")
     path = tmp_path / "sections" / "10_claims.json"
-    assert list(sections.sections(study)) == ["10_claims"]
+    assert list(pipeline.sections(study)) == ["10_claims"]
     path.write_text(path.read_text().replace("smoke", "paper"))
     with pytest.raises(DamagedFile, match="10_claims.json"):
-        sections.sections(study)
+        pipeline.sections(study)
 
 
 def test_the_module_runs_and_data_where_says_what_there_is() -> None:
@@ -403,7 +406,7 @@ def test_the_claims_read_the_records_of_every_section(
             study.store.put(fake_train(run.model_copy(update={"seed": 0})).model_copy(
                 update={"run": run}
             ))  # fmt: skip
-        sections.make_section(study, name)
+        pipeline.make_section(study, name)
     read: dict[str, object] = {}
 
     class Nothing:
@@ -417,8 +420,8 @@ def test_the_claims_read_the_records_of_every_section(
         read.update(records)
         return Nothing()
 
-    monkeypatch.setattr("basisconv.study.report.build_claims", build_claims)
-    sections.make_report(study, sections.make_section(study, "10_claims"))
+    monkeypatch.setattr("basisconv.study.report.make.build_claims", build_claims)
+    make_report(study, pipeline.make_section(study, "10_claims"))
     assert read.keys() == study.store.all().keys()
 
 
@@ -426,8 +429,8 @@ def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
-    monkeypatch.setattr(sections.bench, "measure", lambda *_, **given: given)
-    (facts,) = sections.make_section(study, "06_timing").facts["devices"]
+    monkeypatch.setattr(pipeline.bench, "measure", lambda *_, **given: given)
+    (facts,) = pipeline.make_section(study, "06_timing").facts["devices"]
     assert facts == {"threads": 2}
 
 
@@ -437,12 +440,12 @@ def test_a_published_profile_shows_the_benchmarks_of_every_machine(
     profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
     there: list[dict[str, object]] = []
-    monkeypatch.setattr(sections.benchmarks, "kept", lambda: list(there))
-    monkeypatch.setattr(sections.bench, "measure_device", lambda repeats: {"repeats": repeats})
-    monkeypatch.setattr(sections.benchmarks, "save", there.append)
-    assert sections.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
+    monkeypatch.setattr(pipeline.benchmarks, "kept", lambda: list(there))
+    monkeypatch.setattr(pipeline.bench, "measure_device", lambda repeats: {"repeats": repeats})
+    monkeypatch.setattr(pipeline.benchmarks, "save", there.append)
+    assert pipeline.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
     there.append({"device": "another"})
-    facts = sections.make_section(study, "06_timing").facts
+    facts = pipeline.make_section(study, "06_timing").facts
     assert facts["devices"] == [{"repeats": 2}, {"device": "another"}]
 
 
@@ -453,8 +456,8 @@ def test_the_profile_alone_says_whether_its_results_settle_anything(
     """Not a list of names elsewhere: figures, claims and the PDF follow the YAML."""
     profile = Study.open("smoke", [f"preliminary={str(preliminary).lower()}"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
-    sections.make_report(study, sections.make_section(study, "00_method"))
-    report = sections.make_report(study, sections.make_section(study, "10_claims"))
+    make_report(study, pipeline.make_section(study, "00_method"))
+    report = make_report(study, pipeline.make_section(study, "10_claims"))
     verdicts = set(report.tables["claims"].frame["verdict"])
     assert (verdicts == {"not yet measured"}) == preliminary
     texts = (tmp_path / "figures" / "method_costs.svg").read_text()
@@ -470,8 +473,8 @@ def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
         taken.append(turns)
         raise ValueError("measured")
 
-    monkeypatch.setattr(step_costs, "measure_costs", measure)
-    monkeypatch.setattr(sections.bench, "measure_device", measure)
+    monkeypatch.setattr(cost_table, "measure_table", measure)
+    monkeypatch.setattr(pipeline.bench, "measure_device", measure)
     for how in ([], ["--costs", "smoke"]):
         for turns in ([], ["--repeats", "3"]):
             assert main(["bench", *how, *turns]) == 1

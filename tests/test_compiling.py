@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basisconv.study.compiling import compiled, errors, loss_and_gradients
+from basisconv.study.training.compiling import compiled, errors, loss_and_gradients
 
 Forward = Callable[[Tensor], Tensor]
 

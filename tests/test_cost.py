@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import basisconv as bc
-from basisconv.study.models import build, initialise
+from basisconv.study.training.models import build, initialise
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:

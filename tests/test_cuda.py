@@ -14,12 +14,10 @@ from small_runs import make_run
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv.study import pace
-from basisconv.study.checkpoint import Checkpoints, Paused
-from basisconv.study.compiling import compiled
-from basisconv.study.models import outline
-from basisconv.study.optimization import sgd
-from basisconv.study.pace import (
+from basisconv.study.records.checkpoint import Checkpoints, Paused
+from basisconv.study.records.run import Run
+from basisconv.study.timing import pace
+from basisconv.study.timing.pace import (
     Running,
     inference,
     network,
@@ -28,9 +26,11 @@ from basisconv.study.pace import (
     step_memory,
     training_step,
 )
-from basisconv.study.precision import autocast, convolutions_in
-from basisconv.study.run import Run
-from basisconv.study.train import train
+from basisconv.study.training.compiling import compiled
+from basisconv.study.training.models import outline
+from basisconv.study.training.optimization import sgd
+from basisconv.study.training.precision import autocast, convolutions_in
+from basisconv.study.training.train import train
 from basisconv.timing import compare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

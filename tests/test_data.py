@@ -23,13 +23,13 @@ import pytest
 import torch
 from PIL import Image
 
-from basisconv.study import data, packs, sources
-from basisconv.study.data import DIGESTS, DamagedData, MissingData
-from basisconv.study.files import read_json, write_json
-from basisconv.study.packs import SAMPLE, RawSet, RawSplit, read_pack, write_pack
-from basisconv.study.vision import torchvision
+from basisconv.study.data import packs, sets, sources
+from basisconv.study.data.packs import SAMPLE, RawSet, RawSplit, read_pack, write_pack
+from basisconv.study.data.sets import DIGESTS, DamagedData, MissingData
+from basisconv.study.data.vision import torchvision
+from basisconv.study.records.files import read_json, write_json
 
-load = data.load.__wrapped__  # what one test loads must not answer for another
+load = sets.load.__wrapped__  # what one test loads must not answer for another
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -243,13 +243,13 @@ def test_a_subset_that_cannot_be_balanced_is_refused(train_images):
 
 def test_the_sample_needs_neither_network_nor_full_set(checkout, monkeypatch):
     monkeypatch.setenv("BASISCONV_DATA", str(checkout.data / "nowhere"))
-    monkeypatch.setattr(data, "fetch", lambda *_: pytest.fail("tried the network"))
+    monkeypatch.setattr(sets, "fetch", lambda *_: pytest.fail("tried the network"))
     assert len(load("cifar10-sample").test) == 1000
     assert not checkout.data.exists()
 
 
 def test_the_process_keeps_a_loaded_set():
-    assert data.load("cifar10-sample") is data.load("cifar10-sample")
+    assert sets.load("cifar10-sample") is sets.load("cifar10-sample")
 
 
 def test_an_unknown_set_names_those_there_are():
@@ -347,7 +347,7 @@ def test_a_flipped_byte_in_a_manifest_without_a_checksum_is_noticed_or_harmless(
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         try:
-            read = data._verified("cifar10", pack.folder)
+            read = sets._verified("cifar10", pack.folder)
         except DamagedData as error:
             assert str(pack.folder) in str(error)
             noticed += 1
@@ -419,7 +419,7 @@ def test_a_damaged_sample_says_to_install_again(tmp_path, monkeypatch):
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (tmp_path / "sample" / "train-0.webp").write_bytes(b"")
     monkeypatch.setattr(packs, "SAMPLE", tmp_path / "sample")
-    monkeypatch.setattr(data, "SAMPLE", tmp_path / "sample")
+    monkeypatch.setattr(sets, "SAMPLE", tmp_path / "sample")
     with pytest.raises(DamagedData, match="train-0.webp.*Install basisconv again"):
         load("cifar10-sample")
 
@@ -497,7 +497,7 @@ def test_sources_are_tried_in_order(checkout, publish, monkeypatch, tmp_path):
         fetched.append((name, sha256))
         return tmp_path / "named" / "cifar-10-batches-py"
 
-    monkeypatch.setattr(data, "fetch", fetch)
+    monkeypatch.setattr(sets, "fetch", fetch)
     assert len(load("cifar10").train) == 450
     assert fetched == [("cifar10", raw.sha256)]
 
@@ -718,13 +718,13 @@ def test_commands_on_packs(checkout, publish, monkeypatch, tmp_path):
     raw = random_set(train=2000, test=1000)
     publish(raw)
     write_pack(raw, checkout.data / "cifar10")
-    assert f"cifar10: {checkout.data / 'cifar10'}" in data.data_where()
-    assert "cifar100: not on this machine" in data.data_where()
-    assert "cifar10-sample: sound" in data.data_verify()
-    assert data.data_verify(checkout.data).count("sound") == 1
-    assert data.data_verify(SAMPLE).startswith("cifar10-sample: sound")
+    assert f"cifar10: {checkout.data / 'cifar10'}" in sets.data_where()
+    assert "cifar100: not on this machine" in sets.data_where()
+    assert "cifar10-sample: sound" in sets.data_verify()
+    assert sets.data_verify(checkout.data).count("sound") == 1
+    assert sets.data_verify(SAMPLE).startswith("cifar10-sample: sound")
 
-    line = data.data_pack("cifar10", tmp_path / "copy")
+    line = sets.data_pack("cifar10", tmp_path / "copy")
     assert "2000 train, 1000 test images" in line
     assert str(tmp_path / "copy") in line
     assert same(read_pack(tmp_path / "copy"), raw)
@@ -732,21 +732,21 @@ def test_commands_on_packs(checkout, publish, monkeypatch, tmp_path):
     (checkout.data / "cifar10" / "test-labels.npy").write_bytes(b"")
     for path in (None, checkout.data, checkout.data / "cifar10"):
         with pytest.raises(DamagedData, match="test-labels.npy"):
-            data.data_verify(path)
+            sets.data_verify(path)
     with pytest.raises(DamagedData, match="test-labels.npy"):
-        data.data_pack("cifar10", tmp_path / "another")
+        sets.data_pack("cifar10", tmp_path / "another")
     assert not (tmp_path / "another").exists()
     with pytest.raises(MissingData, match="holds none of cifar10, "):
-        data.data_verify(tmp_path)
+        sets.data_verify(tmp_path)
 
 
 def test_a_checkouts_data_folder_is_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    root = Path(data.__file__).parents[2]
+    root = Path(__file__).parents[1]
     with contextlib.suppress(FileNotFoundError):
         (root / "pyproject.toml").stat()
         assert sources.data_folder() == root / "data"
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "site" / "a" / "b" / "sources.py"))
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "site")
     assert sources.data_folder() == tmp_path / "data"
     assert not os.path.exists(tmp_path / "data")
 
@@ -756,7 +756,7 @@ def test_a_checkouts_data_folder_is_its_own(monkeypatch, tmp_path):
 
 def test_the_sample_command_makes_the_embedded_pixels_again(tmp_path):
     full_set("cifar10")
-    data.data_sample(tmp_path / "sample")
+    sets.data_sample(tmp_path / "sample")
     again, embedded = read_pack(tmp_path / "sample"), read_pack(SAMPLE)
     assert same(again, embedded)
     assert again.about == embedded.about

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from basisconv.study.equal_accuracy import Bracket, Time, bracket, reached, speed_up
+from basisconv.study.report.statistics.equal_accuracy import (
+    Bracket,
+    Time,
+    bracket,
+    reached,
+    speed_up,
+)
 
 TIMES = (1.0, 2.0, 4.0, 8.0)
 

@@ -7,8 +7,21 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study import experiments
-from basisconv.study.costs import (
+from basisconv.study.experiments import registry
+from basisconv.study.experiments.design import Draft
+from basisconv.study.experiments.layer_sweep import savings
+from basisconv.study.experiments.parameters import NOTEBOOKS
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import (
+    DRAFTS,
+    Waiting,
+    draft,
+    sensitivity_scores,
+)
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.files import read_json
+from basisconv.study.records.run import Measurement, Record, Result, Run
+from basisconv.study.timing.costs import (
     MacCosts,
     MeasuredCosts,
     Step,
@@ -17,19 +30,6 @@ from basisconv.study.costs import (
     settings,
     unmeasured,
 )
-from basisconv.study.drafts import Draft
-from basisconv.study.experiments import (
-    DRAFTS,
-    Waiting,
-    draft,
-    sensitivity_scores,
-)
-from basisconv.study.files import read_json
-from basisconv.study.layer_sweep import savings
-from basisconv.study.parameters import NOTEBOOKS
-from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import Study
-from basisconv.study.run import Measurement, Record, Result, Run
 
 
 @pytest.fixture
@@ -322,9 +322,9 @@ def test_a_subset_saves_its_part_of_what_the_largest_measured_plan_round_it_does
 def test_a_profile_that_wants_measured_costs_says_how_to_measure_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from basisconv.study import protocol
+    from basisconv.study.experiments import study as study_module
 
-    monkeypatch.setattr(protocol, "published_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(study_module, "published_folder", lambda name: tmp_path / name)
     study = Study.open("desk", runs=tmp_path / "runs")
     with pytest.raises(ValueError, match=r"bench --costs desk"):
         draft(study, "01_baseline")
@@ -424,7 +424,7 @@ def test_a_random_draw_of_the_chosen_subset_does_not_count(
 ) -> None:
     sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
     chosen = draft(study, "04_selection").facts["selected"]
-    real = experiments.random_subset
+    real = registry.random_subset
 
     def every_other_is_the_chosen(
         saved: dict[str, float], total: float, target: float, candidates: Plan, seed: int
@@ -433,7 +433,7 @@ def test_a_random_draw_of_the_chosen_subset_does_not_count(
             return candidates.only(chosen)  # type: ignore[arg-type]
         return real(saved, total, target, candidates, seed=seed)
 
-    monkeypatch.setattr(experiments, "random_subset", every_other_is_the_chosen)
+    monkeypatch.setattr(registry, "random_subset", every_other_is_the_chosen)
     random = [a for a in draft(study, "04_selection").arms if a.method == "random"]
     assert len(random) == 4
     assert chosen not in [arm.detail["layers"] for arm in random]

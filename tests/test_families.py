@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from basisconv.study.families import many_to_one, versus
-from basisconv.study.linear_models import fit_blocks
-from basisconv.study.stats import holm
+from basisconv.study.report.statistics.families import many_to_one, versus
+from basisconv.study.report.statistics.linear_models import fit_blocks
+from basisconv.study.report.statistics.stats import holm
 
 
 def fit(table, equal_variances=None):

@@ -15,8 +15,8 @@ from fake_runs import no_space, strays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basisconv.study import files
-from basisconv.study.files import (
+from basisconv.study.records import files
+from basisconv.study.records.files import (
     DamagedFile,
     canonical,
     read_json,

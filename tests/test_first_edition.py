@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import pytest
 
-from basisconv.study.families import versus
-from basisconv.study.linear_models import Blocks, fit_blocks
-from basisconv.study.mixed_models import Lengths, fit_lengths, points
-from basisconv.study.protocol import published_folder
-from basisconv.study.publish import published
-from basisconv.study.store import Store
+from basisconv.study.experiments.study import published_folder
+from basisconv.study.records.publish import published
+from basisconv.study.records.store import Store
+from basisconv.study.report.statistics.families import versus
+from basisconv.study.report.statistics.linear_models import Blocks, fit_blocks
+from basisconv.study.report.statistics.mixed_models import Lengths, fit_lengths, points
 
 FOLDER = published_folder("desk")
 BASIS = "all layers, f = 0.25"

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from basisconv.study.environment import ROOT
-from basisconv.study.experiments import DRAFTS, draft
-from basisconv.study.files import canonical
-from basisconv.study.protocol import Study, published_folder
-from basisconv.study.publish import published
+from basisconv.study.experiments.registry import DRAFTS, draft
+from basisconv.study.experiments.study import Study, published_folder
+from basisconv.study.records.environment import ROOT
+from basisconv.study.records.files import canonical
+from basisconv.study.records.publish import published
+from basisconv.study.records.store import Store
 from basisconv.study.report import build, build_claims, style
-from basisconv.study.store import Store
 
 EDITION = published_folder("desk")
 FROZEN = Path(__file__).with_name("frozen.json")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from basisconv.study.image_bootstrap import crossed_difference, decode
+from basisconv.study.report.statistics.image_bootstrap import crossed_difference, decode
 
 
 def runs(rng, seeds, images, hard, shift=0.0, seed_sd=0.0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from basisconv.study.linear_models import contrast_of, fit_blocks
+from basisconv.study.report.statistics.linear_models import contrast_of, fit_blocks
 
 # Montgomery, Design and Analysis of Experiments: hardness by four tips on each of four coupons.
 TIPS = {"1": (-2, -1, 1, 5), "2": (-1, -2, 3, 4), "3": (-3, -1, 0, 2), "4": (2, 1, 5, 7)}

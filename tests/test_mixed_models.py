@@ -10,8 +10,8 @@ import pytest
 from scipy import special, stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from basisconv.study.linear_models import fit_blocks
-from basisconv.study.mixed_models import fit_lengths, points
+from basisconv.study.report.statistics.linear_models import fit_blocks
+from basisconv.study.report.statistics.mixed_models import fit_lengths, points
 
 
 def fit(logits, equal_variances=None, budgets=(1.0, 2.0, 4.0)):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import basisconv as bc
-from basisconv.study import models
-from basisconv.study.models import build, initialise, initialise_layer
-from basisconv.study.rng import generator
+from basisconv.study.training import models
+from basisconv.study.training.models import build, initialise, initialise_layer
+from basisconv.study.training.rng import generator
 
 
 def test_width_64_is_torchvisions_resnet18_for_cifar() -> None:
-    from basisconv.study.vision import torchvision
+    from basisconv.study.data.vision import torchvision
 
     reference = torchvision().models.resnet18(num_classes=10)
     reference.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.drafts import Draft
-from basisconv.study.experiments import draft
-from basisconv.study.named_arms import named_arm
-from basisconv.study.profiles import Recipe
-from basisconv.study.protocol import Study
+from basisconv.study.experiments.design import Draft
+from basisconv.study.experiments.named_arms import named_arm
+from basisconv.study.experiments.profiles import Recipe
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
 
 # 300 images in batches of 50 and 25: a dense epoch has 6 and 12 steps.
 USUAL: dict[str, Any] = {"label_smoothing": 0.1, "warmup": 0.2}

@@ -10,7 +10,7 @@ import basisconv as bc
 from basisconv import BasisConv2d
 from basisconv.decompose import FORMS, Form
 from basisconv.plan import Convolution
-from basisconv.study.vision import torchvision
+from basisconv.study.data.vision import torchvision
 
 # What a callable names decides alone: the stem, 1×1 and depthwise convolutions too.
 NETWORKS = {

@@ -9,8 +9,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
-from basisconv.study.linear_models import contrast_of, fit_blocks
-from basisconv.study.noninferiority import fixed_sequence, margin_test, smallest_margins
+from basisconv.study.report.statistics.linear_models import contrast_of, fit_blocks
+from basisconv.study.report.statistics.noninferiority import (
+    fixed_sequence,
+    margin_test,
+    smallest_margins,
+)
 
 NAN = math.nan
 

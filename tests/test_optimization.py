@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import basisconv as bc
-from basisconv.study.data import DIGESTS
-from basisconv.study.optimization import (
+from basisconv.study.data.sets import DIGESTS
+from basisconv.study.records.run import Data, Phase, Run
+from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -17,8 +18,7 @@ from basisconv.study.optimization import (
     sgd,
     squared_norms,
 )
-from basisconv.study.phases import first_network
-from basisconv.study.run import Data, Phase, Run
+from basisconv.study.training.phases import first_network
 
 BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import basisconv as bc
-from basisconv.study import environment, pace
-from basisconv.study.pace import (
+from basisconv.study.records import environment
+from basisconv.study.records.run import Optimizer
+from basisconv.study.timing import pace
+from basisconv.study.timing.pace import (
     Running,
     inference,
     network,
@@ -19,7 +21,6 @@ from basisconv.study.pace import (
     replayed,
     training_step,
 )
-from basisconv.study.run import Optimizer
 from basisconv.timing import Timing
 
 

@@ -19,27 +19,27 @@ from small_runs import BASIS
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv.cli import main
-from basisconv.study import together
-from basisconv.study import train as training
-from basisconv.study.augment import TrainingStream
-from basisconv.study.checkpoint import paths, step_of
-from basisconv.study.data import load
-from basisconv.study.experiments import draft
-from basisconv.study.optimization import (
+from basisconv.study.cli import main
+from basisconv.study.data.sets import load
+from basisconv.study.execution import together
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.execution.together import train_together
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.checkpoint import paths, step_of
+from basisconv.study.records.run import Run
+from basisconv.study.records.store import Store
+from basisconv.study.training import train as training
+from basisconv.study.training.augment import TrainingStream
+from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
     momentum_of,
     set_learning_rate,
 )
-from basisconv.study.parallel import ALONE, Group
-from basisconv.study.phases import first_network, switch
-from basisconv.study.protocol import Study
-from basisconv.study.run import Run
-from basisconv.study.stopping import Stop
-from basisconv.study.store import Store
-from basisconv.study.together import train_together
-from basisconv.study.train import train
+from basisconv.study.training.parallel import ALONE, Group
+from basisconv.study.training.phases import first_network, switch
+from basisconv.study.training.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,9 +76,9 @@ import sys
 from pathlib import Path
 import torch
 from test_parallel import NETWORKS
-from basisconv.study import train as training
-from basisconv.study.parallel import torchrun_group
-from basisconv.study.run import Run
+from basisconv.study.training import train as training
+from basisconv.study.training.parallel import torchrun_group
+from basisconv.study.records.run import Run
 
 run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 training.first_network = NETWORKS[network]

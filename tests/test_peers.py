@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import basisconv as bc
-from basisconv.study import peers
-from basisconv.study.peers import cp, sequential, tucker
+from basisconv.study.timing import peers
+from basisconv.study.timing.peers import cp, sequential, tucker
 
 CONV = nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False)
 X = torch.randn(2, 12, 9, 9)

@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 import basisconv as bc
-from basisconv.study.phases import first_network, kernel_momentum, parameter_momentum, switch
-from basisconv.study.run import Data, Phase, Run
+from basisconv.study.records.run import Data, Phase, Run
+from basisconv.study.training.phases import (
+    first_network,
+    kernel_momentum,
+    parameter_momentum,
+    switch,
+)
 
 SHA = "0" * 64
 BASIS = {"layer1.0.conv1": 2, "layer3.1.conv2": 8}

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import basisconv as bc
 from basisconv import BasisConv2d, Plan
-from basisconv.study.vision import torchvision
+from basisconv.study.data.vision import torchvision
 
 
 class Doubled(nn.Conv2d):

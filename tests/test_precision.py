@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from basisconv.study import precision
-from basisconv.study.environment import computes_bfloat16
+from basisconv.study.records.environment import computes_bfloat16
+from basisconv.study.training import precision
 
 
 def test_float32_is_native_everywhere_and_tf32_on_cuda_alone(

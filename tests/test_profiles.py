@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from basisconv.study import profiles
-from basisconv.study.parameters import NOTEBOOKS, check_parameters
-from basisconv.study.profiles import load_profile, names
+from basisconv.study.experiments import profiles
+from basisconv.study.experiments.parameters import NOTEBOOKS, check_parameters
+from basisconv.study.experiments.profiles import load_profile, names
 
 
 @pytest.fixture

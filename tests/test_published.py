@@ -17,14 +17,14 @@ from synthetic import all_sections
 
 import basisconv
 from basisconv.study import paper
-from basisconv.study.files import read_json, write_json
-from basisconv.study.parameters import NOTEBOOKS
-from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import Study, published_folder
-from basisconv.study.publish import publish, published
+from basisconv.study.experiments.parameters import NOTEBOOKS
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.study import Study, published_folder
+from basisconv.study.records.files import read_json, write_json
+from basisconv.study.records.publish import publish, published
+from basisconv.study.records.store import MissingRuns, Store
 from basisconv.study.report import build_claims
 from basisconv.study.report.paper import index
-from basisconv.study.store import MissingRuns, Store
 
 
 @pytest.fixture

@@ -20,16 +20,16 @@ import pytest
 from fake_runs import make_run
 from torture.nodes import small_run
 
-from basisconv.cli import main
-from basisconv.study import ray_team
-from basisconv.study.environment import environment
-from basisconv.study.packs import MissingData
-from basisconv.study.ray_team import _apart, _task
-from basisconv.study.run import NUMERICS
-from basisconv.study.stopping import Stop
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
-from basisconv.study.train import train
+from basisconv.study.cli import main
+from basisconv.study.data.packs import MissingData
+from basisconv.study.execution import ray_team
+from basisconv.study.execution.ray_team import _apart, _task
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.records.environment import environment
+from basisconv.study.records.run import NUMERICS
+from basisconv.study.records.store import Store
+from basisconv.study.training.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,8 +156,8 @@ import os
 import sys
 from pathlib import Path
 from torture.nodes import small_run
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
+from basisconv.study.records.store import Store
+from basisconv.study.execution.sweep import sweep
 
 if __name__ == "__main__":
     runs = [small_run(0), small_run(1), small_run(2, steps=50), small_run(3, steps=50)]
@@ -210,10 +210,10 @@ from functools import partial
 from pathlib import Path
 from fake_runs import fake_train, make_record, make_run, trained
 from torture.nodes import simulated_cluster, small_run, trial
-from basisconv.study.run import NUMERICS
-from basisconv.study import ray_cluster
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
+from basisconv.study.records.run import NUMERICS
+from basisconv.study.execution import ray_cluster
+from basisconv.study.records.store import Store
+from basisconv.study.execution.sweep import sweep
 
 class FarStore(Store):
     # Sent to a task, it is the folder of the same name on another machine.

@@ -22,6 +22,7 @@ from scipy import stats as oracle
 
 from basisconv.plan import Plan
 from basisconv.study import report
+from basisconv.study.records.run import Phase, Record, Section
 from basisconv.study.report import (
     arms,
     equal_steps,
@@ -33,7 +34,6 @@ from basisconv.study.report import (
 )  # fmt: skip
 from basisconv.study.report.output import Report, Table
 from basisconv.study.report.text import NOTHING
-from basisconv.study.run import Phase, Record, Section
 
 SECTIONS, RECORDS = synthetic.all_sections()
 

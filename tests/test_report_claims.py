@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import synthetic
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import build_claims
 from basisconv.study.report.claims import CLAIMS
 from basisconv.study.report.evidence import VERDICTS
-from basisconv.study.run import Record, Section
 
 SECTIONS, RECORDS = synthetic.all_sections()
 JITTER = (-0.02, 0.02, 0.0, 0.01)

@@ -11,9 +11,9 @@ import synthetic
 from scipy import stats as oracle
 
 from basisconv.study import report
-from basisconv.study.rankings import reliability
+from basisconv.study.records.run import Section
 from basisconv.study.report import arms, pilot_frames
-from basisconv.study.run import Section
+from basisconv.study.report.statistics.rankings import reliability
 
 SECTION, RECORDS = synthetic.pilot_section()
 FOUND = arms.measure(SECTION, RECORDS)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from basisconv.study.records.run import Method
 from basisconv.study.report import arms, style, text
-from basisconv.study.run import Method
-from basisconv.study.stats import Difference
+from basisconv.study.report.statistics.stats import Difference
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, on linear RGB.
 DEFICIENCIES = {

@@ -13,7 +13,7 @@ from scipy import stats as oracle
 
 from basisconv.study import report
 from basisconv.study.report import arms, defaults, frontier, widths
-from basisconv.study.stats import holm
+from basisconv.study.report.statistics.stats import holm
 
 WIDTHS = synthetic.widths_section()
 DEFAULTS = synthetic.defaults_section()

@@ -15,18 +15,18 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from basisconv.study import paper, reproduce
-from basisconv.study.parameters import NOTEBOOKS
-from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import Study
+from basisconv.study.experiments.parameters import NOTEBOOKS
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.store import Store
 from basisconv.study.reproduce import NotebookFailed, check_notebook, declared, fingerprint
-from basisconv.study.store import Store
 
 NAME = "01_baseline"
 PARAMETERS = 'profile = ""\nsettings = []\nepochs = 0'
 # What make_report does last: the outputs, and the list of them.
 WRITES = (
     "from pathlib import Path\n"
-    "from basisconv.study.files import write_json\n"
+    "from basisconv.study.records.files import write_json\n"
     "folder = Path({folder!r})\n"
     "(folder / 'table.csv').write_text(str(epochs))\n"
     "write_json(folder / 'outputs' / '01_baseline.json', "
@@ -110,11 +110,11 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 
-from basisconv.cli import main
+from basisconv.study.cli import main
 from basisconv.study import reproduce
-from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import Study
-from basisconv.study.store import Store
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.store import Store
 
 folder = Path(sys.argv[1])
 reproduce.SOURCES, reproduce.NOTEBOOKS = folder.parent / "notebooks", ("01_baseline",)
@@ -218,7 +218,7 @@ def test_the_fingerprint_sees_all_that_decides_the_outputs(
     assert fingerprint(study, source, {"epochs": 2}) != stamp
 
 
-@pytest.mark.parametrize("module", ["layer.py", "study/train.py", "study/report/arms.py"])
+@pytest.mark.parametrize("module", ["layer.py", "study/training/train.py", "study/report/arms.py"])
 def test_the_fingerprint_sees_a_change_of_any_module(
     module: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

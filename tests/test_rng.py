@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from basisconv.study.rng import generator
+from basisconv.study.training.rng import generator
 
 
 def draw(*key: str | int) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from fake_runs import PLAN, make_record, make_run
 from pydantic import ValidationError
 
 from basisconv.plan import Plan
-from basisconv.study.files import DamagedFile, read_json, write_json
-from basisconv.study.run import Arm, Data, Phase, Record, Run, Section
+from basisconv.study.records.files import DamagedFile, read_json, write_json
+from basisconv.study.records.run import Arm, Data, Phase, Record, Run, Section
 
 # Written out by hand: were an id to change unnoticed, all published records would be orphans.
 CANONICAL = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from basisconv.study import rankings, stats
+from basisconv.study.report.statistics import rankings, stats
 
 nan = math.nan
 

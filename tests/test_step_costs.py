@@ -12,15 +12,18 @@ from fake_runs import make_record, make_run
 from torch import nn
 
 from basisconv.plan import Plan
-from basisconv.study import costs, pace, precision, protocol, step_costs
-from basisconv.study.costs import Step
-from basisconv.study.environment import Unfit
-from basisconv.study.experiments import DRAFTS, draft, selection
-from basisconv.study.files import DamagedFile, read_json
-from basisconv.study.packs import MissingData
-from basisconv.study.precision import Emulated
-from basisconv.study.protocol import Study
-from basisconv.study.step_costs import ensure_costs, measure_costs
+from basisconv.study.data.packs import MissingData
+from basisconv.study.experiments import cost_table
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.cost_table import ensure_costs, measure_table
+from basisconv.study.experiments.registry import DRAFTS, draft, selection
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.environment import Unfit
+from basisconv.study.records.files import DamagedFile, read_json
+from basisconv.study.timing import costs, pace, step_costs
+from basisconv.study.timing.costs import Step
+from basisconv.study.training import precision
+from basisconv.study.training.precision import Emulated
 from basisconv.timing import Timing
 
 SETTINGS = ["width=4", "training.batch_size=4", "budget_batch=4", "costs=table"]
@@ -30,8 +33,8 @@ SETTINGS = ["width=4", "training.batch_size=4", "budget_batch=4", "costs=table"]
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The table's place for the test, empty; torch's threads are put back afterwards."""
     path = tmp_path / "published" / "costs.json"
-    for room in (step_costs, protocol):
-        monkeypatch.setattr(room, "cost_table", lambda name: path)
+    for module in (cost_table, study_module):
+        monkeypatch.setattr(module, "cost_table", lambda name: path)
     monkeypatch.setattr(step_costs, "prepare", lambda threads: None)
     return path
 
@@ -65,7 +68,7 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
     timed: list[set[str]] = []
     monkeypatch.setattr(step_costs, "compare", fake_compare(timed))
-    assert measure_costs(study, repeats=1) == table
+    assert measure_table(study, repeats=1) == table
     measured = costs.MeasuredCosts(read_json(table), table, study.profile)
 
     def cost(plan: Plan, width: int = 4) -> float:
@@ -83,7 +86,7 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
     # A second call measures what is new alone, and changes nothing.
     before = table.read_bytes()
     timed.clear()
-    measure_costs(study, repeats=1)
+    measure_table(study, repeats=1)
     assert not timed and table.read_bytes() == before
 
 
@@ -112,7 +115,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
     study = Study.open("smoke", changes, runs=tmp_path / "runs")
-    rows = read_json(measure_costs(study, repeats=7))["rows"]
+    rows = read_json(measure_table(study, repeats=7))["rows"]
     assert set(running) == {("bfloat16", True)} and threads == [2]
     # In every turn the reference at the budget batch, and the plans at the Runs' own.
     single = [len(row["plan"]["layers"]) == 1 for row in rows]
@@ -196,13 +199,13 @@ def test_a_single_layers_row_is_less_than_the_dense_row_of_its_own_width_and_bat
         return {arm: Timing((took,) * 5, 0.0) for arm, took in seconds.items()}
 
     monkeypatch.setattr(step_costs, "compare", compare)
-    monkeypatch.setattr(step_costs, "training_step", lambda model, x: len(x))
+    monkeypatch.setattr(step_costs, "training_step", lambda model, x, kind: len(x))
     tuned = ", ".join(
         f"{kind}: {{1: {{learning_rate: 0.1, batch_size: {batch}}}}}"
         for kind, batch in (("dense", 5), ("narrow", 7), ("basis", 6), ("skip", 7))
     )
     changes = [*SETTINGS, f"tuned={{{tuned}}}", "notebooks.03_sensitivity.width=2"]
-    measure_costs(Study.open("smoke", changes, runs=tmp_path / "runs"))
+    measure_table(Study.open("smoke", changes, runs=tmp_path / "runs"))
     found: dict[tuple[int, int], set[float]] = {}
     for row in read_json(table)["rows"]:
         if len(row["plan"]["layers"]) == 1:
@@ -298,12 +301,12 @@ def test_records_without_the_table_that_sized_them_are_not_trained_anew(
 def test_a_table_of_other_settings_is_refused_before_anything_is_timed(
     table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
-    measure_costs(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
+    measure_table(Study.open("smoke", SETTINGS, runs=tmp_path / "runs"))
     before = table.read_bytes()
     seen.clear()
     other = Study.open("smoke", [*SETTINGS, "budget_batch=8"], runs=tmp_path / "runs")
     with pytest.raises(ValueError, match="budget_batch.*4"):
-        measure_costs(other)
+        measure_table(other)
     assert not seen and table.read_bytes() == before
 
 
@@ -318,7 +321,7 @@ def test_an_interrupted_table_is_finished_and_its_rows_stay(
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
     monkeypatch.setattr(step_costs, "compare", broken)
     with pytest.raises(KeyboardInterrupt):
-        measure_costs(study)
+        measure_table(study)
     begun = read_json(table)["rows"]
     assert len(begun) == 2
     monkeypatch.setattr(step_costs, "compare", fake_compare(seen))
@@ -342,7 +345,7 @@ def test_arms_with_tuned_batches_of_their_own_find_their_rows(
         for kind, batch in (("dense", 4), ("narrow", 5), ("basis", 6), ("skip", 7))
     )
     study = Study.open("smoke", [*SETTINGS, f"tuned={{{settings}}}"], runs=tmp_path / "runs")
-    measure_costs(study)
+    measure_table(study)
     for name in DRAFTS:
         if name != "04_selection":
             assert draft(study, name).arms
@@ -361,7 +364,7 @@ def test_selected_subsets_get_no_row_wherever_they_are_named(
     monkeypatch.setattr(step_costs, "compare", fake_compare([]))
     named = "notebooks.02_all_layers.selected=[layer1.0.conv1, layer4.1.conv2]"
     study = Study.open("smoke", [*SETTINGS, named], runs=tmp_path / "runs")
-    measure_costs(study)
+    measure_table(study)
     subset = study.plan(0.25, ["layer1.0.conv1", "layer4.1.conv2"])
     plans = [Plan.from_dict(row["plan"]) for row in read_json(table)["rows"]]
     assert subset not in plans

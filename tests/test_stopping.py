@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from fake_runs import AfterStarts, fake_train, make_run, trained
 
-from basisconv.study import stopping
-from basisconv.study.checkpoint import Checkpoints, Paused, paths
-from basisconv.study.experiments import draft
-from basisconv.study.protocol import Study
-from basisconv.study.run import Record, Run
-from basisconv.study.stopping import Stop, Terminated, signals_noted, sigterm_raises
-from basisconv.study.store import Store
-from basisconv.study.sweep import SweepReport, sweep
-from basisconv.study.train import train
+from basisconv.study.execution import stopping
+from basisconv.study.execution.stopping import Stop, Terminated, signals_noted, sigterm_raises
+from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.checkpoint import Checkpoints, Paused, paths
+from basisconv.study.records.run import Record, Run
+from basisconv.study.records.store import Store
+from basisconv.study.training.train import train
 
 ROOT = Path(__file__).parents[1]
 

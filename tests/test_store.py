@@ -6,11 +6,11 @@ import threading
 import pytest
 from fake_runs import make_record, make_run, no_space, strays
 
-from basisconv.study import files
-from basisconv.study.files import DamagedFile, write_json
-from basisconv.study.publish import Entry, publish, published
-from basisconv.study.run import SCHEMA, Arm, Section
-from basisconv.study.store import ConflictingResults, MissingRuns, Store
+from basisconv.study.records import files
+from basisconv.study.records.files import DamagedFile, write_json
+from basisconv.study.records.publish import Entry, publish, published
+from basisconv.study.records.run import SCHEMA, Arm, Section
+from basisconv.study.records.store import ConflictingResults, MissingRuns, Store
 
 
 def filled(folder, seeds, **changes):

@@ -24,16 +24,16 @@ from fake_runs import (
     trained,
 )
 
-from basisconv.study import environment, files
-from basisconv.study.checkpoint import NotSaved
-from basisconv.study.environment import Unfit
-from basisconv.study.files import DamagedFile
-from basisconv.study.packs import MissingData
-from basisconv.study.status import Status, status, steps_done
-from basisconv.study.stopping import Stop
-from basisconv.study.store import ConflictingResults, Store
-from basisconv.study.sweep import SweepReport, sweep
-from basisconv.study.workers import _Worker
+from basisconv.study.data.packs import MissingData
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.execution.workers import _Worker
+from basisconv.study.progress import Status, status, steps_done
+from basisconv.study.records import environment, files
+from basisconv.study.records.checkpoint import NotSaved
+from basisconv.study.records.environment import Unfit
+from basisconv.study.records.files import DamagedFile
+from basisconv.study.records.store import ConflictingResults, Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,7 +172,7 @@ def test_senseless_limits_are_refused(store, values):
 
 def test_the_default_trainer_is_the_real_one(store, log, monkeypatch):
     real = types.SimpleNamespace(train=partial(fake_train, log=log))
-    monkeypatch.setitem(sys.modules, "basisconv.study.train", real)
+    monkeypatch.setitem(sys.modules, "basisconv.study.training.train", real)
     assert sweep([make_run()], store).done == 1
     assert trained(log) == [make_run().run_id]
 
@@ -241,7 +241,7 @@ def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
 
 
 def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
-    monkeypatch.setattr("basisconv.study.sweep.MOST_KILLED", 1)
+    monkeypatch.setattr("basisconv.study.execution.sweep.MOST_KILLED", 1)
     runs = [make_run(seed) for seed in range(6)]
     report = sweep(runs, store, train=partial(fake_train, log=log, dying=range(6)))
     assert 1 <= len(report.killed) == len(trained(log)) <= 2
@@ -250,7 +250,7 @@ def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
 
 def sleep_instead(monkeypatch, nap):
     clock = types.SimpleNamespace(sleep=nap, monotonic=time.monotonic)
-    monkeypatch.setattr("basisconv.study.sweep.time", clock)
+    monkeypatch.setattr("basisconv.study.execution.sweep.time", clock)
 
 
 def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
@@ -300,8 +300,8 @@ import sys
 from functools import partial
 from pathlib import Path
 from fake_runs import fake_train, make_run
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
+from basisconv.study.records.store import Store
+from basisconv.study.execution.sweep import sweep
 
 if __name__ == "__main__":
     folder, count, workers, seconds = Path(sys.argv[1]), *map(float, sys.argv[2:])

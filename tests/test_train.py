@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from small_runs import BASIS, compiles_dense_alone, make_run
 
 import basisconv as bc
-from basisconv.study import phases, precision
-from basisconv.study import train as training
-from basisconv.study.augment import TrainingStream
-from basisconv.study.data import DIGESTS, Split, load
-from basisconv.study.models import build, initialise
-from basisconv.study.phases import first_network
-from basisconv.study.rng import generator
-from basisconv.study.run import NUMERICS, Run
-from basisconv.study.train import train
+from basisconv.study.data.sets import DIGESTS, Split, load
+from basisconv.study.records.run import NUMERICS, Run
+from basisconv.study.training import phases, precision
+from basisconv.study.training import train as training
+from basisconv.study.training.augment import TrainingStream
+from basisconv.study.training.models import build, initialise
+from basisconv.study.training.phases import first_network
+from basisconv.study.training.rng import generator
+from basisconv.study.training.train import train
 
 # Train, validation and test loss by version of the numerics.
 GOLDEN = {
@@ -37,7 +37,8 @@ def test_the_same_run_gives_the_same_result_in_another_process() -> None:
     torch.rand(3)  # the global stream must not matter
     here = train(run)
     code = (
-        "import sys; from basisconv.study.run import Run; from basisconv.study.train import train;"
+        "import sys; from basisconv.study.records.run import Run;"
+        "from basisconv.study.training.train import train;"
         "print(train(Run.model_validate_json(sys.argv[1])).result.model_dump_json())"
     )
     there = subprocess.run(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study import protocol
-from basisconv.study.costs import add_rows, settings
-from basisconv.study.drafts import Draft
-from basisconv.study.experiments import draft
-from basisconv.study.layer_sweep import savings
-from basisconv.study.profiles import load_profile
-from basisconv.study.protocol import Study
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.design import Draft
+from basisconv.study.experiments.layer_sweep import savings
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.timing.costs import add_rows, settings
 
 
 def setting(rate: float, batch: int) -> str:
@@ -100,7 +100,7 @@ def test_a_sweep_of_another_width_and_batch_saves_of_its_own_dense_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "costs.json"
-    monkeypatch.setattr(protocol, "cost_table", lambda name: path)
+    monkeypatch.setattr(study_module, "cost_table", lambda name: path)
     study = Study.open("smoke", [TUNED, "costs=table"], runs=tmp_path / "runs")
     ratio = study.profile.notebooks.sensitivity.ratio
     rows = [{"plan": Plan().to_dict(), "width": 4, "batch_size": 25, "ratio": 0.2}]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.experiments import draft
-from basisconv.study.protocol import Study
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
 
 
 @pytest.fixture

@@ -9,20 +9,20 @@ import pytest
 from fake_runs import make_record, make_run
 from torture.subjects import cost_table as write_costs
 
-from basisconv import cli
-from basisconv.study import protocol
-from basisconv.study.checkpoint import Checkpoints, Position, State, paths
-from basisconv.study.protocol import Study, cost_table, published_folder
-from basisconv.study.publish import publish
-from basisconv.study.rng import global_streams
-from basisconv.study.run import Arm, Section
+from basisconv.study import cli
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.study import Study, cost_table, published_folder
+from basisconv.study.records.checkpoint import Checkpoints, Position, State, paths
+from basisconv.study.records.publish import publish
+from basisconv.study.records.run import Arm, Section
+from basisconv.study.training.rng import global_streams
 from basisconv.study.verify import verify
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """Two records, of which one is published, a checkpoint and a cost table."""
-    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    monkeypatch.setattr(study_module, "ROOT", tmp_path)
     study = Study.open("desk")
     for seed in (0, 1):
         study.store.put(make_record(make_run(seed)))
@@ -57,7 +57,7 @@ def test_sound_files_are_counted_and_left_alone(
 
 
 def test_an_empty_store_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "ROOT", tmp_path)
+    monkeypatch.setattr(study_module, "ROOT", tmp_path)
     findings = verify(Study.open("smoke"))
     assert findings.problems == [] and sum(findings.sound.values()) == 0
     assert list(tmp_path.iterdir()) == []
@@ -147,6 +147,6 @@ def test_a_checkpoint_that_a_training_has_just_removed_is_no_problem(
     def gone(path: Path, run_id: str) -> None:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("basisconv.study.checkpoint.read", gone)
+    monkeypatch.setattr("basisconv.study.records.checkpoint.read", gone)
     findings = verify(study)
     assert findings.problems == [] and findings.sound["checkpoints"] == 0

@@ -7,10 +7,10 @@ import pytest
 import torch
 from fake_runs import make_run
 
-from basisconv.study import vision
-from basisconv.study.attempt import recorded
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.environment import Unfit
+from basisconv.study.data import vision
+from basisconv.study.execution.attempt import recorded
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.environment import Unfit
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ try:
     import torchvision
 except RuntimeError:
     pass
-from basisconv.study.vision import torchvision
+from basisconv.study.data.vision import torchvision
 import torch
 torchvision().models.vgg11
 import torchvision.ops, torchvision.transforms.v2, torchvision.datasets

@@ -8,14 +8,13 @@ import pytest
 from fake_runs import make_record
 
 from basisconv.plan import Plan
-from basisconv.study import protocol
-from basisconv.study.costs import Step, add_rows, reference, settings
-from basisconv.study.data import EVALUATED_IMAGES, load
-from basisconv.study.experiments import DRAFTS, draft
-from basisconv.study.protocol import Study
-from basisconv.study.run import Run
-from basisconv.study.status import Status
-from basisconv.study.workload import Clock, Work, table, workload
+from basisconv.study.data.sets import EVALUATED_IMAGES, load
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.registry import DRAFTS, draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.progress import Clock, Status, Work, table, workload
+from basisconv.study.records.run import Run
+from basisconv.study.timing.costs import Step, add_rows, reference, settings
 
 
 def rows(study: Study) -> dict[str, Work]:
@@ -119,7 +118,7 @@ def test_a_profile_without_its_cost_table_is_planned_by_macs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "costs.json"
-    monkeypatch.setattr(protocol, "cost_table", lambda name: path)
+    monkeypatch.setattr(study_module, "cost_table", lambda name: path)
     opened = ["costs=table", "dense_step_ms=1"]
     found, by_macs = workload(Study.open("smoke", opened, runs=tmp_path / "runs"))
     assert by_macs and all(row.hours for row in found)

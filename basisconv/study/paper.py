@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from basisconv.study.environment import ROOT
-from basisconv.study.files import write_atomic
-from basisconv.study.protocol import Study, published_folder
-from basisconv.study.publish import published
+from basisconv.study.experiments.study import Study, published_folder
+from basisconv.study.records.environment import ROOT
+from basisconv.study.records.files import write_atomic
+from basisconv.study.records.publish import published
+from basisconv.study.records.run import Record, Section
+from basisconv.study.records.store import Store
 from basisconv.study.report import CLAIMS_NAME, Report, build, build_claims, compile_paper
-from basisconv.study.run import Record, Section
-from basisconv.study.store import Store
 
 HEADLINE = "02_all_layers"
 README = ROOT / "README.md"

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from basisconv.study.environment import ROOT
-from basisconv.study.files import canonical, read_json, write_json
-from basisconv.study.parameters import NOTEBOOKS
-from basisconv.study.protocol import Study, cost_table
-from basisconv.study.step_costs import ensure_costs
-from basisconv.study.stopping import Terminated
+from basisconv.study.execution.stopping import Terminated
+from basisconv.study.experiments.cost_table import ensure_costs
+from basisconv.study.experiments.parameters import NOTEBOOKS
+from basisconv.study.experiments.study import Study, cost_table
+from basisconv.study.records.environment import ROOT
+from basisconv.study.records.files import canonical, read_json, write_json
 
 SOURCES = ROOT / "notebooks"
 

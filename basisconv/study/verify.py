@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from basisconv.study import checkpoint
-from basisconv.study.costs import MeasuredCosts
-from basisconv.study.files import DamagedFile, read_json
-from basisconv.study.protocol import Study, cost_table, published_folder
-from basisconv.study.publish import manifest, manifest_file
-from basisconv.study.store import Store
+from basisconv.study.experiments.study import Study, cost_table, published_folder
+from basisconv.study.records import checkpoint
+from basisconv.study.records.files import DamagedFile, read_json
+from basisconv.study.records.publish import manifest, manifest_file
+from basisconv.study.records.store import Store
+from basisconv.study.timing.costs import MeasuredCosts
 
 
 @dataclass

@@ -9,8 +9,8 @@ import time
 import warnings
 from pathlib import Path
 
-from basisconv.study.environment import environment
-from basisconv.study.files import write_atomic
+from basisconv.study.records.environment import environment
+from basisconv.study.records.files import write_atomic
 from torture import FULL, Line
 from torture.damage import damage_trials
 from torture.disks import disk_trials

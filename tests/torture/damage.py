@@ -11,13 +11,16 @@ from pathlib import Path
 from unittest import mock
 
 from basisconv.plan import Plan
-from basisconv.study import checkpoint, data, protocol, verify
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.protocol import Study
-from basisconv.study.run import Record
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
-from basisconv.study.train import train
+from basisconv.study import verify
+from basisconv.study.data import sets
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.study import Study
+from basisconv.study.records import checkpoint
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.run import Record
+from basisconv.study.records.store import Store
+from basisconv.study.training.train import train
 from torture import Line, Scale
 from torture.subjects import RUNS, cost_table, published, put_aside, random_pack, small_run
 
@@ -46,9 +49,9 @@ def damage_trials(folder: Path, scale: Scale) -> list[Line]:
     for run in RUNS[:2]:
         store.put(train(run))
     with (
-        mock.patch.object(protocol, "ROOT", folder),
-        mock.patch.dict(data.DIGESTS),
-        mock.patch.object(data, "read_set", lambda name, path: data.read_pack(path)),
+        mock.patch.object(study_module, "ROOT", folder),
+        mock.patch.dict(sets.DIGESTS),
+        mock.patch.object(sets, "read_set", lambda name, path: sets.read_pack(path)),
     ):
         lines = [_damage(subject, scale) for subject in _subjects(folder, store)]
     return [*lines, _records_recover(store), _checkpoints_recover(folder / "again")]
@@ -60,7 +63,7 @@ def _subjects(folder: Path, store: Store) -> Iterator[Subject]:
     (path, _), (other, _) = (put_aside(run, folder / run.run_id, 2) for run in RUNS[:2])
     yield Subject("checkpoint", path, other, lambda: checkpoint.read(path, RUNS[0].run_id))
     study = Study.open("desk", runs=store.folder)
-    table = cost_table(protocol.cost_table("desk"), "desk")
+    table = cost_table(study_module.cost_table("desk"), "desk")
     other = cost_table(folder / "other.json", "smoke")
 
     def costs() -> object:
@@ -68,18 +71,18 @@ def _subjects(folder: Path, store: Store) -> Iterator[Subject]:
         return Study(study.profile, study.store, study.folder).costs
 
     yield Subject("cost table", table, other, costs)
-    beside = published(protocol.published_folder("desk").parent, "desk", store, RUNS[0])
+    beside = published(study_module.published_folder("desk").parent, "desk", store, RUNS[0])
     other = published(folder / "elsewhere", "smoke", store, RUNS[0]) / "manifest.json"
     yield Subject(
         "manifest of sections", beside / "manifest.json", other,
         lambda: verify._check_manifest(beside),
     )  # fmt: skip
     pack, another = random_pack(folder / "pack", 0), random_pack(folder / "another", 1)
-    data.DIGESTS["cifar10"] = data.read_pack(pack).sha256
+    sets.DIGESTS["cifar10"] = sets.read_pack(pack).sha256
     for name in ("manifest.json", "train-0.webp", "train-labels.npy"):
         yield Subject(
             f"data pack: {name}", pack / name, another / name,
-            lambda: data._verified("cifar10", pack),
+            lambda: sets._verified("cifar10", pack),
         )  # fmt: skip
 
 

@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from basisconv import cli
 from basisconv.plan import Plan
-from basisconv.study import data, environment, protocol, sections, step_costs
-from basisconv.study.checkpoint import Checkpoints, Paused
-from basisconv.study.costs import Step
-from basisconv.study.experiments import draft
-from basisconv.study.files import write_json
-from basisconv.study.protocol import Study
-from basisconv.study.run import Record
-from basisconv.study.sweep import sweep
-from basisconv.study.train import train
+from basisconv.study import cli
+from basisconv.study.data import sets
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.experiments import cost_table as cost_table_module
+from basisconv.study.experiments import pipeline
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records import environment
+from basisconv.study.records.checkpoint import Checkpoints, Paused
+from basisconv.study.records.files import write_json
+from basisconv.study.records.run import Record
+from basisconv.study.timing import step_costs
+from basisconv.study.timing.costs import Step
+from basisconv.study.training.train import train
 from torture import Line, Scale
 from torture.subjects import cost_table, counted, random_pack
 from torture.writes import at_writes
@@ -47,7 +52,7 @@ def disk_trials(folder: Path, scale: Scale) -> list[Line]:
     """Let each kind of write fail in each way: the older file stands, and the command says no."""
     folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        for room in (protocol, environment):
+        for room in (study_module, environment):
             stack.enter_context(mock.patch.object(room, "ROOT", folder))
         return [_disk(write, folder) for write in _writes(folder, stack)]
 
@@ -101,7 +106,7 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
     run = ["run", *_OPTIONS, "--retry-failed"]
     yield Write("checkpoint", ".pt", [*run, "--checkpoint-seconds", "0"], put_aside)
 
-    stack.enter_context(mock.patch.object(sections, "sweep", _without_training))
+    stack.enter_context(mock.patch.object(pipeline, "sweep", _without_training))
 
     def failed() -> None:
         if study.store.get(second.run_id) is None:
@@ -119,19 +124,19 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
     yield Write("manifest of sections", "manifest.json", ["publish", "02_all_layers", *_OPTIONS])
 
     device = {"device": "abacus", "device_kind": "abacus"}
-    for name, stand_in in (
-        ("_steps", lambda study: [Step(Plan(), 8, 128)]),
-        ("environment", lambda: device),
-        ("compare", _compare),
+    for module, name, stand_in in (
+        (cost_table_module, "_steps", lambda study: [Step(Plan(), 8, 128)]),
+        (step_costs, "environment", lambda: device),
+        (step_costs, "compare", _compare),
     ):
-        stack.enter_context(mock.patch.object(step_costs, name, stand_in))
-    table = protocol.cost_table("desk")
+        stack.enter_context(mock.patch.object(module, name, stand_in))
+    table = study_module.cost_table("desk")
     yield Write(
         "cost table", table.name, ["bench", "--costs", "desk"], lambda: cost_table(table, "desk")
     )
 
-    raw = data.read_pack(random_pack(folder / "another", 0))
-    stack.enter_context(mock.patch.object(data, "_read", lambda name: raw))
+    raw = sets.read_pack(random_pack(folder / "another", 0))
+    stack.enter_context(mock.patch.object(sets, "_read", lambda name: raw))
     pack = ["data", "pack", "cifar10", "--out", str(folder / "pack")]
     for name in ("train-0.webp", "test-labels.npy", "manifest.json"):
         yield Write(f"data pack, {name}", name, pack)

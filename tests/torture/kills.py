@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from basisconv.study import train as training
-from basisconv.study.run import Record, Result
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.records.run import Record, Result
+from basisconv.study.records.store import Store
+from basisconv.study.training import train as training
 from torture import Line, Scale
 from torture.subjects import RUNS
 from torture.writes import POINTS, at_writes

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from basisconv.study import checkpoint
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.files import DamagedFile, write_json
-from basisconv.study.store import Store
-from basisconv.study.train import train
+from basisconv.study.records import checkpoint
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.files import DamagedFile, write_json
+from basisconv.study.records.store import Store
+from basisconv.study.training.train import train
 from torture import Line, Scale
 from torture.subjects import RUNS, counted, put_aside
 

@@ -24,11 +24,11 @@ from small_runs import BASIS, make_run
 
 import basisconv
 from basisconv.plan import Plan
-from basisconv.study.checkpoint import Checkpoints
-from basisconv.study.run import Record, Run
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
-from basisconv.study.train import train
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.records.checkpoint import Checkpoints
+from basisconv.study.records.run import Record, Run
+from basisconv.study.records.store import Store
+from basisconv.study.training.train import train
 from torture import Line, Scale
 
 

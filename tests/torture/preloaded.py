@@ -1,8 +1,8 @@
 """Imported by the process that sessions are forked from: what each would otherwise begin with."""
 
-from basisconv.study.data import load
-from basisconv.study.environment import environment
-from basisconv.study.models import build
+from basisconv.study.data.sets import load
+from basisconv.study.records.environment import environment
+from basisconv.study.training.models import build
 from torture.subjects import RUNS
 
 environment()

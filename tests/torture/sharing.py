@@ -11,13 +11,14 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest import mock
 
-from basisconv.study import protocol, sections
-from basisconv.study import train as training
-from basisconv.study.experiments import draft
-from basisconv.study.protocol import Study
-from basisconv.study.run import Run
-from basisconv.study.store import Store
-from basisconv.study.sweep import sweep
+from basisconv.study.execution.sweep import sweep
+from basisconv.study.experiments import pipeline
+from basisconv.study.experiments import study as study_module
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.run import Run
+from basisconv.study.records.store import Store
+from basisconv.study.training import train as training
 from torture import Line, Scale
 from torture.disks import quiet
 from torture.kills import FORKS
@@ -125,8 +126,8 @@ def _command_again(folder: Path) -> Line:
         return sweep(runs, store, **options | {"train": train, "workers": 1})  # type: ignore[arg-type]
 
     with (
-        mock.patch.object(protocol, "ROOT", folder),
-        mock.patch.object(sections, "sweep", quick),
+        mock.patch.object(study_module, "ROOT", folder),
+        mock.patch.object(pipeline, "sweep", quick),
     ):
         statuses = [quiet(command)[0]]
         before = _snapshot(folder)

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from basisconv.plan import Plan
-from basisconv.study.checkpoint import Checkpoints, Paused, paths
-from basisconv.study.costs import add_rows, settings
-from basisconv.study.data import DIGESTS
-from basisconv.study.environment import device_kind
-from basisconv.study.packs import RawSet, RawSplit, write_pack
-from basisconv.study.profiles import load_profile
-from basisconv.study.publish import publish
-from basisconv.study.run import (
+from basisconv.study.data.packs import RawSet, RawSplit, write_pack
+from basisconv.study.data.sets import DIGESTS
+from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.records.checkpoint import Checkpoints, Paused, paths
+from basisconv.study.records.environment import device_kind
+from basisconv.study.records.publish import publish
+from basisconv.study.records.run import (
     Arm,
     Data,
     Measurement,
@@ -28,8 +27,9 @@ from basisconv.study.run import (
     Run,
     Section,
 )
-from basisconv.study.store import Store
-from basisconv.study.train import train
+from basisconv.study.records.store import Store
+from basisconv.study.timing.costs import add_rows, settings
+from basisconv.study.training.train import train
 
 BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 FULL = Plan({"layer1.0.conv1": 4, "layer4.1.conv2": 8}, form="full")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 from unittest import mock
 
-from basisconv.study import files
+from basisconv.study.records import files
 
 POINTS = ("opened", "half written", "written", "synced", "renamed")
 Act = Callable[[str, str], None]  # the file's own name, the point

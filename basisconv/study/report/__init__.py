@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import (
     all_layers,
     baseline,
@@ -31,7 +32,6 @@ from basisconv.study.report.claims import NAME as CLAIMS_NAME
 from basisconv.study.report.claims import build_claims
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.report.paper import compile_paper
-from basisconv.study.run import Record, Section
 
 __all__ = [
     "CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",

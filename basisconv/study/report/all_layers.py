@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.equal_steps import equal_steps, on_budget, shown, told
 from basisconv.study.report.frontier import findings, frontier
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.report.speedup import bracket_text
-from basisconv.study.run import Record, Section
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from basisconv.study import stats
-from basisconv.study.run import Arm, Record, Section
-from basisconv.study.stats import NAN, Difference, Interval
+from basisconv.study.records.run import Arm, Record, Section
+from basisconv.study.report.statistics import stats
+from basisconv.study.report.statistics.stats import NAN, Difference, Interval
 
 MARGIN = 0.2
 """Percentage points within which a drop of accuracy counts as negligible."""

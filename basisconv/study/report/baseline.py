@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.run import Record, Section
 
 LITERATURE: tuple[tuple[str, float, str], ...] = (
     ("ResNet-20", 91.25, "He et al., 2016"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, estimates, style, text
 from basisconv.study.report.evidence import PAPER_SPEEDUP, UNMEASURED, VERDICTS, Estimate, Evidence
 from basisconv.study.report.output import Report, Table
-from basisconv.study.run import Record, Section
 
 NAME = "10_claims"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.run import Record, Section
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:

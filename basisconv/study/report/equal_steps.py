@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.run import Record, Section
 
 
 def on_budget(found: Sequence[Measured]) -> list[Measured]:

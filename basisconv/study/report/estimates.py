@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.rankings import reliability_interval
 from basisconv.study.report import arms, method, selection, sensitivity, text
 from basisconv.study.report.equal_steps import at_equal_steps, ratio
 from basisconv.study.report.evidence import (
@@ -26,6 +25,7 @@ from basisconv.study.report.evidence import (
     unwon,
 )
 from basisconv.study.report.speedup import bracket_text, fastest, lead
+from basisconv.study.report.statistics.rankings import reliability_interval
 from basisconv.study.report.timing_frames import outcomes
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, equal_steps, selection, text, timing_frames
 from basisconv.study.report.frontier import frontier
+from basisconv.study.report.statistics.stats import NAN
 from basisconv.study.report.switches import skip_frame
-from basisconv.study.run import Record, Section
-from basisconv.study.stats import NAN
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 UNDECIDED, UNMEASURED = "undecided", "not yet measured"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, speedup, text
 from basisconv.study.report.arms import DENSE, Measured
 from basisconv.study.report.equal_steps import on_budget
-from basisconv.study.run import Record, Section
 
 _DETAILS = ("ratio", "parameters", "macs", "executed_macs", "steps", "batch_size", "learning_rate")
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import style, text
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.report.schematic import schematic
-from basisconv.study.run import Record, Section
 
 _COUNTS = ("parameters", "macs")
 _FORMS = ("dense", "subset", "full")

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from basisconv.study.files import write_atomic
+from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
 
 _LATEX = {

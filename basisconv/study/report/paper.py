@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import typst
 
-from basisconv.study.files import write_atomic
+from basisconv.study.records.environment import ROOT
+from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
 
-SOURCE = Path(__file__).resolve().parents[3] / "paper" / "paper.typ"
+SOURCE = ROOT / "paper" / "paper.typ"
 
 # Section -> what its place in the paper is called.
 _TITLES = {

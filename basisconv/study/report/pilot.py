@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
@@ -19,7 +20,6 @@ from basisconv.study.report.pilot_frames import (
     spread_frame,
     sweep_frame,
 )
-from basisconv.study.run import Record, Section
 
 CLEAR = 2.0
 """A choice is ahead of the next where it is by so many standard errors of a difference."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study import rankings, stats
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, sensitivity
 from basisconv.study.report.arms import Measured
-from basisconv.study.run import Record, Section
+from basisconv.study.report.statistics import rankings, stats
 
 
 def part_of(m: Measured) -> str:

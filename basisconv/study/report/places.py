@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from basisconv.study.records.run import Record
 from basisconv.study.report import text
-from basisconv.study.run import Record
 
 KEYS = ["device", "precision", "batch"]
 """The columns of a frame that are a place."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study import stats
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, text
 from basisconv.study.report.arms import Comparison, Measured
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.report.selection_figure import figure
-from basisconv.study.run import Record, Section
+from basisconv.study.report.statistics import stats
 
 RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of equal time",
           "inverted": "the inverted subset of equal time",

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
 from basisconv.study.report.switches import PAIRS, SWITCHES, pair_frame, skip_frame
-from basisconv.study.run import Record, Section
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:

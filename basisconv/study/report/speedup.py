@@ -14,7 +14,7 @@ import pandas as pd
 
 from basisconv.study.report import arms, text
 from basisconv.study.report.arms import DENSE, Measured
-from basisconv.study.stats import NAN
+from basisconv.study.report.statistics.stats import NAN
 
 # What a bracket keeps of the comparison that its lower bound rests on.
 _BEATEN = {

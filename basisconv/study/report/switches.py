@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from basisconv.study import stats
 from basisconv.study.report import arms
 from basisconv.study.report.arms import Measured
+from basisconv.study.report.statistics import stats
 
 SWITCHES = ("carry", "momentum_carry", "schedule")
 # Switch -> (the setting, what it is set against), as they are told.

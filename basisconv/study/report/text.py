@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from basisconv.study.stats import NAN, Difference
+from basisconv.study.report.statistics.stats import NAN, Difference
 
 NOTHING = "–"
 """What a table shows where there is no number."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import places, text, timing_tables
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.timing_figures import roofline_figure, share_figure
@@ -21,7 +22,6 @@ from basisconv.study.report.timing_frames import (
     training_steps,
 )
 from basisconv.study.report.timing_tables import speedup
-from basisconv.study.run import Record, Section
 
 # What a network's expected speed-up assumes.
 _SHRUNK = "shrinking each convolution's time by its multiplications would give"

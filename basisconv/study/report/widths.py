@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from basisconv.study import stats
+from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.run import Record, Section
+from basisconv.study.report.statistics import stats
 
 # How a verdict on the best of both kinds is said, by `arms.decided`.
 _AGAINST = {

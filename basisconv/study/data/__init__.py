@@ -1,0 +1,1 @@
+"""Data sets as tensors, the packs that they come in, and where these are found."""

@@ -1,0 +1,1 @@
+"""Many Runs: local processes, Ray, torchrun, and how they are stopped."""

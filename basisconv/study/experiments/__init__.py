@@ -1,0 +1,1 @@
+"""Which Runs answer which question, at the size that a profile says."""

@@ -1,0 +1,88 @@
+"""Notebook 00: what the decomposition is, whether it is exact, and what it should cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from basisconv.layer import BasisConv2d
+from basisconv.plan import Plan
+from basisconv.study.experiments.study import Study
+from basisconv.study.training.rng import generator
+
+
+def measure(study: Study, ratio: float) -> dict[str, Any]:
+    """The facts of section 00: parameters and MACs of each layer, and errors of the forms."""
+    every = study.plan(ratio)
+    plans = {
+        "dense": Plan(),
+        "subset": every,
+        "full": Plan(every.layers, "full"),
+    }
+    costs = {form: study.network_costs(plan) for form, plan in plans.items()}
+    layers = []
+    for row in costs["dense"].rows:
+        if row.kind != "Conv2d":
+            continue
+        rows = {form: cost[row.name] for form, cost in costs.items()}
+        layers.append(
+            {
+                "name": row.name,
+                "in_channels": row.input_shape[1],
+                "out_channels": row.output_shape[1],
+                "output_size": row.output_shape[2],
+                "n_basis": every.layers.get(row.name),
+                "parameters": {form: r.parameters for form, r in rows.items()},
+                "macs": {form: r.macs_by_parameters for form, r in rows.items()},
+            }
+        )
+    totals = {
+        "parameters": {form: cost.parameters for form, cost in costs.items()},
+        "macs": {form: cost.macs_by_parameters for form, cost in costs.items()},
+        "executed_macs": {form: cost.macs for form, cost in costs.items()},
+    }
+    return {
+        "network": study.profile.network,
+        "width": study.profile.width,
+        "ratio": ratio,
+        "layers": layers,
+        "totals": totals,
+        "exact": _errors(),
+    }
+
+
+def _errors(out_channels: int = 24, in_channels: int = 8, rank: int = 6) -> list[dict[str, Any]]:
+    """Relative errors on a kernel of exact rank and on one of full rank, against the best.
+
+    The best is what Eckart & Young's theorem allows: the root of the sum of the squares of the
+    singular values cut off.
+    """
+    stream = generator(0, "method")
+    columns = in_channels * 9
+    factors = torch.randn(out_channels, rank, generator=stream, dtype=torch.float64)
+    kernels = {
+        rank: factors @ torch.randn(rank, columns, generator=stream, dtype=torch.float64),
+        out_channels: torch.randn(out_channels, columns, generator=stream, dtype=torch.float64),
+    }
+    rows = []
+    for kernel_rank, kernel in kernels.items():
+        conv = nn.Conv2d(in_channels, out_channels, 3, bias=False, dtype=torch.float64)
+        conv.weight.data.copy_(kernel.view_as(conv.weight))
+        values = torch.linalg.svdvals(kernel)
+        for form in ("subset", "full"):
+            for n_basis in (rank, out_channels // 2, out_channels):
+                layer = BasisConv2d.from_conv2d(conv, n_basis, form=form)
+                error = (layer.weight - conv.weight).detach().norm() / kernel.norm()
+                best = values[n_basis:].square().sum().sqrt() / kernel.norm()
+                rows.append(
+                    {
+                        "form": form,
+                        "rank": kernel_rank,
+                        "n_basis": n_basis,
+                        "relative_error": float(error),
+                        "best_relative_error": float(best),
+                    }
+                )
+    return rows

@@ -1,0 +1,126 @@
+"""01b: what the other notebooks' settings are chosen by, on seeds and part of the images apart.
+
+Nothing that it finds enters another notebook by itself: the profile states the choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from basisconv.plan import Plan
+from basisconv.study.experiments.design import Draft, Phases
+from basisconv.study.experiments.layer_sweep import add_layers
+from basisconv.study.experiments.parameters import PILOT, CandidateSweep, Grid, Pilot
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.run import Method
+
+
+def pilot(study: Study, parameters: Pilot) -> Draft:
+    """Learning rate and batch size of each kind of arm, the runs' spread, and candidate sweeps.
+
+    The spread and the sweeps have the profile's own settings: what is tuned comes after.
+    """
+    study = replace(study, profile=study.profile.model_copy(update={"tuned": {}}))
+    facts = parameters.model_dump(exclude={"recipes"}) | {
+        "width": study.profile.width,
+        "train_images": study.part(parameters.train_images).train_images,
+        "dense_epoch_hours": study.dense_epoch_hours,
+        "sweeps": [],
+    }
+    result = Draft(PILOT, study.part(parameters.train_images), facts)
+    _grid(result, parameters)
+    _spread(result, parameters)
+    for setting in parameters.sweeps:
+        _sweep(result, study, setting)
+    for grid in parameters.recipes:
+        _recipes(result, grid)
+    return result
+
+
+def _grid(draft: Draft, parameters: Pilot) -> None:
+    study = draft.study
+    every = study.plan(parameters.ratio)
+    switch = parameters.skip_switch
+    skip: Phases = [(switch, every), (1 - switch, Plan())]
+    kinds: dict[Method, tuple[Plan | Phases, int | None]] = {
+        "dense": (Plan(), None),
+        "basis": (every, None),
+        "skip": (skip, None),
+        "narrow": (Plan(), study.narrow_width(every)),
+    }
+    grid = product(parameters.budgets, kinds, parameters.batch_sizes, parameters.learning_rates)
+    for budget, kind, batch_size, rate in grid:
+        plan, width = kinds[kind]
+        draft.add(
+            f"{kind} at {budget:g}, batch {batch_size}, rate {rate:g}", kind, plan, budget,
+            width, seeds=study.seeds(draft.name, parameters.grid_seeds), detail={"part": "grid"},
+            changes={"learning_rate": rate, "batch_size": batch_size},
+        )  # fmt: skip
+
+
+def _recipes(draft: Draft, grid: Grid) -> None:
+    """Every combination of a grid's settings, at equal epochs."""
+    study = draft.study
+    width = grid.width or study.profile.width
+    kinds: dict[str, tuple[Plan, int]] = {
+        "dense": (Plan(), width),
+        "basis": (study.plan(draft.facts["ratio"], width=width), width),
+        "narrow": (Plan(), width // 2),
+    }
+    for kind, (name, rates) in product(grid.kinds, grid.learning_rates.items()):
+        plan, channels = kinds[kind]
+        with_factors = kind == "basis" and name == "muon"
+        ratios = grid.factor_lr_ratios if with_factors else [1.0]
+        settings = product(rates, ratios, grid.batch_sizes, grid.label_smoothings)
+        for rate, ratio, batch, smoothing in settings:
+            changes: dict[str, Any] = study.profile.recipes[name].of(kind) | {
+                "learning_rate": rate, "factor_lr_ratio": ratio, "batch_size": batch,
+                "label_smoothing": smoothing,
+            }  # fmt: skip
+            draft.add(
+                f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {rate:g}"
+                + (f", factors {ratio:g}" if with_factors else "")
+                + f", batch {batch}, smoothing {smoothing:g}",
+                kind, plan, grid.epochs, channels,
+                steps=round(grid.epochs * (study.train_images // batch)),
+                seeds=study.seeds(draft.name, grid.seeds),
+                detail={"part": "recipes", **changes}, changes=changes,
+            )  # fmt: skip
+
+
+def _spread(draft: Draft, parameters: Pilot) -> None:
+    study = draft.study
+    if not parameters.spread_seeds:
+        return
+    plans: dict[Method, Plan] = {"dense": Plan(), "basis": study.plan(parameters.ratio)}
+    seeds = study.seeds(draft.name, parameters.spread_seeds)
+    for method, plan in plans.items():
+        draft.add(
+            f"{method}, spread", method, plan, parameters.spread_budget,
+            seeds=seeds, detail={"part": "spread"},
+        )  # fmt: skip
+
+
+def _sweep(draft: Draft, study: Study, setting: CandidateSweep) -> None:
+    part = study.part(setting.train_images)
+    own = Draft(draft.name, part)
+    number = len(draft.facts["sweeps"])
+    detail = {"part": "sweep", "sweep": number}
+    training = study.profile.training.model_dump()
+    add_layers(own, setting, training, setting.layers, setting.seeds, detail)
+    draft.arms += own.arms
+    draft.runs |= own.runs
+    dense, *layers = [arm.time or 0.0 for arm in own.arms]
+    # What 03 would cost with this setting: all layers, as many seeds, in dense epochs of 03's
+    # study and not of the part.
+    sweep = setting.seeds * (dense + sum(layers) / len(layers) * len(study.layers))
+    told: dict[str, Any] = setting.model_dump() | {
+        "train_images": part.train_images,
+        "width": setting.width or study.profile.width,
+        "layers": len(layers),
+        "all_layers": len(study.layers),
+        "dense_epochs": sweep * part.dense_epoch / study.dense_epoch,
+    }
+    draft.facts["sweeps"].append(told)

@@ -1,0 +1,135 @@
+"""From a notebook's name to its Section: train or measure what it needs, and keep it.
+
+study   = Study.open("smoke")
+section = make_section(study, "02_all_layers", {"budgets": [1, 2], …})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from basisconv.study.data.sets import load
+from basisconv.study.execution.stopping import Stop
+from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.experiments import method
+from basisconv.study.experiments.parameters import NOTEBOOKS, Timing, check_parameters
+from basisconv.study.experiments.registry import DRAFTS, Waiting, draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.checkpoint import SECONDS
+from basisconv.study.records.files import DamagedFile, read_json, write_json
+from basisconv.study.records.run import Section
+from basisconv.study.timing import bench, benchmarks
+
+
+class Unfinished(RuntimeError):
+    """Runs of a section have failed or are left; `failed` and `left` are their ids."""
+
+    def __init__(self, study: Study, name: str, report: SweepReport) -> None:
+        self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
+        told = f"{name}: {len(self.left)} runs are left"
+        if self.failed:
+            told += (
+                f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
+                f"{study.store.folder} hold the traceback, and --retry-failed trains them again"
+            )
+        super().__init__(
+            f"{told}. python -m basisconv run --profile {study.profile.name} goes on, with the "
+            "same --set and --runs."
+        )
+
+
+def make_section(
+    study: Study,
+    name: str,
+    parameters: Mapping[str, Any] | None = None,
+    stop: Stop | None = None,
+    retry_failed: bool = False,
+    checkpoint_seconds: float = SECONDS,
+) -> Section:
+    """Train or measure what a notebook needs and is not there yet.
+
+    Args:
+        study: the profile's study.
+        name: the notebook.
+        parameters: its parameters; the profile's by default.
+        stop: when it says so Runs at hand are put aside and no more are started.
+        retry_failed: train Runs again whose record is a failure.
+        checkpoint_seconds: between two checkpoints of a Run.
+
+    Raises:
+        ValueError: for an unknown notebook or parameters that do not fit, and damaged data.
+        MissingData: if the data are not here and cannot be fetched.
+        Unfinished: if Runs failed or the time was too short.
+    """
+    given = study.profile.parameters(name) if parameters is None else dict(parameters)
+    checked = check_parameters(name, given)
+    if name in DRAFTS:
+        try:
+            arms = draft(study, name, given)
+        except Waiting as waiting:
+            make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
+            arms = draft(study, name, given)
+        if study.store.missing(arms.runs.values(), retry_failed):
+            # Fetched, or found missing, once and here rather than in each worker for each Run.
+            load(study.profile.data, study.profile.train_images)
+        report = sweep(
+            list(arms.runs.values()), study.store, workers=study.profile.workers,
+            threads=study.profile.threads, stop=stop, retry_failed=retry_failed,
+            checkpoint_seconds=checkpoint_seconds,
+            executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
+        )  # fmt: skip
+        if report.failed or report.left:
+            raise Unfinished(study, name, report)
+        section = arms.section()
+    else:
+        section = Section(
+            name=name, profile=study.profile.name, arms=(), facts=_measured(study, name, checked)
+        )
+    write_json(study.folder / "sections" / f"{name}.json", section.model_dump(mode="json"))
+    return section
+
+
+def sections(study: Study) -> dict[str, Section]:
+    """The sections made so far, in the notebooks' order.
+
+    Raises:
+        DamagedFile: if a file is not what was written.
+    """
+    found: dict[str, Section] = {}
+    for name in NOTEBOOKS:
+        path = study.folder / "sections" / f"{name}.json"
+        if path.exists():
+            try:
+                found[name] = Section.model_validate(read_json(path))
+            except ValidationError as error:
+                raise DamagedFile(f"{path} is not a section: {error}. Delete it.") from None
+    return found
+
+
+def _measured(study: Study, name: str, parameters: Any) -> dict[str, Any]:
+    if name == "00_method":
+        return method.measure(study, parameters.ratio)
+    if name == "06_timing":
+        return {"devices": _benchmarks(study, parameters)}
+    return {}
+
+
+def _benchmarks(study: Study, parameters: Timing) -> list[dict[str, Any]]:
+    """This machine's timings at the profile's size, or `make bench`'s of every machine."""
+    profile = study.profile
+    if parameters.devices == "all":
+        if not benchmarks.kept():
+            benchmarks.save(bench.measure_device(parameters.repeats))
+        return benchmarks.kept()
+    measured = bench.measure(
+        [(profile.network, width) for width in parameters.widths],
+        parameters.ratios,
+        [parameters.batch_size],
+        [profile.precision],
+        parameters.repeats,
+        threads=profile.threads * profile.workers,
+    )
+    return [measured]

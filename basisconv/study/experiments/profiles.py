@@ -1,0 +1,224 @@
+"""Profiles: the YAML files that say how large a reproduction is, validated.
+
+A profile has settings that all of its Runs share and, under `notebooks`, the parameters of each
+notebook (`basisconv.study.experiments.parameters`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from basisconv.study.execution.workers import Executor
+from basisconv.study.experiments.parameters import (
+    NOTEBOOKS,
+    PILOT,
+    Notebooks,
+    Positive,
+    Share,
+    Strict,
+    check_known,
+    mistakes,
+)
+from basisconv.study.records.environment import ROOT
+from basisconv.study.records.run import Count, DataName, Optimizer, Precision
+
+FOLDER = ROOT / "profiles"
+Kind = Literal["dense", "narrow", "basis", "skip"]
+
+
+class Training(Strict):
+    """What all Runs of a profile share; the names are those of `Run`."""
+
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    optimizer: Optimizer = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    factor_lr_ratio: Positive = 1.0
+
+
+class Recipe(Training):
+    """How all arms are trained under one optimizer; `learning_rates` are those of kinds apart."""
+
+    learning_rates: dict[Kind, Positive] = {}
+
+    def of(self, kind: Kind) -> dict[str, Any]:
+        """The settings of one kind of arm."""
+        rate = self.learning_rates.get(kind, self.learning_rate)
+        return self.model_dump(exclude={"learning_rates"}) | {"learning_rate": rate}
+
+
+class Tuning(Strict):
+    """What is tuned for one kind of arm at one time budget."""
+
+    learning_rate: Positive
+    batch_size: Count
+
+
+class Seeds(Strict):
+    """Three kinds of seeds, kept apart: of the pilot, of exploring and of confirming Runs.
+
+    The first two see validation images alone; the last read the test set.
+    """
+
+    pilot: Annotated[list[int], Field(min_length=1)]
+    explore: Annotated[list[int], Field(min_length=1)]
+    confirm: Annotated[list[int], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _apart(self) -> Seeds:
+        every = self.pilot + self.explore + self.confirm
+        twice = sorted({seed for seed in every if every.count(seed) > 1})
+        if twice:
+            raise ValueError(
+                f"seeds {twice} are listed twice; pilot, explore and confirm share none"
+            )
+        return self
+
+
+class Profile(Strict):
+    """One size of the reproduction.
+
+    Attributes:
+        name: as the file's.
+        about: one sentence on where it runs and for how long.
+        data: the data set.
+        train_images: how many of its training images are used; null for all.
+        network: see `basisconv.study.training.models.build`.
+        width: channels of the first stage.
+        precision: "float32", "tf32" or "bfloat16".
+        compile: whether networks are compiled.
+        threads: CPU threads of one Run.
+        workers: Runs trained side by side by local processes.
+        executor: "local" for those processes, "ray" for a cluster; no result depends on it.
+        gpu_per_run: the share of a GPU that Ray gives to one Run, where there are GPUs.
+        budget_batch: time budgets are told in epochs of dense at this batch size, whatever an
+            arm's own is.
+        costs: what a training step costs: "table" for the measured one beside the published
+            records, "macs" for executed MACs where nothing was measured.
+        preliminary: results are marked as such and settle no claim.
+        dense_step_ms: milliseconds of the step that costs 1 in one worker with the others
+            running, to tell hours before anything was trained; null where nobody knows.
+        training: settings of all Runs.
+        recipes: settings to train with instead, by the optimizer's name, where both are compared.
+        tuned: learning rate and batch size of each kind of arm, by the time budgets at which
+            they were tuned; {} where all arms have those of `training`.
+        seeds: those of the pilot, and which explore and which confirm.
+        confirm: the notebooks whose Runs read the test set, on the confirming seeds.
+        notebooks: each notebook's parameters.
+    """
+
+    name: str
+    about: str
+    data: DataName
+    train_images: Count | None
+    network: Literal["resnet18", "resnet50", "vgg16_bn"]
+    width: Count
+    precision: Precision
+    compile: bool
+    threads: Count
+    workers: Count
+    executor: Executor
+    gpu_per_run: Share
+    budget_batch: Count
+    costs: Literal["macs", "table"]
+    preliminary: bool
+    dense_step_ms: Positive | None
+    training: Training
+    recipes: dict[Optimizer, Recipe] = {}
+    tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
+    seeds: Seeds
+    confirm: list[str]
+    notebooks: Notebooks
+
+    @model_validator(mode="after")
+    def _known_notebooks(self) -> Profile:
+        unknown = [n for n in self.confirm if n not in NOTEBOOKS]
+        if unknown:
+            raise ValueError(f"confirm names {unknown}; the notebooks are {', '.join(NOTEBOOKS)}")
+        if PILOT in self.confirm:
+            raise ValueError(f"confirm names {PILOT}, which sees validation images alone")
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_as_hard(self) -> Profile:
+        lacking = [kind for kind in get_args(Kind) if kind not in self.tuned]
+        if self.tuned and lacking:
+            raise ValueError(
+                f"tuned has nothing for {', '.join(lacking)}: tune every kind of arm, or none, "
+                "or those that were would be favoured"
+            )
+        if len({frozenset(budgets) for budgets in self.tuned.values()}) > 1:
+            raise ValueError("tuned has other budgets for some kinds of arm than for others")
+        return self
+
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """One notebook's parameters, by name.
+
+        Raises:
+            ValueError: for an unknown notebook.
+        """
+        check_known(notebook)
+        every: dict[str, Any] = self.notebooks.model_dump(by_alias=True)
+        return dict(every[notebook])
+
+
+def names() -> list[str]:
+    """The profiles that there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@lru_cache
+def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
+    """Read and validate a profile.
+
+    Args:
+        name: a file in `profiles/` without its ending.
+        changes: "key=value" or "a.b=value" with the value in YAML, laid over the file.
+
+    Raises:
+        ValueError: for an unknown profile, an unknown, missing or unfit setting; the message
+            names each.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if name not in names():
+        raise ValueError(f"There is no profile {name!r}. Profiles: {', '.join(names())}.")
+    values = _yaml(path.read_text(encoding="utf-8"), path.name)
+    for change in changes:
+        _lay_over(values, change)
+    try:
+        profile = Profile.model_validate(values)
+    except ValidationError as error:
+        laid = f" with {', '.join(changes)}" if changes else ""
+        raise ValueError(
+            f"{path.name}{laid} is not a profile: {mistakes(error, 'profile')}."
+        ) from None
+    if profile.name != name:
+        raise ValueError(f"{path.name} calls itself {profile.name!r}; name it {name!r}.")
+    return profile
+
+
+def _lay_over(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise ValueError(f"{change!r} is not key=value.")
+    *parents, last = key.split(".")
+    here: Any = values
+    for name in [*parents, last]:
+        if not isinstance(here, dict) or name not in here:
+            raise ValueError(f"The profile has no setting {key!r}.")
+        here, holder = here[name], here
+    holder[last] = _yaml(text, change)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from None

@@ -1,0 +1,1 @@
+"""Runs, records, and the stores that keep them unchanged."""

@@ -1,0 +1,250 @@
+"""Trainings put aside in mid-run: what is kept, the last two files of it, and what is refused.
+
+    checkpoints/<run id>/000000120-<sha256 of the file>.pt
+
+A file is torch's own, of tensors and plain values. Its digest stands in its name, and not in a
+second file, because one rename then puts both in place: a kill between two renames would leave a
+sound file under a wrong digest. Nothing is unpickled before the digest was compared, and then
+only by torch's unpickler that knows tensors and plain values (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shutil
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from basisconv.study.records.files import DamagedFile, write_atomic
+from basisconv.study.records.run import NUMERICS, SCHEMA, Epoch, Model, Run
+
+SECONDS: Final = 60.0
+"""Between two checkpoints, by default: what a killed training loses at most. One of the largest
+network here (90 MB) takes less than a second."""
+
+FORMAT: Final = 1
+"""Version of the entries of a file."""
+
+_KEPT = 2
+_NAME = re.compile(r"(\d{9})-([0-9a-f]{64})\.pt")
+
+
+class Paused(Exception):
+    """A training was asked to stop, and left a checkpoint to go on from."""
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written; older ones stand."""
+
+
+class Position(Model):
+    """Where a training stands between two steps.
+
+    The learning rate and every batch are functions of the Run and the step, so this is the
+    schedule's state and the data's too.
+    """
+
+    phase: int = Field(ge=0)
+    step: int = Field(ge=0)
+    """Steps taken."""
+    first: int = Field(ge=0)
+    """The step that the running loss is summed from."""
+    eager: bool
+    """Whether the phase's network was found not to compile."""
+    history: tuple[Epoch, ...]
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+    device_kinds: tuple[str, ...] = Field(min_length=1)
+    """Of the sessions so far, a kind once for each time that it changed."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the rest of a training hangs on beside its Run.
+
+    Attributes:
+        position: the plain values.
+        weights: the network's state dict; tensors keep their strides, and with them the kernels
+            that a convolution picks.
+        momentum: SGD's buffers by parameter name.
+        losses: the running sum of the losses since `position.first`, ().
+        streams: torch's own generators by device type. What a Run draws is keyed by its seed and
+            needs none of them; a layer that draws from them (dropout) does.
+    """
+
+    position: Position
+    weights: Mapping[str, Tensor]
+    momentum: Mapping[str, Tensor]
+    losses: Tensor
+    streams: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """The last two checkpoints of one run, and when there is to be another.
+
+    Whoever trains the run holds its lock, so nobody else writes here.
+
+    Args:
+        folder: where they lie; nothing else does.
+        run: whose they are.
+        seconds: between two; 0 for one before every step.
+        stop: whether the training is to be put aside now, asked before every step.
+
+    Attributes:
+        refused: why files were passed over by `resume`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        run: Run,
+        seconds: float = SECONDS,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self.run_id, self.seconds, self.stop = Path(folder), run.run_id, seconds, stop
+        self.refused: list[str] = []
+        self._sound: list[Path] = []
+        self._last = time.monotonic()
+
+    def keep(self, state: Callable[[], State]) -> None:
+        """Write a checkpoint if one is due.
+
+        Raises:
+            Paused: if the training is to stop; its checkpoint is written.
+            NotSaved: if it could not be.
+        """
+        stopping = self.stop()
+        if stopping or time.monotonic() - self._last >= self.seconds:
+            self.save(state())
+        if stopping:
+            raise Paused(f"after step {step_of(self._sound[-1])}")
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, and remove all but it and the last sound one before it.
+
+        Raises:
+            NotSaved: if it could not be written, as on a full disk.
+        """
+        data = _bytes(state, self.run_id)
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.folder / f"{state.position.step:09d}-{digest}.pt"
+        try:
+            write_atomic(path, data)
+            self._sound = [old for old in self._sound if old != path][1 - _KEPT :] + [path]
+            for old in [*self.folder.glob("*.pt"), *self.folder.glob(".*.tmp")]:
+                if old not in self._sound:
+                    old.unlink()
+        except OSError as error:
+            raise NotSaved(error.errno, error.strerror, error.filename) from error
+        self._last = time.monotonic()
+
+    def resume(self, restore: Callable[[State], None]) -> bool:
+        """Restore the newest checkpoint that is sound, if there is one; warn of those that are not.
+
+        Args:
+            restore: takes up a state, or raises ValueError and changes nothing.
+        """
+        for path in paths(self.folder):
+            try:
+                restore(read(path, self.run_id))
+            except (ValueError, OSError) as error:
+                self.refused.append(f"a checkpoint was refused: {error}")
+                warnings.warn(self.refused[-1], stacklevel=2)
+            else:
+                self._sound = [path]
+                return True
+        return False
+
+    def remove(self) -> None:
+        """Remove them all: the run has its record."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def paths(folder: str | Path) -> list[Path]:
+    """The files that lie there as checkpoints, the latest first."""
+    return sorted(Path(folder).glob("*.pt"), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """How many steps a checkpoint stands after, by its name; 0 for a name that is none."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def read(path: Path, run_id: str) -> State:
+    """Read a checkpoint that `Checkpoints` wrote.
+
+    Raises:
+        DamagedFile: if its bytes are not those that were written, if it holds anything but
+            tensors and plain values, or if it is another run's or another version's.
+        OSError: if it cannot be read.
+    """
+    data = path.read_bytes()
+    stated = match[2] if (match := _NAME.fullmatch(path.name)) else "none in its name"
+    found = hashlib.sha256(data).hexdigest()
+    if found != stated:
+        raise DamagedFile(
+            f"{path} ({len(data)} bytes) was cut short or changed after it was written: expected "
+            f"sha256 {stated}, found {found}."
+        )
+    try:
+        _check_size(data)
+        values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # of a file made on purpose, which may be anything
+        # The first sentence alone: torch's others advise to load it with weights_only=False.
+        reason = re.split(r"\.\s|\n", str(error))[0].rstrip(".")
+        raise DamagedFile(
+            f"{path} is not a checkpoint of tensors and plain values, and is not loaded: "
+            f"{type(error).__name__}: {reason}."
+        ) from error
+    return _state(values, path, run_id)
+
+
+def _state(values: Any, path: Path, run_id: str) -> State:
+    wanted = _head(run_id)
+    try:
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}")
+        head = {key: values.pop(key) for key in wanted}
+        if head != wanted:
+            raise DamagedFile(f"{path} is a checkpoint of {head}, and {wanted} is wanted.")
+        state = State(**values | {"position": Position.model_validate(values["position"])})
+        for tensors in (state.weights, state.momentum, state.streams, {"": state.losses}):
+            if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+                raise TypeError("what should be a tensor is none")
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedFile(f"{path} is not a checkpoint of ours: {reason}.") from error
+    if state.position.step != step_of(path):
+        raise DamagedFile(f"{path} holds step {state.position.step}: it was renamed.")
+    return state
+
+
+def _bytes(state: State, run_id: str) -> bytes:
+    buffer = io.BytesIO()
+    values = {**vars(state), "position": state.position.model_dump()}
+    torch.save({**_head(run_id), **values}, buffer)
+    return buffer.getvalue()
+
+
+def _head(run_id: str) -> dict[str, Any]:
+    return {"format": FORMAT, "run_id": run_id, "schema": SCHEMA, "numerics": NUMERICS}
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse an archive that would unpack to more than its own size; torch's do not compress."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > len(data):
+        raise ValueError(f"it would unpack {len(data)} bytes to {unpacked}")

@@ -1,0 +1,223 @@
+"""What a training step costs, in units of the profile's dense step at its budget batch.
+
+Two sources. *Executed MACs*, forward and backward, where nothing was measured; and a *cost
+table* (`paper/runs/<profile>/costs.json`), the ratios of measured step times, each taken beside
+dense in one quiet process. A table only grows: Runs were sized by its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from basisconv.cost import Summary, summary
+from basisconv.plan import Plan
+from basisconv.study.records.files import DamagedFile, read_json, write_json
+from basisconv.study.records.run import Optimizer, Precision
+from basisconv.study.training.models import outline
+
+
+class Unmeasured(ValueError):
+    """A step has no row in a cost table, or the profile no table."""
+
+
+class Step(NamedTuple):
+    """What the cost of a training step hangs on, in one profile."""
+
+    plan: Plan
+    width: int
+    batch_size: int
+    optimizer: Optimizer = "sgd"
+
+
+class Setting(Protocol):
+    """What all steps of a table share, as a profile has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def budget_batch(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def compile(self) -> bool: ...
+
+
+class Costs(Protocol):
+    """Where the cost of a training step comes from."""
+
+    unit: str
+
+    def of(self, step: Step) -> float:
+        """Cost of a step, in dense steps of the profile's width and budget batch."""
+        ...
+
+
+class MacCosts:
+    """Executed MACs, forward and backward, over those of the profile's dense step."""
+
+    unit = "executed MACs"
+
+    def __init__(self, setting: Setting, classes: int) -> None:
+        self._network, self._classes = setting.network, classes
+        self._dense = self._macs(reference(setting))
+
+    def of(self, step: Step) -> float:
+        return self._macs(step) / self._dense
+
+    def _macs(self, step: Step) -> int:
+        costs = network_costs(self._network, step.width, self._classes, step.plan)
+        return step.batch_size * (costs.macs + costs.macs_backward)
+
+
+class MeasuredCosts:
+    """A table of measured ratios, and between them what a subset of layers without a row costs.
+
+    It saves what its layers save each alone, times what the largest plan in the table with the
+    same layers saves over that plan's single savings: alone a layer saves less than beside others.
+
+    Raises:
+        ValueError: if the table was measured with other settings than the profile's.
+        Unmeasured: by `of`, for a step that the table does not tell.
+        DamagedFile: if it is no table.
+    """
+
+    def __init__(self, table: Mapping[str, Any], path: Path, setting: Setting) -> None:
+        self._path = path
+        self.unit = f"seconds on {table.get('device')}"
+        wanted = settings(setting)
+        other = {key: table.get(key) for key in wanted if table.get(key) != wanted[key]}
+        if other:
+            raise ValueError(
+                f"{path} was measured with {other}, and profile {setting.name!r} has {wanted}. "
+                f"Set these back, or move the table away: python -m basisconv run --profile "
+                f"{setting.name} with the same --set then measures a new one."
+            )
+        try:
+            self._rows = {_step(row): float(row["ratio"]) for row in table["rows"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
+                f"unchanged copy, or measure anew: python -m basisconv bench --costs {setting.name}"
+            ) from error
+        self._rows[reference(setting)] = 1.0  # what all ratios are to
+
+    def of(self, step: Step) -> float:
+        if step in self._rows:
+            return self._rows[step]
+        alike = step._replace(plan=Plan())
+        dense, single = self._row(alike), self._single_savings(step)
+        around = [
+            known
+            for known in self._rows
+            if known._replace(plan=Plan()) == alike
+            and step.plan.layers.keys() <= known.plan.layers.keys()
+            and known.plan.only(list(step.plan.layers)) == step.plan
+        ]
+        if not around:
+            return dense - single
+        whole = max(around, key=lambda known: len(known.plan.layers))
+        return dense - single * (dense - self._row(whole)) / self._single_savings(whole)
+
+    def _single_savings(self, step: Step) -> float:
+        """The sum of what a step's layers save, each alone in basis form."""
+        dense = self._row(step._replace(plan=Plan()))
+        return sum(
+            dense - self._row(step._replace(plan=step.plan.only([name])))
+            for name in step.plan.layers
+        )
+
+    def _row(self, step: Step) -> float:
+        try:
+            return self._rows[step]
+        except KeyError:
+            what = ", ".join(step.plan.layers) or "dense"
+            raise Unmeasured(
+                f"{self._path} has no row for width {step.width}, batch {step.batch_size} under "
+                f"{step.optimizer} with {what}. Measure it: python -m basisconv bench --costs "
+                f"{self._path.parent.name}"
+            ) from None
+
+
+def reference(setting: Setting) -> Step:
+    """The step that costs 1: dense under SGD, of the profile's width, at its budget batch."""
+    return Step(Plan(), setting.width, setting.budget_batch)
+
+
+def settings(setting: Setting) -> dict[str, Any]:
+    """What all rows of a table share beside the device; its head."""
+    return {
+        "threads": setting.threads,
+        "width": setting.width,
+        "budget_batch": setting.budget_batch,
+        "network": setting.network,
+        "precision": setting.precision,
+        "compile": setting.compile,
+    }
+
+
+def check_head(path: Path, head: Mapping[str, Any]) -> None:
+    """Refuse to add to a table of another device or setting, before hours of measuring.
+
+    Raises:
+        ValueError: as `add_rows`.
+    """
+    _table(path, head)
+
+
+def unmeasured(path: Path, wanted: Iterable[Step]) -> list[Step]:
+    """The steps without a row in a cost table, each once; all of them where there is none."""
+    rows = read_json(path)["rows"] if path.exists() else []
+    known = {_step(row) for row in rows}
+    return [step for step in dict.fromkeys(wanted) if step not in known]
+
+
+def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Add measured rows to a cost table, or start one; rows that are there stay as they are.
+
+    Args:
+        path: the table.
+        head: what the rows were measured on and with: "device", "device_kind" and `settings`.
+        rows: {"plan", "width", "batch_size", "ratio"}, the quartiles of the ratio, and
+            "optimizer" where it is not SGD.
+
+    Raises:
+        ValueError: if the table is of another device or setting.
+    """
+    table = _table(path, head)
+    known = {_step(row) for row in table["rows"]}
+    new = [row for row in rows if _step(row) not in known]
+    write_json(path, {**table, "rows": table["rows"] + new})
+
+
+@lru_cache(maxsize=4096)
+def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
+    """Parameters and MACs of one 32×32 image through a network that follows a plan."""
+    return summary(outline(network, width, classes), (1, 3, 32, 32), plan)
+
+
+def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """The table as it is, or an empty one; never one of another device or setting."""
+    if not path.exists():
+        return {**head, "rows": []}
+    table: dict[str, Any] = read_json(path)
+    other = {k: table.get(k) for k in head if table.get(k) != head[k]}
+    if other:
+        raise ValueError(
+            f"{path} was measured with {other}, not {dict(head)}. Measure there and so, or move "
+            "the table away to begin a new one."
+        )
+    return table
+
+
+def _step(row: Mapping[str, Any]) -> Step:
+    optimizer = row.get("optimizer", "sgd")
+    return Step(Plan.from_dict(row["plan"]), row["width"], row["batch_size"], optimizer)

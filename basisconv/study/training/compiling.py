@@ -1,0 +1,149 @@
+"""`torch.compile`, used only where it agrees with eager.
+
+Compiled convolutions have been wrong in some releases, so the loss and the gradients of one batch
+are compared with eager float32's before anything is trained, in every phase; where they are
+further from them than eager ones, or where nothing can be compiled, training goes on in eager mode
+and says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+
+from basisconv.study.records.run import Precision
+from basisconv.study.training.precision import convolutions_in
+
+Forward = Callable[[Tensor], Tensor]
+
+_ALLOWED = 1.5
+_ROUNDING = 0.05
+"""The compiled loss, and each compiled gradient, may be so many times as far from float32's as its
+eager one is, and so much more: a relative error. How far that is hangs on the layer: bfloat16 moves
+the first gradients of a ResNet-18 by half and the last by hundredths. Two right kernels are about
+as far; a wrong one spoils the gradients of its own layer and of all before it."""
+
+# A gradient that should be zero (a bias before batch-norm) is rounding alone, so errors count
+# relative to this share of the largest gradient at least.
+_FLOOR = 1e-3
+
+# The first call of what runs as CUDA graphs is eager, the second is recorded, the third a replay.
+_CALLS = 3
+
+
+def compiled(
+    model: nn.Module, loss: Callable[[Forward, Precision], Tensor], precision: Precision
+) -> tuple[Forward, str | None]:
+    """A compiled forward pass of a model as it stands, or the model itself and the reason.
+
+    Args:
+        model: the network, on its device and in training mode; its buffers are left as they
+            were, its gradients empty.
+        loss: of one batch, through the forward pass given and in the precision given.
+        precision: to train in; errors count from eager float32's loss and gradients.
+
+    Returns:
+        what to train with, and None; or the model and why it is not compiled, which is warned
+        of as well.
+    """
+    # A process trains many networks of one class, and dynamo compiles a class's forward a few
+    # times only before it gives up silently.
+    torch.compiler.reset()
+    forward = graph(model)
+    # What fails here is no compiler's fault.
+    eager = loss_and_gradients(model, model, lambda f: loss(f, precision))
+    try:
+        exact = eager
+        if precision != "float32":
+            with convolutions_in("float32"):
+                exact = loss_and_gradients(model, model, lambda f: loss(f, "float32"))
+        fast = loss_and_gradients(model, forward, lambda f: loss(f, precision), _CALLS)
+    except Exception as failure:
+        reason = f"it, or float32, failed with {type(failure).__name__}: {_first_line(failure)}"
+    else:
+        names = ["loss", *(name for name, p in model.named_parameters() if p.requires_grad)]
+        found = zip(names, errors(fast, exact), errors(eager, exact), strict=True)
+        off = [
+            f"{name} by {error:.2g} (eager {of_eager:.2g})"
+            for name, error, of_eager in found
+            if not error <= _ALLOWED * of_eager + _ROUNDING  # not so for NaN either
+        ]
+        if not off:
+            return forward, None
+        reason = f"{len(off)} of {len(names)} gradients and loss are off, the first {off[0]}"
+    warnings.warn(f"torch.compile is not used: {reason}.", stacklevel=2)
+    return model, reason
+
+
+def graph(model: nn.Module) -> Forward:
+    """A model's forward pass, to be compiled for the shapes of its first call.
+
+    On CUDA the kernels are launched as CUDA graphs: eager launches bound a small network's pace.
+    """
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    forward: Forward = torch.compile(
+        model, mode="reduce-overhead" if on_cuda else "default", dynamic=False
+    )
+    return forward
+
+
+def many_networks() -> AbstractContextManager[None]:
+    """For timing: lets dynamo compile as many networks of one class as are compared.
+
+    On its own it gives up after a few, silently, and runs the rest in eager mode.
+    """
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(
+        recompile_limit=4096, accumulated_recompile_limit=4096
+    )
+    return patched
+
+
+def loss_and_gradients(
+    model: nn.Module, forward: Forward, loss: Callable[[Forward], Tensor], calls: int = 1
+) -> list[Tensor]:
+    """One batch's loss and every parameter's gradient, in float64, of the last of some calls.
+
+    Batch-norm's running statistics, which move with every forward pass in training mode, are put
+    back after each call.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for _ in range(calls):
+        try:
+            model.zero_grad(set_to_none=True)
+            value = loss(forward)
+            value.backward()
+        finally:
+            _restore(model, buffers)
+    # Copies: what a CUDA graph returns is overwritten by its next replay.
+    gradients = [
+        p.grad.to(torch.float64, copy=True) for p in model.parameters() if p.grad is not None
+    ]
+    model.zero_grad(set_to_none=True)
+    return [value.detach().to(torch.float64, copy=True), *gradients]
+
+
+def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """The relative errors of one batch's loss and of each gradient.
+
+    For a gradient ‖g − g₀‖ / max(‖g₀‖, 0.001 · the largest ‖g₀‖).
+    """
+    floor = _FLOOR * max(g.norm().item() for g in expected[1:])
+    least = [0.0] + [floor] * (len(expected) - 1)
+    return [
+        ((a - b).norm() / b.norm().clamp(min=smallest)).item()
+        for a, b, smallest in zip(found, expected, least, strict=True)
+    ]
+
+
+def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or "no message"

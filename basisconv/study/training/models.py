@@ -1,0 +1,144 @@
+"""Networks for 32×32 images, dense, of any width, with initial weights keyed by layer name."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from basisconv.layer import BasisConv2d
+from basisconv.study.data.vision import torchvision
+from basisconv.study.training.rng import generator
+
+# torch 2.13's oneDNN writes past its buffers in the weight gradient of a strided, channels-last 1×1
+# convolution with fewer input channels than an AVX2 register holds.
+_NARROWEST = 8
+
+
+def build(network: str, width: int, classes: int) -> nn.Module:
+    """A dense network, channels-last, its weights not yet drawn (see `initialise`).
+
+    Args:
+        network: "resnet18" or "resnet50": torchvision's, with a 3×3 stride-1 stem and no
+            max-pooling, as is usual on CIFAR (He et al., 2016, section 4.2); "vgg16_bn":
+            torchvision's convolutions with a single linear layer behind them.
+        width: channels of the first stage; 64 is the published network, and the later stages
+            have 2, 4 and 8 times as many.
+        classes: outputs.
+
+    Raises:
+        ValueError: for another network.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network={network!r} is unknown. There are: {', '.join(NETWORKS)}.")
+    model = NETWORKS[network](width, classes)
+    # torch's own stubs do not know this keyword.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@lru_cache(maxsize=8)
+def outline(network: str, width: int, classes: int) -> nn.Module:
+    """As `build`, for who reads names and shapes alone: shared, so not to be changed.
+
+    Raises:
+        ValueError: as `build`.
+    """
+    return build(network, width, classes)
+
+
+def _resnet18(width: int, classes: int) -> nn.Module:
+    return _resnet("BasicBlock", (2, 2, 2, 2), width, classes)
+
+
+def _resnet50(width: int, classes: int) -> nn.Module:
+    return _resnet("Bottleneck", (3, 4, 6, 3), width, classes)
+
+
+def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn.Module:
+    resnet = torchvision().models.resnet
+
+    class CifarResNet(resnet.ResNet):  # type: ignore[misc, name-defined]
+        """torchvision's ResNet with every stage's channels scaled by width/64."""
+
+        def _make_layer(self, block: type, planes: int, *args: int, **kwargs: int) -> nn.Module:
+            if planes == 64:
+                self.inplanes = width  # torchvision fixes the stem's channels at 64
+            layer: nn.Module = super()._make_layer(block, planes * width // 64, *args, **kwargs)
+            return layer
+
+    kind = getattr(resnet, block)
+    model: nn.Module = CifarResNet(kind, list(stages))
+    model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(width)
+    model.maxpool = nn.Identity()
+    model.fc = nn.Linear(8 * width * kind.expansion, classes)
+    if width < _NARROWEST:
+        for module in model.modules():
+            if isinstance(module, kind) and module.downsample is not None:
+                module.downsample = _subsampled(*module.downsample)
+    return model
+
+
+def _subsampled(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """A shortcut's strided 1×1 as a subsampling and a 1×1: the same function and state dict."""
+    stride, conv.stride = conv.stride, (1, 1)
+    pool = nn.MaxPool2d(1, stride) if stride != (1, 1) else nn.Identity()
+    return nn.Sequential(OrderedDict({"pool": pool, "0": conv, "1": norm}))
+
+
+def _vgg16_bn(width: int, classes: int) -> nn.Module:
+    vgg = torchvision().models.vgg
+    channels = [c if c == "M" else c * width // 64 for c in vgg.cfgs["D"]]
+    layers = {
+        "features": vgg.make_layers(channels, batch_norm=True),
+        "flatten": nn.Flatten(),  # five poolings have left one pixel
+        "classifier": nn.Linear(8 * width, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "vgg16_bn": _vgg16_bn,
+}
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every layer's weights from a stream keyed by (seed, layer name).
+
+    Networks that share a layer's name and shape share its initial weights, whatever the rest.
+    """
+    for name, module in model.named_modules():
+        initialise_layer(module, generator(seed, "weights", name))
+
+
+def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:
+    """Draw one layer's weights; modules without weights of their own are left alone.
+
+    Convolutions as torchvision's ResNet does (He et al., 2015: variance 2 / (C_out · k²)), a
+    basis layer so that its product has that variance, both with biases of zero, linear layers as
+    PyTorch does.
+    """
+    if isinstance(module, nn.Conv2d):
+        with torch.no_grad():
+            module.weight.normal_(0, _he_std(module), generator=stream)
+    elif isinstance(module, BasisConv2d):
+        module.reset_parameters(std=_he_std(module), generator=stream)
+    elif isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        with torch.no_grad():
+            module.weight.uniform_(-bound, bound, generator=stream)
+            module.bias.uniform_(-bound, bound, generator=stream)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+    if isinstance(module, nn.Conv2d | BasisConv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _he_std(conv: nn.Conv2d | BasisConv2d) -> float:
+    return math.sqrt(2 / (conv.out_channels // conv.groups * math.prod(conv.kernel_size)))
