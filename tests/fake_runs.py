@@ -16,6 +16,7 @@ from basisconv.study.records import files
 from basisconv.study.records.checkpoint import Checkpoints
 from basisconv.study.records.environment import device_kind
 from basisconv.study.records.run import Data, Epoch, Measurement, Phase, Record, Result, Run
+from basisconv.study.records.store import Store
 
 PLAN = Plan({"layer1.0.conv1": 4, "layer1.0.conv2": 3}, form="full")
 
@@ -89,6 +90,13 @@ def no_space(*args: Any, **kwargs: Any) -> None:
 def trained(log: Path) -> list[str]:
     """The ids in a log, in the order of their starts."""
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+class FarStore(Store):
+    """Sent to a task, it is the folder of the same name on another machine."""
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.folder.with_name("elsewhere"),)
 
 
 class AfterStarts(Stop):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import platform
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_runs import make_run
+from fake_runs import FarStore, fake_train, make_run, trained
 from torture.nodes import small_run
 
 from basisconv.study.cli import main
@@ -116,6 +118,57 @@ def test_a_gpu_that_joins_the_cluster_later_is_given_away_too(tmp_path, monkeypa
     assert given == [(1, 0.0), (2, 0.25), (1, 0.0)]
 
 
+class OneWorker:
+    """Ray with one worker, this process: a task is done when it is given, on what is sent to it."""
+
+    exceptions = SimpleNamespace(
+        **{
+            f"{name}Error": type(name, (Exception,), {})
+            for name in ("WorkerCrashed", "NodeDied", "ObjectLost", "OutOfMemory", "TaskCancelled",
+                         "Ray")
+        }
+    )  # fmt: skip
+
+    def __init__(self):
+        self.answers = []
+
+    def is_initialized(self):
+        return True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def remote(self, **_):
+        def work(task):
+            def give(run, *sent):
+                assert len(self.answers) < 9, "given again and again"
+                self.answers.append(task(run, *pickle.loads(pickle.dumps(sent))))
+                return len(self.answers) - 1
+
+            return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=give))
+
+        return work
+
+    def wait(self, tasks, timeout):
+        return tasks, []
+
+    def get(self, task):
+        return self.answers[task]
+
+
+@pytest.mark.parametrize(("kind", "tasks"), [(Store, 1), (FarStore, 2)])
+def test_a_run_is_begun_anew_only_where_its_task_does_not_see_the_store(
+    tmp_path, monkeypatch, kind, tasks
+):
+    ray, run, store = OneWorker(), make_run(), kind(tmp_path / "runs")
+    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    report = sweep([run], store, executor="ray", train=partial(fake_train, log=tmp_path / "log"))
+    assert trained(tmp_path / "log") == [run.run_id]
+    assert (report.done, len(ray.answers)) == (1, tasks)
+    assert store.get(run.run_id).status == "done"
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def start(code: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
     """A Python process of its own group, in a folder and with that as its mark."""
     hidden = {"RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
@@ -208,17 +261,26 @@ CLUSTER = """
 import json, os, random, signal, sys, threading, time
 from functools import partial
 from pathlib import Path
-from fake_runs import fake_train, make_record, make_run, trained
+from fake_runs import FarStore, fake_train, make_record, make_run, trained
 from torture.nodes import simulated_cluster, small_run, trial
 from basisconv.study.records.run import NUMERICS
 from basisconv.study.execution import ray_cluster
 from basisconv.study.records.store import Store
 from basisconv.study.execution.sweep import sweep
 
-class FarStore(Store):
-    # Sent to a task, it is the folder of the same name on another machine.
-    def __reduce__(self):
-        return Store, (self.folder.with_name("elsewhere"),)
+class Late(BaseException):
+    # Of no Exception, for after one of these a sweep waits for the runs at hand.
+    pass
+
+def late(number, frame):
+    raise Late("what takes a few seconds was waited for in vain")
+
+def soon(work, folder):
+    signal.alarm(40)
+    try:
+        return work(folder)
+    finally:
+        signal.alarm(0)
 
 def apart(folder):
     runs, store = [make_run(seed) for seed in range(4)], FarStore(folder / "apart")
@@ -231,7 +293,7 @@ def apart(folder):
                 time.sleep(0.01)
             store.put(make_record(runs[0], loss=7.0))
 
-    other = threading.Thread(target=train_here)
+    other = threading.Thread(target=train_here, daemon=True)
     other.start()
     locked.wait()
     train = partial(fake_train, log=log, raising=[2])
@@ -257,7 +319,7 @@ def put_aside(folder):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
         sweep(runs, store, executor="ray", train=partial(fake_train, log=log, seconds=100))
     except KeyboardInterrupt:
@@ -290,12 +352,13 @@ def full_disk(folder):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    signal.signal(signal.SIGALRM, late)
     with simulated_cluster() as cluster:
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
         with ray_cluster.cluster(ray_cluster.load_ray()):  # one that there is
             facts = {
-                "apart": apart(folder), "aside": put_aside(folder), "full": full_disk(folder),
-                "packed": packed(folder, cluster),
+                "apart": soon(apart, folder), "aside": soon(put_aside, folder),
+                "full": soon(full_disk, folder), "packed": packed(folder, cluster),
             }
     facts["trial"] = {
         "begun": dict(got.begun), "ended": dict(got.ended), "killed": got.killed,
