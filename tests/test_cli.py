@@ -55,7 +55,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["reproduce", "--profile", "huge"], "no profile 'huge'. Profiles: desk, paper"),
+        (["reproduce", "--profile", "huge"], "no profile 'huge'. Profiles: desk, desk2, paper"),
         (["reproduce", "--profile", "smoke", "--set", "widht=3"], "no setting 'widht'"),
         (["status", "--profile", "smoke", "--set", "width=-1"], "width: Input should be"),
         (["run", "--profile", "desk", "--set", "costs=tables"], "costs: Input should be"),
