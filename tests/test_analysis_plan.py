@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from basisconv.study.experiments import study as study_module
-from basisconv.study.experiments.parameters import Comparison, Comparisons
+from basisconv.study.experiments.all_layers import Comparisons
+from basisconv.study.experiments.named_arms import Comparison
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.report.statistics.analysis_plan import (

@@ -7,17 +7,11 @@ from pathlib import Path
 import pytest
 
 from basisconv.plan import Plan
-from basisconv.study.experiments import registry
-from basisconv.study.experiments.design import Draft
+from basisconv.study.experiments import selection, sensitivity
+from basisconv.study.experiments.design import Draft, Waiting
 from basisconv.study.experiments.layer_sweep import savings
-from basisconv.study.experiments.parameters import NOTEBOOKS
 from basisconv.study.experiments.profiles import load_profile
-from basisconv.study.experiments.registry import (
-    DRAFTS,
-    Waiting,
-    draft,
-    sensitivity_scores,
-)
+from basisconv.study.experiments.registry import NOTEBOOKS, TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.files import read_json
 from basisconv.study.records.run import Measurement, Record, Result, Run
@@ -103,7 +97,7 @@ def test_exploring_and_confirming_runs_keep_their_seeds_and_the_test_set_apart(
     study: Study,
 ) -> None:
     sweep_done(study, {})
-    for name in DRAFTS:
+    for name in TRAINED:
         confirms, seeds = name in study.profile.confirm, study.profile.seeds
         wanted = seeds.confirm if confirms else seeds.explore
         runs = draft(study, name).runs.values()
@@ -135,7 +129,7 @@ def test_the_sweep_swaps_one_layer_and_takes_denses_steps(study: Study) -> None:
 def test_scores_pair_by_seed(study: Study) -> None:
     wanted = {name: 0.01 * (i - 3) for i, name in enumerate(study.layers)}
     sweep_done(study, wanted)
-    assert sensitivity_scores(study) == pytest.approx(wanted)
+    assert sensitivity.scores(study) == pytest.approx(wanted)
 
 
 def test_selection_waits_for_the_sweep_and_names_it(study: Study) -> None:
@@ -181,7 +175,7 @@ def test_a_layer_that_diverged_is_no_candidate_and_the_others_are(study: Study) 
     sweep = sweep_done(study, {})
     lost = study.layers[3]
     diverge(study, sweep, lost, seed=1)
-    assert sensitivity_scores(study).keys() == set(study.layers) - {lost}
+    assert sensitivity.scores(study).keys() == set(study.layers) - {lost}
     arms = {arm.label: arm for arm in draft(study, "04_selection").arms}
     assert arms["selected"].detail["layers"] == [n for n in study.layers if n != lost]
     assert arms["all"].detail["layers"] == study.layers
@@ -191,7 +185,7 @@ def test_a_seed_on_which_dense_diverged_says_nothing(study: Study) -> None:
     wanted = {name: 0.01 * (i - 3) for i, name in enumerate(study.layers)}
     sweep = sweep_done(study, wanted)
     diverge(study, sweep, "dense", seed=0)
-    assert sensitivity_scores(study) == pytest.approx(wanted)
+    assert sensitivity.scores(study) == pytest.approx(wanted)
     diverge(study, sweep, "dense", seed=1)
     with pytest.raises(ValueError, match="diverged.*learning_rate"):
         draft(study, "04_selection")
@@ -219,7 +213,7 @@ def test_skip_training_covers_both_directions_once(study: Study) -> None:
 
 
 def test_drafts_and_notebooks_name_the_same_things() -> None:
-    assert set(DRAFTS) < set(NOTEBOOKS)
+    assert set(TRAINED) < set(NOTEBOOKS)
 
 
 def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study) -> None:
@@ -424,7 +418,7 @@ def test_a_random_draw_of_the_chosen_subset_does_not_count(
 ) -> None:
     sweep_done(study, {name: 0.01 * i for i, name in enumerate(study.layers)})
     chosen = draft(study, "04_selection").facts["selected"]
-    real = registry.random_subset
+    real = selection.random_subset
 
     def every_other_is_the_chosen(
         saved: dict[str, float], total: float, target: float, candidates: Plan, seed: int
@@ -433,7 +427,7 @@ def test_a_random_draw_of_the_chosen_subset_does_not_count(
             return candidates.only(chosen)  # type: ignore[arg-type]
         return real(saved, total, target, candidates, seed=seed)
 
-    monkeypatch.setattr(registry, "random_subset", every_other_is_the_chosen)
+    monkeypatch.setattr(selection, "random_subset", every_other_is_the_chosen)
     random = [a for a in draft(study, "04_selection").arms if a.method == "random"]
     assert len(random) == 4
     assert chosen not in [arm.detail["layers"] for arm in random]

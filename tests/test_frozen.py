@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from basisconv.study.experiments.registry import DRAFTS, draft
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, published_folder
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import canonical
@@ -28,7 +28,7 @@ EDITION = published_folder("desk")
 FROZEN = Path(__file__).with_name("frozen.json")
 
 
-@pytest.mark.parametrize("name", [name for name in DRAFTS if name in published(EDITION)])
+@pytest.mark.parametrize("name", [name for name in TRAINED if name in published(EDITION)])
 def test_a_published_section_is_what_its_profile_drafts_today(name: str) -> None:
     before = published(EDITION)[name]
     now = draft(Study.open("desk", runs=EDITION), name).section()

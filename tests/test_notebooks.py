@@ -10,8 +10,8 @@ import nbformat
 import papermill
 import pytest
 
-from basisconv.study.experiments.parameters import NOTEBOOKS
 from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import NOTEBOOKS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from basisconv.study.experiments import profiles
-from basisconv.study.experiments.parameters import NOTEBOOKS, check_parameters
 from basisconv.study.experiments.profiles import load_profile, names
+from basisconv.study.experiments.registry import NOTEBOOKS, check_parameters
 
 
 @pytest.fixture

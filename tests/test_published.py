@@ -17,8 +17,8 @@ from synthetic import all_sections
 
 import basisconv
 from basisconv.study import paper
-from basisconv.study.experiments.parameters import NOTEBOOKS
 from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import NOTEBOOKS
 from basisconv.study.experiments.study import Study, published_folder
 from basisconv.study.records.files import read_json, write_json
 from basisconv.study.records.publish import publish, published

@@ -15,8 +15,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from basisconv.study import paper, reproduce
-from basisconv.study.experiments.parameters import NOTEBOOKS
 from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import NOTEBOOKS
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.store import Store
 from basisconv.study.reproduce import NotebookFailed, check_notebook, declared, fingerprint

@@ -13,10 +13,10 @@ from torch import nn
 
 from basisconv.plan import Plan
 from basisconv.study.data.packs import MissingData
-from basisconv.study.experiments import cost_table
+from basisconv.study.experiments import cost_table, selection
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.cost_table import ensure_costs, measure_table
-from basisconv.study.experiments.registry import DRAFTS, draft, selection
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.environment import Unfit
 from basisconv.study.records.files import DamagedFile, read_json
@@ -346,11 +346,11 @@ def test_arms_with_tuned_batches_of_their_own_find_their_rows(
     )
     study = Study.open("smoke", [*SETTINGS, f"tuned={{{settings}}}"], runs=tmp_path / "runs")
     measure_table(study)
-    for name in DRAFTS:
+    for name in TRAINED:
         if name != "04_selection":
             assert draft(study, name).arms
     scores = {name: 0.01 * i for i, name in enumerate(study.layers)}
-    chosen = selection(study, study.profile.notebooks.selection, scores)
+    chosen = selection.draft(study, study.profile.notebooks.selection, scores)
     for arm in chosen.arms:
         batch = 4 if arm.method == "dense" else 6
         assert arm.detail["batch_size"] == batch

@@ -10,7 +10,7 @@ from fake_runs import make_record
 from basisconv.plan import Plan
 from basisconv.study.data.sets import EVALUATED_IMAGES, load
 from basisconv.study.experiments import study as study_module
-from basisconv.study.experiments.registry import DRAFTS, draft
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.progress import Clock, Status, Work, table, workload
 from basisconv.study.records.run import Run
@@ -37,10 +37,10 @@ def steps(run: Run) -> int:
 
 def test_every_section_is_there_and_no_run_is_counted_twice(study: Study) -> None:
     found = rows(study)
-    assert list(found) == list(DRAFTS)
+    assert list(found) == list(TRAINED)
     assert found["04_selection"].waits == "waits for the records of 03_sensitivity"
     assert not found["03_sensitivity"].waits
-    runs = {i for name in DRAFTS if name != "04_selection" for i in draft(study, name).runs}
+    runs = {i for name in TRAINED if name != "04_selection" for i in draft(study, name).runs}
     assert sum(row.runs for name, row in found.items() if name != "04_selection") == len(runs)
     # The frontier's dense runs at the longest budget are the baseline's.
     frontier = draft(study, "02_all_layers")

@@ -168,15 +168,15 @@ def _run(options: argparse.Namespace) -> None:
     from basisconv.study.execution.stopping import Stop
     from basisconv.study.experiments.cost_table import ensure_costs
     from basisconv.study.experiments.pipeline import Unfinished, make_section
-    from basisconv.study.experiments.registry import DRAFTS
+    from basisconv.study.experiments.registry import TRAINED
     from basisconv.study.records.checkpoint import SECONDS
 
     study = _study(options)
-    unknown = [name for name in options.sections if name not in DRAFTS]
+    unknown = [name for name in options.sections if name not in TRAINED]
     if unknown:
-        raise ValueError(f"No runs belong to {unknown}. Sections: {', '.join(DRAFTS)}.")
+        raise ValueError(f"No runs belong to {unknown}. Sections: {', '.join(TRAINED)}.")
     if options.dry_run:
-        _dry_run(study, options.sections or DRAFTS, options.retry_failed)
+        _dry_run(study, options.sections or TRAINED, options.retry_failed)
         return
     stop = Stop(60 * options.minutes)  # of all that follows together
     if not ensure_costs(study, stop):
@@ -184,7 +184,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
-    for name in options.sections or DRAFTS:
+    for name in options.sections or TRAINED:
         try:
             make_section(study, name, None, stop, options.retry_failed, seconds)
         except Unfinished as unfinished:
@@ -215,9 +215,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _find(study: Study, run_id: str) -> Run:
-    from basisconv.study.experiments.registry import DRAFTS, Waiting, draft
+    from basisconv.study.experiments.design import Waiting
+    from basisconv.study.experiments.registry import TRAINED, draft
 
-    for name in DRAFTS:
+    for name in TRAINED:
         with suppress(Waiting):
             runs = draft(study, name).runs
             if run_id in runs:
@@ -229,7 +230,8 @@ def _find(study: Study, run_id: str) -> Run:
 
 
 def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
-    from basisconv.study.experiments.registry import Waiting, draft
+    from basisconv.study.experiments.design import Waiting
+    from basisconv.study.experiments.registry import draft
     from basisconv.study.progress import Clock, steps_done
 
     clock = Clock.of(study)
@@ -301,13 +303,13 @@ def _told(report: MergeReport, verb: str) -> str:
 
 def _publish(options: argparse.Namespace) -> None:
     from basisconv.study.experiments.pipeline import make_section
-    from basisconv.study.experiments.registry import DRAFTS, draft
+    from basisconv.study.experiments.registry import TRAINED, draft
     from basisconv.study.experiments.study import published_folder
     from basisconv.study.records.publish import lacking, publish, published
 
     study, name = _study(options), options.section
     # Publishing trains nothing: what is missing is named.
-    section = draft(study, name).section() if name in DRAFTS else make_section(study, name)
+    section = draft(study, name).section() if name in TRAINED else make_section(study, name)
     folder = published_folder(study.profile.name)
     report = publish(study.store, section, folder, options.incomplete)
     left = len(lacking(section, folder))

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from basisconv.study.data.sets import EVALUATED_IMAGES, TRAINING_IMAGES
-from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.registry import DRAFTS, Waiting, draft, selection
+from basisconv.study.experiments import selection
+from basisconv.study.experiments.design import Draft, Waiting
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import paths, step_of
 from basisconv.study.records.environment import device_kind
@@ -108,11 +109,11 @@ def workload(study: Study) -> tuple[list[Work], bool]:
     """
     by_macs = False
     try:
-        drafts = [_drafted(study, name) for name in DRAFTS]
+        drafts = [_drafted(study, name) for name in TRAINED]
     except Unmeasured:
         by_macs = True
         study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
-        drafts = [_drafted(study, name) for name in DRAFTS]
+        drafts = [_drafted(study, name) for name in TRAINED]
     clock = Clock.of(study, [found for found, _ in drafts])
     workers, store = study.profile.workers, study.store
     rows: list[Work] = []
@@ -182,7 +183,7 @@ def _drafted(study: Study, name: str) -> tuple[Draft, str]:
         return draft(study, name), ""
     except Waiting as waiting:
         equal = dict.fromkeys(study.layers, 1.0)
-        return selection(study, study.profile.notebooks.selection, equal), str(waiting)
+        return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Clock:
             drafts: whose records tell; by default those of all sections.
         """
         if drafts is None:
-            drafts = [_drafted(study, name)[0] for name in DRAFTS]
+            drafts = [_drafted(study, name)[0] for name in TRAINED]
         runs = {run_id for found in drafts for run_id in found.runs}
         records = [study.store.get(run_id) for run_id in runs]
         return cls(study, _dense_seconds(study, [record for record in records if record]))

@@ -18,7 +18,7 @@ from typing import Any
 
 from basisconv.study.execution.stopping import Terminated
 from basisconv.study.experiments.cost_table import ensure_costs
-from basisconv.study.experiments.parameters import NOTEBOOKS
+from basisconv.study.experiments.registry import NOTEBOOKS
 from basisconv.study.experiments.study import Study, cost_table
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import canonical, read_json, write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basisconv.plan import Plan
 from basisconv.study.data.sets import load
-from basisconv.study.experiments.registry import DRAFTS, draft
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, cost_table
 from basisconv.study.timing.costs import Step, reference, unmeasured
 from basisconv.study.timing.step_costs import measure_costs
@@ -78,7 +78,7 @@ def _steps(study: Study) -> list[Step]:
     """
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
-    found = [draft(study, name) for name in DRAFTS if name != "04_selection"]
+    found = [draft(study, name) for name in TRAINED if name != "04_selection"]
     trained = [
         Step(phase.plan, run.width, run.batch_size, run.optimizer)
         for made in found

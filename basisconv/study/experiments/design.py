@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.parameters import Skip
-from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Arm, Method, Run, Section
 
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
+
 Phases = list[tuple[float, Plan]]  # (share of the training time, plan)
+
+
+class Waiting(LookupError):
+    """An experiment needs records that are not there yet; `needs` names whose."""
+
+    def __init__(self, needs: str) -> None:
+        super().__init__(f"waits for the records of {needs}")
+        self.needs = needs
 
 
 @dataclass

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.parameters import Sensitivity
-from basisconv.study.experiments.study import Study
+from basisconv.study.experiments.parameters import Positive, Share, Strict
+from basisconv.study.records.run import Count
+
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
 
 SAVINGS = ("time", "macs", "parameters")
 
 
+class Sweep(Strict):
+    """One layer at a time, `epochs` passes over the training images.
+
+    `train_images` and `width` are the profile's where they are null.
+    """
+
+    ratio: Share
+    epochs: Positive
+    train_images: Count | None
+    width: Count | None
+
+
 def add_layers(
     draft: Draft,
-    setting: Sensitivity,
+    setting: Sweep,
     settings: dict[str, Any],
     layers: list[str] | None = None,
     seeds: int | None = None,

@@ -1,20 +1,30 @@
-"""Notebook 00: what the decomposition is, whether it is exact, and what it should cost."""
+"""00: what is the decomposition, is it exact, and what should it cost?"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from basisconv.layer import BasisConv2d
 from basisconv.plan import Plan
-from basisconv.study.experiments.study import Study
+from basisconv.study.experiments.parameters import Share, Strict
 from basisconv.study.training.rng import generator
 
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
 
-def measure(study: Study, ratio: float) -> dict[str, Any]:
+
+class Parameters(Strict):
+    """The cost of each layer at one ratio."""
+
+    ratio: Share
+
+
+def measure(study: Study, parameters: Parameters) -> dict[str, Any]:
     """The facts of section 00: parameters and MACs of each layer, and errors of the forms."""
+    ratio = parameters.ratio
     every = study.plan(ratio)
     plans = {
         "dense": Plan(),

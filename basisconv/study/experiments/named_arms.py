@@ -11,13 +11,30 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft, Phases
-from basisconv.study.experiments.parameters import Comparison
-from basisconv.study.experiments.profiles import Kind
-from basisconv.study.experiments.study import Study
-from basisconv.study.records.run import Method
+from basisconv.study.experiments.parameters import Positive, Strict
+from basisconv.study.records.run import Count, Kind, Method, Optimizer
+
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
+
+
+class Comparison(Strict):
+    """Arms of one length under one recipe, by their short names, each with its number of seeds.
+
+    The length is in epochs where all take dense's steps, and in the time of so many dense epochs
+    where all take the same time. `threads` are those of a Run: longer ones have more.
+    """
+
+    recipe: Optimizer
+    length: Positive
+    threads: Count
+    arms: Annotated[dict[str, Count], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,68 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft, Phases
-from basisconv.study.experiments.layer_sweep import add_layers
-from basisconv.study.experiments.parameters import PILOT, CandidateSweep, Grid, Pilot
-from basisconv.study.experiments.study import Study
-from basisconv.study.records.run import Method
+from basisconv.study.experiments.layer_sweep import Sweep, add_layers
+from basisconv.study.experiments.parameters import PILOT, Positive, Share, Strict, Switch
+from basisconv.study.records.run import Count, Method, Optimizer
+
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
 
 
-def pilot(study: Study, parameters: Pilot) -> Draft:
+class CandidateSweep(Sweep):
+    """A setting that 03 might take, tried on some of the layers (null for all)."""
+
+    layers: Annotated[list[str], Field(min_length=2)] | None
+    seeds: Annotated[int, Field(ge=2)]
+
+
+class Grid(Strict):
+    """Recipes tried at one length: every combination, for each kind of arm.
+
+    `width` is the profile's where it is null. `learning_rates` are those tried of each optimizer;
+    its other settings are those of the profile's recipe. `factor_lr_ratios` are Muon's of basis
+    arms. All arms take `epochs` passes over the training images, whatever time that is.
+    """
+
+    width: Count | None
+    epochs: Positive
+    kinds: Annotated[list[Literal["dense", "basis", "narrow"]], Field(min_length=1)]
+    learning_rates: dict[Optimizer, Annotated[list[Positive], Field(min_length=1)]]
+    factor_lr_ratios: Annotated[list[Positive], Field(min_length=1)]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    label_smoothings: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
+    seeds: Count
+
+
+class Parameters(Strict):
+    """What the other notebooks' settings are chosen by; validation alone.
+
+    `train_images` are those of the grid and of the spread, and budgets are told in dense epochs
+    of that part. The grid is `learning_rates` by `batch_sizes`, for each kind of arm at each of
+    `budgets`; the spread over `spread_seeds` is that of the profile's own settings at
+    `spread_budget`; `sweeps` are settings that 03 might take; `recipes` are grids at equal epochs.
+    """
+
+    train_images: Count | None
+    ratio: Share
+    skip_switch: Switch
+    budgets: list[Positive]
+    learning_rates: list[Positive]
+    batch_sizes: list[Count]
+    grid_seeds: Count
+    spread_budget: Positive
+    spread_seeds: Annotated[int, Field(ge=0)]
+    sweeps: list[CandidateSweep]
+    recipes: list[Grid] = []
+
+
+def draft(study: Study, parameters: Parameters) -> Draft:
     """Learning rate and batch size of each kind of arm, the runs' spread, and candidate sweeps.
 
     The spread and the sweeps have the profile's own settings: what is tuned comes after.
@@ -39,8 +90,8 @@ def pilot(study: Study, parameters: Pilot) -> Draft:
     return result
 
 
-def _grid(draft: Draft, parameters: Pilot) -> None:
-    study = draft.study
+def _grid(result: Draft, parameters: Parameters) -> None:
+    study = result.study
     every = study.plan(parameters.ratio)
     switch = parameters.skip_switch
     skip: Phases = [(switch, every), (1 - switch, Plan())]
@@ -53,20 +104,20 @@ def _grid(draft: Draft, parameters: Pilot) -> None:
     grid = product(parameters.budgets, kinds, parameters.batch_sizes, parameters.learning_rates)
     for budget, kind, batch_size, rate in grid:
         plan, width = kinds[kind]
-        draft.add(
+        result.add(
             f"{kind} at {budget:g}, batch {batch_size}, rate {rate:g}", kind, plan, budget,
-            width, seeds=study.seeds(draft.name, parameters.grid_seeds), detail={"part": "grid"},
+            width, seeds=study.seeds(result.name, parameters.grid_seeds), detail={"part": "grid"},
             changes={"learning_rate": rate, "batch_size": batch_size},
         )  # fmt: skip
 
 
-def _recipes(draft: Draft, grid: Grid) -> None:
+def _recipes(result: Draft, grid: Grid) -> None:
     """Every combination of a grid's settings, at equal epochs."""
-    study = draft.study
+    study = result.study
     width = grid.width or study.profile.width
     kinds: dict[str, tuple[Plan, int]] = {
         "dense": (Plan(), width),
-        "basis": (study.plan(draft.facts["ratio"], width=width), width),
+        "basis": (study.plan(result.facts["ratio"], width=width), width),
         "narrow": (Plan(), width // 2),
     }
     for kind, (name, rates) in product(grid.kinds, grid.learning_rates.items()):
@@ -79,39 +130,39 @@ def _recipes(draft: Draft, grid: Grid) -> None:
                 "learning_rate": rate, "factor_lr_ratio": ratio, "batch_size": batch,
                 "label_smoothing": smoothing,
             }  # fmt: skip
-            draft.add(
+            result.add(
                 f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {rate:g}"
                 + (f", factors {ratio:g}" if with_factors else "")
                 + f", batch {batch}, smoothing {smoothing:g}",
                 kind, plan, grid.epochs, channels,
                 steps=round(grid.epochs * (study.train_images // batch)),
-                seeds=study.seeds(draft.name, grid.seeds),
+                seeds=study.seeds(result.name, grid.seeds),
                 detail={"part": "recipes", **changes}, changes=changes,
             )  # fmt: skip
 
 
-def _spread(draft: Draft, parameters: Pilot) -> None:
-    study = draft.study
+def _spread(result: Draft, parameters: Parameters) -> None:
+    study = result.study
     if not parameters.spread_seeds:
         return
     plans: dict[Method, Plan] = {"dense": Plan(), "basis": study.plan(parameters.ratio)}
-    seeds = study.seeds(draft.name, parameters.spread_seeds)
+    seeds = study.seeds(result.name, parameters.spread_seeds)
     for method, plan in plans.items():
-        draft.add(
+        result.add(
             f"{method}, spread", method, plan, parameters.spread_budget,
             seeds=seeds, detail={"part": "spread"},
         )  # fmt: skip
 
 
-def _sweep(draft: Draft, study: Study, setting: CandidateSweep) -> None:
+def _sweep(result: Draft, study: Study, setting: CandidateSweep) -> None:
     part = study.part(setting.train_images)
-    own = Draft(draft.name, part)
-    number = len(draft.facts["sweeps"])
+    own = Draft(result.name, part)
+    number = len(result.facts["sweeps"])
     detail = {"part": "sweep", "sweep": number}
     training = study.profile.training.model_dump()
     add_layers(own, setting, training, setting.layers, setting.seeds, detail)
-    draft.arms += own.arms
-    draft.runs |= own.runs
+    result.arms += own.arms
+    result.runs |= own.runs
     dense, *layers = [arm.time or 0.0 for arm in own.arms]
     # What 03 would cost with this setting: all layers, as many seeds, in dense epochs of 03's
     # study and not of the part.
@@ -123,4 +174,4 @@ def _sweep(draft: Draft, study: Study, setting: CandidateSweep) -> None:
         "all_layers": len(study.layers),
         "dense_epochs": sweep * part.dense_epoch / study.dense_epoch,
     }
-    draft.facts["sweeps"].append(told)
+    result.facts["sweeps"].append(told)

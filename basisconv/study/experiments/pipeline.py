@@ -14,14 +14,18 @@ from pydantic import ValidationError
 from basisconv.study.data.sets import load
 from basisconv.study.execution.stopping import Stop
 from basisconv.study.execution.sweep import SweepReport, sweep
-from basisconv.study.experiments import method
-from basisconv.study.experiments.parameters import NOTEBOOKS, Timing, check_parameters
-from basisconv.study.experiments.registry import DRAFTS, Waiting, draft
+from basisconv.study.experiments.design import Waiting
+from basisconv.study.experiments.registry import (
+    EXPERIMENTS,
+    NOTEBOOKS,
+    TRAINED,
+    check_parameters,
+    draft,
+)
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import SECONDS
 from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Section
-from basisconv.study.timing import bench, benchmarks
 
 
 class Unfinished(RuntimeError):
@@ -66,7 +70,8 @@ def make_section(
     """
     given = study.profile.parameters(name) if parameters is None else dict(parameters)
     checked = check_parameters(name, given)
-    if name in DRAFTS:
+    module = EXPERIMENTS[name].module
+    if name in TRAINED:
         try:
             arms = draft(study, name, given)
         except Waiting as waiting:
@@ -86,7 +91,7 @@ def make_section(
         section = arms.section()
     else:
         section = Section(
-            name=name, profile=study.profile.name, arms=(), facts=_measured(study, name, checked)
+            name=name, profile=study.profile.name, arms=(), facts=module.measure(study, checked)
         )
     write_json(study.folder / "sections" / f"{name}.json", section.model_dump(mode="json"))
     return section
@@ -107,29 +112,3 @@ def sections(study: Study) -> dict[str, Section]:
             except ValidationError as error:
                 raise DamagedFile(f"{path} is not a section: {error}. Delete it.") from None
     return found
-
-
-def _measured(study: Study, name: str, parameters: Any) -> dict[str, Any]:
-    if name == "00_method":
-        return method.measure(study, parameters.ratio)
-    if name == "06_timing":
-        return {"devices": _benchmarks(study, parameters)}
-    return {}
-
-
-def _benchmarks(study: Study, parameters: Timing) -> list[dict[str, Any]]:
-    """This machine's timings at the profile's size, or `make bench`'s of every machine."""
-    profile = study.profile
-    if parameters.devices == "all":
-        if not benchmarks.kept():
-            benchmarks.save(bench.measure_device(parameters.repeats))
-        return benchmarks.kept()
-    measured = bench.measure(
-        [(profile.network, width) for width in parameters.widths],
-        parameters.ratios,
-        [parameters.batch_size],
-        [profile.precision],
-        parameters.repeats,
-        threads=profile.threads * profile.workers,
-    )
-    return [measured]

@@ -13,21 +13,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from basisconv.study.execution.workers import Executor
-from basisconv.study.experiments.parameters import (
-    NOTEBOOKS,
-    PILOT,
-    Notebooks,
-    Positive,
-    Share,
-    Strict,
-    check_known,
-    mistakes,
-)
+from basisconv.study.experiments.parameters import PILOT, Positive, Share, Strict, mistakes
+from basisconv.study.experiments.registry import NOTEBOOKS, Notebooks, check_known
 from basisconv.study.records.environment import ROOT
-from basisconv.study.records.run import Count, DataName, Optimizer, Precision
+from basisconv.study.records.run import Count, DataName, Kind, Optimizer, Precision
 
 FOLDER = ROOT / "profiles"
-Kind = Literal["dense", "narrow", "basis", "skip"]
 
 
 class Training(Strict):
@@ -135,7 +126,7 @@ class Profile(Strict):
     tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
     seeds: Seeds
     confirm: list[str]
-    notebooks: Notebooks
+    notebooks: Notebooks  # type: ignore[valid-type]  # made from the registry
 
     @model_validator(mode="after")
     def _known_notebooks(self) -> Profile:

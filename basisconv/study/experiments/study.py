@@ -20,10 +20,10 @@ from basisconv.cost import Summary
 from basisconv.plan import Plan
 from basisconv.study.data.sets import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.experiments.parameters import PILOT
-from basisconv.study.experiments.profiles import Kind, Profile, load_profile
+from basisconv.study.experiments.profiles import Profile, load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import DamagedFile, read_json
-from basisconv.study.records.run import Data, Method, Optimizer, Phase, Run
+from basisconv.study.records.run import Data, Kind, Method, Optimizer, Phase, Run
 from basisconv.study.records.store import Store
 from basisconv.study.timing.costs import (
     Costs,

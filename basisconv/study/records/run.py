@@ -53,6 +53,7 @@ Method = Literal[
     "equal_steps",
     "variant",
 ]
+Kind = Literal["dense", "narrow", "basis", "skip"]  # whose tuned settings an arm has
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 

@@ -1,35 +1,37 @@
-"""Variants of what the main experiments take as given: the network's width, and our defaults."""
+"""05b: what is each choice worth that the paper leaves open?"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.parameters import Defaults, Widths
-from basisconv.study.experiments.study import Study
+from basisconv.study.experiments.parameters import Positive, Share, Strict
+from basisconv.study.records.run import Count
+
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
 
 
-def widths(study: Study, parameters: Widths) -> Draft:
-    """02b: dense, all layers and skip training at several widths, at equal time.
+class Parameters(Strict):
+    """One choice changed at a time; `train_images` and `seeds` as in 05.
 
-    At the profile's own width these are the frontier's Runs, where the settings agree.
+    Smaller coefficient matrices are tried in both forms: the subset form saves parameters by
+    them, the full form time as well.
     """
-    ratio, skip = parameters.ratio, parameters.skip
-    facts = parameters.model_dump() | {"width": study.profile.width}
-    result = Draft("02b_widths", study, facts)
-    for budget in parameters.budgets:
-        for width in parameters.widths:
-            every = study.plan(ratio, width=width)
-            narrower = width < study.profile.width
-            dense = study.tuned("narrow" if narrower else "dense", budget)
-            result.add(f"dense, width {width}", "dense", Plan(), budget, width, changes=dense)
-            result.add(f"all layers, width {width}", "basis", every, budget, width)
-            result.add_skip(f"{skip.label}, width {width}", skip, every, budget, width=width)
-    return result
+
+    ratio: Share
+    budget: Positive
+    coef_groups: list[Annotated[int, Field(ge=2)]]
+    coef_ranks: list[Count]
+    inits: list[Literal["svd", "qr"]]
+    train_images: Count | None
+    seeds: Count | None
 
 
-def defaults(study: Study, parameters: Defaults) -> Draft:
+def draft(study: Study, parameters: Parameters) -> Draft:
     """05b: all layers in basis form with our defaults, and with one of them changed."""
     study, ratio = study.part(parameters.train_images), parameters.ratio
     facts = parameters.model_dump() | {"train_images": study.train_images}

@@ -1,0 +1,51 @@
+"""06: how much of the saving in multiplications does the clock see?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from basisconv.study.experiments.parameters import Share, Strict
+from basisconv.study.records.run import Count
+from basisconv.study.timing import bench, benchmarks
+
+if TYPE_CHECKING:
+    from basisconv.study.experiments.study import Study
+
+
+class Parameters(Strict):
+    """06_timing: `widths` are those of the networks, `repeats` the interleaved turns.
+
+    `devices` is "this" to time the profile's network here, or "all" to show what `make bench`
+    has kept of every machine (and to run it where there is nothing yet).
+    """
+
+    devices: Literal["this", "all"]
+    ratios: Annotated[list[Share], Field(min_length=1)]
+    widths: Annotated[list[Count], Field(min_length=1)]
+    batch_size: Count
+    repeats: Count
+
+
+def measure(study: Study, parameters: Parameters) -> dict[str, Any]:
+    """The facts of section 06: timings of the devices asked for."""
+    return {"devices": _devices(study, parameters)}
+
+
+def _devices(study: Study, parameters: Parameters) -> list[dict[str, Any]]:
+    """This machine's timings at the profile's size, or `make bench`'s of every machine."""
+    profile = study.profile
+    if parameters.devices == "all":
+        if not benchmarks.kept():
+            benchmarks.save(bench.measure_device(parameters.repeats))
+        return benchmarks.kept()
+    measured = bench.measure(
+        [(profile.network, width) for width in parameters.widths],
+        parameters.ratios,
+        [parameters.batch_size],
+        [profile.precision],
+        parameters.repeats,
+        threads=profile.threads * profile.workers,
+    )
+    return [measured]
