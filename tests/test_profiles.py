@@ -16,8 +16,8 @@ from basisconv.study.experiments.registry import NOTEBOOKS, check_parameters
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of profiles of the test's own, with smoke in it."""
-    text = (profiles.FOLDER / "smoke.yaml").read_text()
-    (tmp_path / "smoke.yaml").write_text(text)
+    for name in ("base.yaml", "smoke.yaml"):
+        (tmp_path / name).write_text((profiles.FOLDER / name).read_text())
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     load_profile.cache_clear()
     return tmp_path
@@ -89,8 +89,8 @@ def test_an_unknown_profile_lists_those_there_are() -> None:
     ("change", "words"),
     [
         (lambda v: v.pop("width"), "width: Field required"),
-        (lambda v: v["training"].pop("learning_rate"), "training.learning_rate: Field required"),
-        (lambda v: v["notebooks"].pop("04_selection"), "04_selection: Field required"),
+        (lambda v: v["training"].pop("batch_size"), "training.batch_size: Field required"),
+        (lambda v: v["notebooks"].pop("04_selection"), "04_selection.budget: Field required"),
         (lambda v: v.update(colour="red"), "colour: Extra inputs"),
         (lambda v: v.update(name="other"), "calls itself 'other'"),
     ],
@@ -106,3 +106,14 @@ def test_parameters_of_a_notebook_are_checked_by_name() -> None:
         check_parameters("01_baseline", {"epoch": 3})
     with pytest.raises(ValueError, match="no notebook '07'.*00_method"):
         check_parameters("07", {})
+
+
+def test_a_profile_has_bases_values_but_for_its_own(folder: Path) -> None:
+    (folder / "base.yaml").write_text(
+        (folder / "base.yaml").read_text().replace("  ratio: 0.25", "  ratio: 0.375")
+    )
+    given = load_profile.__wrapped__("smoke").notebooks
+    assert given.method.ratio == 0.375  # base's, and not smoke's own
+    assert given.sensitivity.ratio == 0.25  # smoke's own
+    with pytest.raises(ValueError, match="no profile 'base'"):
+        load_profile("base")

@@ -19,6 +19,8 @@ from basisconv.study.records.environment import ROOT
 from basisconv.study.records.run import Count, DataName, Kind, Optimizer, Precision
 
 FOLDER = ROOT / "profiles"
+BASE = "base"
+"""The file of what profiles have unless they say otherwise."""
 
 
 class Training(Strict):
@@ -162,7 +164,7 @@ class Profile(Strict):
 
 def names() -> list[str]:
     """The profiles that there are."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != BASE)
 
 
 @lru_cache
@@ -170,17 +172,18 @@ def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
     """Read and validate a profile.
 
     Args:
-        name: a file in `profiles/` without its ending.
+        name: a file in `profiles/` without its ending; what it does not say is base's.
         changes: "key=value" or "a.b=value" with the value in YAML, laid over the file.
 
     Raises:
         ValueError: for an unknown profile, an unknown, missing or unfit setting; the message
             names each.
     """
-    path = FOLDER / f"{name}.yaml"
+    base, path = FOLDER / f"{BASE}.yaml", FOLDER / f"{name}.yaml"
     if name not in names():
         raise ValueError(f"There is no profile {name!r}. Profiles: {', '.join(names())}.")
-    values = _yaml(path.read_text(encoding="utf-8"), path.name)
+    shared, own = (_yaml(p.read_text(encoding="utf-8"), p.name) for p in (base, path))
+    values = _over(shared, own)
     for change in changes:
         _lay_over(values, change)
     try:
@@ -193,6 +196,14 @@ def load_profile(name: str, changes: tuple[str, ...] = ()) -> Profile:
     if profile.name != name:
         raise ValueError(f"{path.name} calls itself {profile.name!r}; name it {name!r}.")
     return profile
+
+
+def _over(shared: Any, own: Any) -> Any:
+    """A profile's own values over those that all share; mappings are merged, key by key."""
+    if not (isinstance(shared, dict) and isinstance(own, dict)):
+        return own
+    merged = {key: _over(value, own[key]) if key in own else value for key, value in shared.items()}
+    return merged | {key: value for key, value in own.items() if key not in shared}
 
 
 def _lay_over(values: dict[str, Any], change: str) -> None:

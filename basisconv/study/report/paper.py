@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import typst
 
+from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
@@ -99,6 +100,7 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
     trial = profile in style.TRIAL_PROFILES if preliminary is None else preliminary
     return {
         "profile": profile,
+        "planned": load_profile(profile).model_dump(mode="json", by_alias=True),
         "preliminary": trial,
         "sections": {
             name: {
