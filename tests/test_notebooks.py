@@ -12,6 +12,7 @@ import pytest
 
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import NOTEBOOKS
+from basisconv.study.reproduce import parameters_of
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
@@ -31,14 +32,11 @@ def test_the_notebooks_are_those_of_the_profiles() -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_parameters_are_literals_and_those_of_the_smoke_profile(name: str) -> None:
-    (cell,) = [cell for cell in code(name) if "parameters" in tags(cell)]
-    values = {}
-    for node in ast.parse(cell.source).body:
-        assert isinstance(node, ast.Assign), "a derived value would go stale"
-        values[node.targets[0].id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+    path = FOLDER / f"{name}.ipynb"
+    values = parameters_of(path)
     smoke = load_profile("smoke").parameters(name)
-    assert values == {"profile": "smoke", "settings": [], **smoke}
-    assert papermill.inspect_notebook(str(FOLDER / f"{name}.ipynb")).keys() == values.keys()
+    assert values == {"profile": "smoke", "settings": [], "parameters": smoke}
+    assert papermill.inspect_notebook(str(path)).keys() == values.keys()
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -22,13 +22,13 @@ from basisconv.study.records.store import Store
 from basisconv.study.reproduce import NotebookFailed, check_notebook, declared, fingerprint
 
 NAME = "01_baseline"
-PARAMETERS = 'profile = ""\nsettings = []\nepochs = 0'
+PARAMETERS = 'profile = ""\nsettings = []\nparameters = {"epochs": 0}'
 # What make_report does last: the outputs, and the list of them.
 WRITES = (
     "from pathlib import Path\n"
     "from basisconv.study.records.files import write_json\n"
     "folder = Path({folder!r})\n"
-    "(folder / 'table.csv').write_text(str(epochs))\n"
+    "(folder / 'table.csv').write_text(str(parameters['epochs']))\n"
     "write_json(folder / 'outputs' / '01_baseline.json', "
     "{{'outputs': ['table.csv']}})"
 )
@@ -169,8 +169,10 @@ def test_a_failure_after_a_success_is_no_success(study: Study) -> None:
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ('profile = ""\nsettings = []', r"lacks \['epochs'\]"),
+        ('profile = ""\nsettings = []\nparameters = {}', r"lacks \['epochs'\]"),
         (PARAMETERS + "\nepoch = 1", r"has \['epoch'\]"),
+        (PARAMETERS.replace("0}", "0, 'epoch': 1}"), r"has \['epoch'\]"),
+        ('profile = ""\nsettings = []\nhalf = len(profile)', "no parameters cell of literals"),
     ],
 )
 def test_parameters_that_do_not_fit_stop_the_driver_before_it_starts(
@@ -237,4 +239,4 @@ def test_the_fingerprint_sees_a_change_of_any_module(
 def test_the_notebooks_take_every_profiles_parameters(name: str) -> None:
     for profile in ("smoke", "quick", "desk", "paper"):
         given = load_profile(profile).parameters(name)
-        check_notebook(name, {"profile": profile, "settings": [], **given})
+        check_notebook(name, {"profile": profile, "settings": [], "parameters": given})

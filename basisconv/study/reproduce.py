@@ -8,6 +8,7 @@ those of the last success and all that it declared to have written is still ther
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import logging
@@ -48,7 +49,7 @@ def reproduce(study: Study, settings: list[str]) -> list[Path]:
         name: {
             "profile": study.profile.name,
             "settings": settings,
-            **study.profile.parameters(name),
+            "parameters": study.profile.parameters(name),
         }
         for name in NOTEBOOKS
     }
@@ -90,23 +91,44 @@ def declared(study: Study) -> list[Path]:
 def check_notebook(name: str, given: dict[str, Any]) -> None:
     """Hold a notebook's parameters cell against what will be passed to it.
 
-    papermill itself only warns of a parameter that the notebook does not have.
+    papermill itself only warns of a name that the notebook does not have, and sees no mapping's
+    keys.
 
     Raises:
         ValueError: naming the parameters that are unknown or missing.
     """
-    import papermill
-
     path = SOURCES / f"{name}.ipynb"
     if not path.exists():
         raise ValueError(f"{path} is not there; the notebooks are {', '.join(NOTEBOOKS)}.")
-    known = papermill.inspect_notebook(str(path)).keys()
-    unknown, missing = sorted(given.keys() - known), sorted(known - given.keys())
+    has, wants = _names(parameters_of(path)), _names(given)
+    unknown, missing = sorted(wants - has), sorted(has - wants)
     if unknown or missing:
         raise ValueError(
             f"{path.name} does not fit the profile: its parameters cell lacks {unknown} and has "
             f"{missing}, which the profile does not give."
         )
+
+
+def parameters_of(path: Path) -> dict[str, Any]:
+    """The values of a notebook's parameters cell.
+
+    Raises:
+        ValueError: if it has no such cell, or one that holds more than literals.
+    """
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        if "parameters" in cell["metadata"].get("tags", []):
+            statements = ast.parse("".join(cell["source"])).body
+            try:
+                # A value derived from another would stay as it was when that is replaced.
+                return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+            except (AttributeError, ValueError):
+                break
+    raise ValueError(f"{path.name} has no parameters cell of literals.")
+
+
+def _names(values: dict[str, Any]) -> set[str]:
+    return {*values, *values.get("parameters", {})}
 
 
 def _run(study: Study, name: str, given: dict[str, Any]) -> None:
