@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_runs import make_record, make_run
 
+import basisconv
 from basisconv.study.cli import main
 from basisconv.study.execution import stopping
 from basisconv.study.execution.stopping import Stop
@@ -26,6 +27,7 @@ from basisconv.study.records.publish import published
 from basisconv.study.records.run import Measurement, Record, Result, Run
 from basisconv.study.records.store import Store
 from basisconv.study.report.make import make_report
+from basisconv.study.timing import bench, benchmarks
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +58,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "words"),
     [
         (["reproduce", "--profile", "huge"], "no profile 'huge'. Profiles: desk, desk2, paper"),
-        (["reproduce", "--profile", "smoke", "--set", "widht=3"], "no setting 'widht'"),
+        (
+            ["reproduce", "--profile", "smoke", "--set", "widht=3"],
+            "Did you mean 'width'",
+        ),
         (["status", "--profile", "smoke", "--set", "width=-1"], "width: Input should be"),
         (["run", "--profile", "desk", "--set", "costs=tables"], "costs: Input should be"),
         (["merge", "nowhere", "--profile", "smoke"], "nowhere holds no records"),
@@ -213,6 +218,7 @@ def test_a_dry_run_names_the_runs_and_does_nothing(
         wanted = draft(study, name).runs
         assert f"{name}: {len(wanted)} runs to train, unknown time" in out
         assert all(f"  {run_id}  resnet18, width " in out for run_id in wanted)
+        assert all(f"\n  {arm.label}\n" in out for arm in draft(study, name).arms)
     assert "04_selection: waits for" in out
     assert not (tmp_path / "runs").exists()
 
@@ -227,7 +233,7 @@ def test_a_dry_run_names_the_runs_and_does_nothing(
     (folder / f"{7:09d}-{'0' * 64}.pt").touch()
     assert main(["run", *runs, "--dry-run", "--retry-failed"]) == 0
     out = capsys.readouterr().out
-    assert f"01_baseline: 1 runs to train, unknown time\n  {failed}" in out
+    assert f"01_baseline: 1 runs to train, unknown time\n  dense\n    {failed}" in out
     assert "seed 101, 0 basis layers, " in out and " steps, 7 of them done\n" in out
 
 
@@ -429,7 +435,7 @@ def test_the_timings_take_all_the_threads_that_the_profile_trains_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(Study.open("smoke").profile, Store(tmp_path / "runs"), tmp_path)
-    monkeypatch.setattr(pipeline.bench, "measure", lambda *_, **given: given)
+    monkeypatch.setattr(bench, "measure", lambda *_, **given: given)
     (facts,) = pipeline.make_section(study, "06_timing").facts["devices"]
     assert facts == {"threads": 2}
 
@@ -440,9 +446,9 @@ def test_a_published_profile_shows_the_benchmarks_of_every_machine(
     profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
     there: list[dict[str, object]] = []
-    monkeypatch.setattr(pipeline.benchmarks, "kept", lambda: list(there))
-    monkeypatch.setattr(pipeline.bench, "measure_device", lambda repeats: {"repeats": repeats})
-    monkeypatch.setattr(pipeline.benchmarks, "save", there.append)
+    monkeypatch.setattr(benchmarks, "kept", lambda: list(there))
+    monkeypatch.setattr(bench, "measure_device", lambda repeats: {"repeats": repeats})
+    monkeypatch.setattr(benchmarks, "save", there.append)
     assert pipeline.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
     there.append({"device": "another"})
     facts = pipeline.make_section(study, "06_timing").facts
@@ -474,9 +480,24 @@ def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
         raise ValueError("measured")
 
     monkeypatch.setattr(cost_table, "measure_table", measure)
-    monkeypatch.setattr(pipeline.bench, "measure_device", measure)
+    monkeypatch.setattr(bench, "measure_device", measure)
     for how in ([], ["--costs", "smoke"]):
         for turns in ([], ["--repeats", "3"]):
             assert main(["bench", *how, *turns]) == 1
     # Without the option each takes its own number.
     assert taken == [{}, {"repeats": 3}] * 2
+
+
+def test_status_says_what_is_published_and_how_to_take_it_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["status", "--profile", "desk"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("published in")]
+    assert "paper/runs/desk: 00_method, " in line and "merge paper/runs/desk" in line
+
+
+def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"basisconv {basisconv.__version__}\n"

@@ -150,3 +150,10 @@ def test_a_checkpoint_that_a_training_has_just_removed_is_no_problem(
     monkeypatch.setattr("basisconv.study.records.checkpoint.read", gone)
     findings = verify(study)
     assert findings.problems == [] and findings.sound["checkpoints"] == 0
+
+
+def test_an_empty_store_has_nothing_to_verify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", "--profile", "smoke", "--runs", str(tmp_path / "none")]) == 0
+    assert "nothing to verify" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`python -m basisconv …`: the reproduction's commands."""
+"""The reproduction's commands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from basisconv import __version__
 from basisconv.study.execution.stopping import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from basisconv.study.records.store import MergeReport
 
 Command = Callable[[argparse.Namespace], None]
+
+_EXAMPLES = """examples:
+  basisconv status --profile desk          the plan in hours, and what is done
+  basisconv run 03_sensitivity --profile desk --minutes 50
+  basisconv merge paper/runs/desk --profile desk
+  basisconv publish 03_sensitivity --profile desk
+  basisconv reproduce --set width=8 --set "seeds.confirm=[100]"
+`python -m basisconv` is the same; `basisconv COMMAND --help` explains a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A worker's pipe breaks, too, and that is no reader who has seen enough.
         if isinstance(error, BrokenPipeError) and _unread("\n"):
             return 141
-        print(f"basisconv: {error}", file=sys.stderr)
+        lacking = isinstance(error, ModuleNotFoundError)
+        hint = ". The commands need more: pip install 'basisconv[study]'" if lacking else ""
+        print(f"basisconv: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"basisconv: interrupted{kept}", file=sys.stderr)
@@ -71,7 +82,11 @@ def _unread(more: str = "") -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m basisconv", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="basisconv", description=__doc__, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"basisconv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
@@ -83,9 +98,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--runs", type=Path, default=None, metavar="DIR",
                              help="the store of records; default: build/PROFILE/runs")  # fmt: skip
         if profile:
-            sub.add_argument("--profile", default=None, help="smoke, quick, desk or paper")
+            sub.add_argument("--profile", default=None,
+                             help="default: paper with CUDA, else quick")  # fmt: skip
             sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                             help="change a setting of the profile")  # fmt: skip
+                             help="change a setting of the profile, as in width=16 or "
+                                  "training.learning_rate=0.1")  # fmt: skip
         return sub
 
     reproduce = add("reproduce", _reproduce, "run every notebook in order and build the paper")
@@ -237,24 +254,33 @@ def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
     clock = Clock.of(study)
     for name in sections:
         try:
-            runs = study.store.missing(draft(study, name).runs.values(), retry_failed)
+            found = draft(study, name)
+            runs = study.store.missing(found.runs.values(), retry_failed)
         except Waiting as waiting:
             print(f"{name}: {waiting}")
             continue
         hours = clock.left(runs)
         told = "unknown time" if hours is None else f"{hours:.1f} h"
         print(f"{name}: {len(runs)} runs to train{f', {told}' if runs else ''}")
-        for run in runs:
-            plans = " → ".join(f"{len(p.plan.layers)} basis layers" for p in run.phases)
-            done = steps_done(run, study.store)
-            print(
-                f"  {run.run_id}  {run.network}, width {run.width}, seed {run.seed}, {plans}, "
-                f"{run.steps} steps{f', {done} of them done' if done else ''}"
-            )
+        left = {run.run_id: run for run in runs}
+        for arm in found.arms:
+            own = [left[run_id] for run_id in arm.run_ids if run_id in left]
+            if own:
+                print(f"  {arm.label}")
+            for run in own:
+                plans = " → ".join(f"{len(p.plan.layers)} basis layers" for p in run.phases)
+                done = steps_done(run, study.store)
+                print(
+                    f"    {run.run_id}  {run.network}, width {run.width}, seed {run.seed}, "
+                    f"{plans}, {run.steps} steps{f', {done} of them done' if done else ''}"
+                )
 
 
 def _status(options: argparse.Namespace) -> None:
+    from basisconv.study.experiments.study import published_folder
     from basisconv.study.progress import table, workload
+    from basisconv.study.records.environment import ROOT
+    from basisconv.study.records.publish import manifest
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
@@ -265,12 +291,28 @@ def _status(options: argparse.Namespace) -> None:
             "The runs are sized by multiplications, for not all step times are measured yet: "
             f"python -m basisconv bench --costs {study.profile.name}"
         )
+    if there := manifest(published_folder(study.profile.name)):
+        folder = published_folder(study.profile.name).relative_to(ROOT)
+        whole = [name for name, entry in there.items() if entry.complete]
+        parts = [name for name, entry in there.items() if not entry.complete]
+        print(
+            f"published in {folder}: {', '.join(whole) or 'no whole section'}"
+            + (f"; in part {', '.join(parts)}" if parts else "")
+            + f". Take these records up: python -m basisconv merge {folder} --profile "
+            + study.profile.name
+        )
 
 
 def _verify(options: argparse.Namespace) -> None:
     from basisconv.study.verify import verify
 
-    findings = verify(_study(options))
+    study = _study(options)
+    findings = verify(study)
+    if not (findings.problems or any(findings.sound.values())):
+        print(
+            f"There is nothing to verify: {study.store.folder} is empty, and nothing is published."
+        )
+        return
     print(", ".join(f"{count} {kind}" for kind, count in findings.sound.items()) + " are sound")
     for problem in findings.problems:
         print(problem, file=sys.stderr)

@@ -6,6 +6,7 @@ notebook (`basisconv.study.experiments.parameters`).
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
@@ -214,9 +215,21 @@ def _lay_over(values: dict[str, Any], change: str) -> None:
     here: Any = values
     for name in [*parents, last]:
         if not isinstance(here, dict) or name not in here:
-            raise ValueError(f"The profile has no setting {key!r}.")
+            near = get_close_matches(key, _keys(values), n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"The profile has no setting {key!r}.{meant}")
         here, holder = here[name], here
     holder[last] = _yaml(text, change)
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all settings."""
+    found = []
+    for name, value in values.items():
+        found.append(prefix + name)
+        if isinstance(value, dict):
+            found += _keys(value, f"{prefix}{name}.")
+    return found
 
 
 def _yaml(text: str, where: str) -> Any:
