@@ -1,4 +1,4 @@
-"""The paper from published records alone, and the README's table of claims."""
+"""The paper from published records alone, and what the README and the findings say of them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from basisconv.study.records.store import MissingRuns, Store
 from basisconv.study.report import build_claims
 from basisconv.study.report.paper import index
 
+README = paper.ROOT / "README.md"
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of the test's own with a synthetic desk study published in it."""
     monkeypatch.setattr(paper, "ROOT", tmp_path)
-    monkeypatch.setattr(paper, "README", tmp_path / "README.md")
+    findings = tmp_path / "docs" / "findings.md"
+    monkeypatch.setattr(paper, "FINDINGS", findings)
     monkeypatch.setattr(paper, "published_folder", lambda name: tmp_path / "runs" / name)
-    (tmp_path / "README.md").write_text(
-        "# x\n<!-- claims -->\nOLD TABLE\n<!-- end of claims -->\ny\n"
-    )
+    findings.parent.mkdir()
+    findings.write_text("# x\n<!-- claims -->\nOLD TABLE\n<!-- end of claims -->\ny\n")
     sections, records = all_sections("desk")
     store = Store(tmp_path / "store")
     for record in records.values():
@@ -58,7 +60,7 @@ def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(roo
     before = {p: p.read_bytes() for p in files}
     paper.build_published("desk")
     assert {p: p.read_bytes() for p in files} == before
-    text = (root / "README.md").read_text()
+    text = paper.FINDINGS.read_text()
     assert text.startswith(
         "# x\n<!-- claims -->\n| the paper's claim, as described |"
     ) and text.endswith("claims -->\ny\n")
@@ -83,7 +85,7 @@ def test_what_is_published_no_more_leaves_the_paper(root: Path) -> None:
     left = set(root.rglob("*"))
     assert there - left == expected and left - there == {figures / "README.md"}
     assert not index(results)["sections"][gone.name]["measured"]
-    assert f"needs {gone.name}" in (root / "README.md").read_text()
+    assert f"needs {gone.name}" in paper.FINDINGS.read_text()
 
 
 def test_a_missing_record_stops_the_build_and_is_named(root: Path) -> None:
@@ -107,13 +109,13 @@ def test_without_a_headline_nothing_counts_as_published(root: Path) -> None:
     assert paper.best_published() is None
 
 
-def test_the_readme_shows_what_is_published_now() -> None:
+def test_the_findings_show_what_is_published_now() -> None:
     shown = paper.best_published()
     sections = published(published_folder(shown)) if shown else {}
     store = Store(published_folder(shown or "desk"))
     records = store.records(i for s in sections.values() for i in s.run_ids)
     claims = build_claims(sections, records, shown or "desk")
-    text = paper.README.read_text(encoding="utf-8")
+    text = paper.FINDINGS.read_text(encoding="utf-8")
     assert paper.with_claims(text, claims) == text
 
 
@@ -175,9 +177,9 @@ def test_only_what_is_published_can_be_shown(root: Path) -> None:
         paper.published_report("10_claims")
 
 
-def test_what_the_readme_says_was_found_are_the_papers_numbers() -> None:
-    text = paper.README.read_text(encoding="utf-8")
-    told = re.findall(r"\d+\.\d+", text.split("## What we found\n")[1].split("\n## ")[0])
+def test_the_findings_are_the_papers_numbers() -> None:
+    text = paper.FINDINGS.read_text(encoding="utf-8").split("<!-- claims")[0]
+    told = re.findall(r"\d+\.\d+", text)
     files = sorted((paper.ROOT / "paper" / "results" / "numbers").glob("*.json"))
     written = set(re.findall(r"\d+\.\d+", " ".join(p.read_text("utf-8") for p in files)))
     assert told and set(told) - written == set()
@@ -208,7 +210,7 @@ def test_the_times_in_the_readme_are_the_benchmarks() -> None:
         }  # fmt: skip
         networks = [("resnet18", 64), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
         measured += [min(layers), max(layers), *(steps[network] for network in networks)]
-    text = paper.README.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     told = text.split("On two AVX2 cores, float32, batch 64, f = 1/4, ")[1].split(" In an ")[0]
     assert re.findall(r"\d+\.\d+", told) == [f"{speedup:.1f}" for speedup in measured]
 
@@ -216,7 +218,7 @@ def test_the_times_in_the_readme_are_the_benchmarks() -> None:
 def test_the_readmes_example_runs_as_it_stands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = re.findall("```python\n(.*?)```", paper.README.read_text(encoding="utf-8"), re.S)
+    (example,) = re.findall("```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     # One turn of each timing: it is read for its rows, and not for their times.
     monkeypatch.setattr(basisconv, "tune", partial(basisconv.tune, repeats=1))
     names: dict[str, Any] = {}
@@ -226,6 +228,6 @@ def test_the_readmes_example_runs_as_it_stands(
     torch.testing.assert_close(names["dense"](batch), names["small"](batch), rtol=1e-3, atol=1e-4)
 
 
-def test_a_readme_without_the_comments_is_an_error() -> None:
+def test_findings_without_the_comments_are_an_error() -> None:
     with pytest.raises(ValueError, match="comments"):
         paper.with_claims("# x\n", build_claims({}, {}, "desk"))

@@ -20,7 +20,7 @@ from basisconv.study.records.store import Store
 from basisconv.study.report import CLAIMS_NAME, Report, build, build_claims, compile_paper
 
 HEADLINE = "02_all_layers"
-README = ROOT / "README.md"
+FINDINGS = ROOT / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- claims[^>]*-->\n).*?(<!-- end of claims -->)", re.DOTALL)
 
 
@@ -42,7 +42,7 @@ def build_paper(study: Study) -> Path:
 
 
 def build_published(profile: str) -> Path:
-    """Make tables, figures, numbers, the PDF and the README's table from published records.
+    """Make tables, figures, numbers, the PDF and the table of claims from published records.
 
     Those of sections that are published no more, or of another profile, are removed: the PDF shows
     whatever it finds.
@@ -55,8 +55,8 @@ def build_published(profile: str) -> Path:
     results, figures = ROOT / "paper" / "results", ROOT / "figures"
     _remove_others({path for report in reports.values() for path in report.save(results, figures)})
     path = compile_paper(results, ROOT / "paper" / "paper.pdf", figures=figures)
-    text = README.read_text(encoding="utf-8")
-    write_atomic(README, with_claims(text, reports[CLAIMS_NAME]).encode())
+    text = FINDINGS.read_text(encoding="utf-8")
+    write_atomic(FINDINGS, with_claims(text, reports[CLAIMS_NAME]).encode())
     return path
 
 
@@ -98,16 +98,16 @@ def _report(
     return build(sections[name], records)
 
 
-def with_claims(readme: str, claims: Report) -> str:
-    """The README with its table of claims written anew, between the two comments.
+def with_claims(findings: str, claims: Report) -> str:
+    """The page of findings with a new table of claims between its two comments.
 
     Raises:
         ValueError: if the comments are not there.
     """
     table = claims.tables["claims"].markdown()
-    text, found = _BLOCK.subn(lambda block: f"{block[1]}{table}{block[2]}", readme)
+    text, found = _BLOCK.subn(lambda block: f"{block[1]}{table}{block[2]}", findings)
     if not found:
-        raise ValueError("README.md has lost the comments that its table of claims stands between.")
+        raise ValueError(f"{FINDINGS.name} has lost the two comments around its table of claims.")
     return text
 
 
