@@ -6,7 +6,6 @@ import re
 import statistics
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 from synthetic import all_sections
 
-import basisconv
 from basisconv.study import paper
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import NOTEBOOKS
@@ -185,7 +183,20 @@ def test_the_findings_are_the_papers_numbers() -> None:
     assert told and set(told) - written == set()
 
 
-def test_the_times_in_the_readme_are_the_benchmarks() -> None:
+def test_the_readmes_figures_are_those_of_the_sections_that_it_names() -> None:
+    text = README.read_text(encoding="utf-8").split("## Is it for you?\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|[^|]*\| (.+?) \|.*\(notebooks/(\w+)\.ipynb\) \|$", text, re.M)
+    assert len(rows) == 7
+    numbers = paper.ROOT / "paper" / "results" / "numbers"
+    for answer, section in rows:
+        assert answer in (numbers / f"{section}.json").read_text("utf-8"), (answer, section)
+    # And those of the advice under the table.
+    advice = re.findall(r"\d+\.\d+", text.rsplit("|\n", 1)[1])
+    written = " ".join(path.read_text("utf-8") for path in numbers.glob("*.json"))
+    assert advice and set(advice) - set(re.findall(r"\d+\.\d+", written)) == set()
+
+
+def test_the_speed_ups_in_the_guide_are_the_benchmarks() -> None:
     # The published ones: whoever runs `make bench` adds to the others.
     devices = published(published_folder("desk"))["06_timing"].facts["devices"]
     measured = []
@@ -210,22 +221,20 @@ def test_the_times_in_the_readme_are_the_benchmarks() -> None:
         }  # fmt: skip
         networks = [("resnet18", 64), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
         measured += [min(layers), max(layers), *(steps[network] for network in networks)]
+    text = (paper.ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- speed-ups -->\n")[1].split("<!-- end")[0]
+    assert re.findall(r"\d+\.\d+", shown) == [f"{speedup:.1f}" for speedup in measured]
+
+
+def test_the_readmes_example_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
     text = README.read_text(encoding="utf-8")
-    told = text.split("On two AVX2 cores, float32, batch 64, f = 1/4, ")[1].split(" In an ")[0]
-    assert re.findall(r"\d+\.\d+", told) == [f"{speedup:.1f}" for speedup in measured]
-
-
-def test_the_readmes_example_runs_as_it_stands(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (example,) = re.findall("```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    # One turn of each timing: it is read for its rows, and not for their times.
-    monkeypatch.setattr(basisconv, "tune", partial(basisconv.tune, repeats=1))
+    example, output = re.findall("```(?:python|text)\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
     exec(example, names)
-    assert re.search(r"^total +63,488 ", capsys.readouterr().out, re.M)
+    assert capsys.readouterr().out == output
     batch = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(names["dense"](batch), names["small"](batch), rtol=1e-3, atol=1e-4)
+    assert names["optimizer"].param_groups
 
 
 def test_findings_without_the_comments_are_an_error() -> None:
