@@ -300,6 +300,22 @@ def test_clean_keeps_the_records(checkout):
         assert "basisconv/__pycache__" not in left
 
 
+def test_the_workflow_tests_every_python_from_the_oldest_supported():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    job = workflow["jobs"]["test"]
+    pythons = job["strategy"]["matrix"]["python"]
+    assert pythons == ["3.11", "3.12", "3.13"]
+    assert PROJECT["requires-python"] == f">={pythons[0]}"
+    assert job["steps"][-1]["run"] == "make test BASE_PYTHON=python"
+
+
+def test_the_commit_hooks_are_among_the_checks_of_make_test():
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    checks = re.findall(r"\$\(PY\) (-m (?:ruff|mypy).*)", (ROOT / "Makefile").read_text())
+    hooks = [hook["entry"].removeprefix(".venv/bin/python ") for hook in local["hooks"]]
+    assert local["repo"] == "local" and hooks == checks
+
+
 def test_the_ci_script_is_a_runnable_bash_script():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
