@@ -279,7 +279,7 @@ def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
     table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
-    assert not ensure_costs(study, lambda: len(seen) >= 2)
+    assert not ensure_costs(study, stop=lambda: len(seen) >= 2)
     assert len(read_json(table)["rows"]) == len(seen) == 2
     assert ensure_costs(study) and len(seen) > 2
 

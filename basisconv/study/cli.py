@@ -196,7 +196,7 @@ def _run(options: argparse.Namespace) -> None:
         _dry_run(study, options.sections or TRAINED, options.retry_failed)
         return
     stop = Stop(60 * options.minutes)  # of all that follows together
-    if not ensure_costs(study, stop):
+    if not ensure_costs(study, options.sections or TRAINED, stop):
         print("Step times are left to be measured, before any run: the same command goes on.")
         return
     seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds

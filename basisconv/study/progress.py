@@ -107,13 +107,9 @@ def workload(study: Study) -> tuple[list[Work], bool]:
     Raises:
         DamagedFile: if a record is not what was written.
     """
-    by_macs = False
-    try:
-        drafts = [_drafted(study, name) for name in TRAINED]
-    except Unmeasured:
-        by_macs = True
-        study = replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
-        drafts = [_drafted(study, name) for name in TRAINED]
+    every = [_drafted(study, name) for name in TRAINED]
+    drafts = [(found, waits) for found, waits, _ in every]
+    by_macs = any(estimated for *_, estimated in every)
     clock = Clock.of(study, [found for found, _ in drafts])
     workers, store = study.profile.workers, study.store
     rows: list[Work] = []
@@ -177,13 +173,27 @@ def _told(value: float | None, digits: int) -> str:
     return "?" if value is None else f"{value:.{digits}f}"
 
 
-def _drafted(study: Study, name: str) -> tuple[Draft, str]:
-    """A notebook's draft; where it waits for scores, with all layers equally sensitive."""
+def _drafted(study: Study, name: str) -> tuple[Draft, str, bool]:
+    """A notebook's draft, what it waits for, and whether executed MACs stand in for step times.
+
+    Where it waits for scores, all layers count as equally sensitive.
+    """
+    try:
+        return *_with_scores(study, name), False
+    except Unmeasured:
+        return *_with_scores(_by_macs(study), name), True
+
+
+def _with_scores(study: Study, name: str) -> tuple[Draft, str]:
     try:
         return draft(study, name), ""
     except Waiting as waiting:
         equal = dict.fromkeys(study.layers, 1.0)
         return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
+
+
+def _by_macs(study: Study) -> Study:
+    return replace(study, profile=study.profile.model_copy(update={"costs": "macs"}))
 
 
 @dataclass(frozen=True)
@@ -258,10 +268,11 @@ def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, 
 
 def _cost(study: Study, run: Run) -> float:
     """A run's training and evaluation, in dense steps."""
-    training = sum(
-        phase.steps * study.cost(phase.plan, run.width, run.batch_size, run.optimizer)
-        for phase in run.phases
-    )
+    try:
+        costs = [study.cost(p.plan, run.width, run.batch_size, run.optimizer) for p in run.phases]
+    except Unmeasured:
+        return _cost(_by_macs(study), run)
+    training = sum(phase.steps * cost for phase, cost in zip(run.phases, costs, strict=True))
     images = run.data.train_images or TRAINING_IMAGES[run.data.name]
     validation, test = EVALUATED_IMAGES[run.data.name]
     epochs = -(-run.steps // (images // run.batch_size))

@@ -125,7 +125,7 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
 
     device = {"device": "abacus", "device_kind": "abacus"}
     for module, name, stand_in in (
-        (cost_table_module, "_steps", lambda study: [Step(Plan(), 8, 128)]),
+        (cost_table_module, "_steps", lambda study, names: [Step(Plan(), 8, 128)]),
         (step_costs, "environment", lambda: device),
         (step_costs, "compare", _compare),
     ):

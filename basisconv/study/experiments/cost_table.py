@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from basisconv.plan import Plan
 from basisconv.study.data.sets import load
+from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, cost_table
 from basisconv.study.timing.costs import Step, reference, unmeasured
 from basisconv.study.timing.step_costs import measure_costs
 
 
-def ensure_costs(study: Study, stop: Callable[[], bool] = lambda: False) -> bool:
+def ensure_costs(
+    study: Study, names: Sequence[str] = TRAINED, stop: Callable[[], bool] = lambda: False
+) -> bool:
     """Measure what a profile that wants a cost table lacks of it.
 
     What the Runs need besides is asked for first, for measuring may take an hour.
 
     Args:
         study: the profile's.
+        names: the experiments whose steps are wanted.
         stop: whether the time for it is over.
 
     Returns:
-        Whether the table is complete.
+        Whether the table has all of them.
 
     Raises:
         ValueError: if rows are lacking in a table of another device.
@@ -33,20 +37,24 @@ def ensure_costs(study: Study, stop: Callable[[], bool] = lambda: False) -> bool
         DamagedFile: if the table is gone by which the Runs of the store's records were sized.
     """
     study.check_table()
-    if study.profile.costs != "table" or not _lacking(study):
+    if study.profile.costs != "table" or not _lacking(study, names):
         return True
     load(study.profile.data, study.profile.train_images)
-    measure_table(study, stop=stop)
-    return not _lacking(study)
+    measure_table(study, names, stop=stop)
+    return not _lacking(study, names)
 
 
 def measure_table(
-    study: Study, repeats: int = 10, stop: Callable[[], bool] = lambda: False
+    study: Study,
+    names: Sequence[str] = TRAINED,
+    repeats: int = 10,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Measure the steps of a profile's experiments that have no row yet.
 
     Args:
         study: the profile's.
+        names: as in `ensure_costs`.
         repeats: turns of each.
         stop: as in `measure_costs`.
 
@@ -58,27 +66,29 @@ def measure_table(
         Unfit: if this device only emulates the profile's precision, or is to compile and cannot.
     """
     path = cost_table(study.profile.name)
-    measure_costs(path, study.profile, _lacking(study), repeats, stop)
+    measure_costs(path, study.profile, _lacking(study, names), repeats, stop)
     return path
 
 
-def _lacking(study: Study) -> list[Step]:
+def _lacking(study: Study, names: Sequence[str]) -> list[Step]:
     """The steps without a row; what all ratios are to is 1 by definition and needs none."""
-    lacking = unmeasured(cost_table(study.profile.name), _steps(study))
+    lacking = unmeasured(cost_table(study.profile.name), _steps(study, names))
     return [step for step in lacking if step != reference(study.profile)]
 
 
-def _steps(study: Study) -> list[Step]:
-    """The steps that the profile's experiments train, and those that size them.
+def _steps(study: Study, names: Sequence[str]) -> list[Step]:
+    """The steps that experiments train, and those that size them.
 
     Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
     stand in. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
     those of their single layers and of all of them, always: a row that came later would change
     Runs already made.
     """
+    if "04_selection" in names:
+        names = [*names, "03_sensitivity"]  # whose scores it waits for
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
-    found = [draft(study, name) for name in TRAINED if name != "04_selection"]
+    found = [draft(study, name) for name in names if name != "04_selection"]
     trained = [
         Step(phase.plan, run.width, run.batch_size, run.optimizer)
         for made in found
@@ -87,23 +97,23 @@ def _steps(study: Study) -> list[Step]:
         for run in (made.runs[run_id] for run_id in arm.run_ids)
         for phase in run.phases
     ]
+    notebooks, kind = profile.notebooks, profile.training.optimizer
     # The narrower dense network is found by its cost, and trained at any arm's batch.
-    batches = dict.fromkeys([profile.training.batch_size, *(step.batch_size for step in trained)])
-    notebooks = profile.notebooks
-    widths = dict.fromkeys(
-        width
-        for ratio in (notebooks.pilot.ratio, notebooks.all_layers.ratio)
-        for width in study.narrow_widths(study.plan(ratio))
-    )
-    kind = profile.training.optimizer
-    wanted = [Step(Plan(), width, batch, kind) for batch in batches for width in widths]
-    selection = notebooks.selection
-    batch = study.tuned("selected", selection.budget).get("batch_size", profile.training.batch_size)
-    every = study.plan(selection.ratio, study.layers)
-    wanted += [
-        Step(plan, profile.width, batch, kind)
-        for plan in (every, *(every.only([name]) for name in study.layers))
+    ratios = [
+        parameters.ratio
+        for name, parameters in ((PILOT, notebooks.pilot), ("02_all_layers", notebooks.all_layers))
+        if name in names and getattr(parameters, "budgets", [])
     ]
+    widths = dict.fromkeys(w for ratio in ratios for w in study.narrow_widths(study.plan(ratio)))
+    batches = dict.fromkeys([profile.training.batch_size, *(step.batch_size for step in trained)])
+    wanted = [Step(Plan(), width, batch, kind) for batch in batches for width in widths]
+    if "04_selection" in names:
+        selection = notebooks.selection
+        tuned = study.tuned("selected", selection.budget)
+        batch = tuned.get("batch_size", profile.training.batch_size)
+        every = study.plan(selection.ratio, study.layers)
+        plans = [every, *(every.only([name]) for name in study.layers)]
+        wanted += [Step(plan, profile.width, batch, kind) for plan in plans]
     wanted += trained
     # The row of a single layer is its dense network's, less what the layer saves.
     return wanted + [step._replace(plan=Plan()) for step in wanted if len(step.plan.layers) == 1]

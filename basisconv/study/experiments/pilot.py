@@ -91,6 +91,8 @@ def draft(study: Study, parameters: Parameters) -> Draft:
 
 
 def _grid(result: Draft, parameters: Parameters) -> None:
+    if not parameters.budgets:
+        return
     study = result.study
     every = study.plan(parameters.ratio)
     switch = parameters.skip_switch
