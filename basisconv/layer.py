@@ -18,22 +18,24 @@ filters; A is block-diagonal over them and runs as one grouped 1×1 convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import skip_init
 
+from basisconv.assembly import Templates, memory_format, multiplied
 from basisconv.decompose import FORMS, Factors, Form, decompose, low_rank
 
 Mode = Literal["factored", "rebuilt"]
 Init = Literal["svd", "qr", "random"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 INITS: tuple[Init, ...] = get_args(Init)
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class BasisConv2d(nn.Module):
@@ -100,15 +102,21 @@ class BasisConv2d(nn.Module):
             padding_mode, device="meta",
         )  # fmt: skip
         check_basis(conv, n_basis, form, coef_groups, coef_rank)
+        # Whole numbers of any kind, numpy's too.
+        in_channels, out_channels, groups, n_basis, coef_groups = map(
+            operator.index, (in_channels, out_channels, groups, n_basis, coef_groups)
+        )
+        coef_rank = None if coef_rank is None else operator.index(coef_rank)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
         self.padding, self.dilation, self.groups = conv.padding, conv.dilation, groups
         self.padding_mode = padding_mode
-        # What F.pad takes for the padding modes other than zeros.
-        self._pad = tuple(conv._reversed_padding_repeated_twice)
+        # What F.pad takes for the padding modes other than zeros; nn.Conv2d's name for it.
+        self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
         self.n_basis, self.form = n_basis, form
         self.coef_groups, self.coef_rank = coef_groups, coef_rank
         self.mode = mode
+        self._templates = Templates()
         blocks = self.blocks
         combined = out_channels - n_basis if form == "subset" else out_channels
 
@@ -117,14 +125,29 @@ class BasisConv2d(nn.Module):
 
         self.basis = parameter(n_basis, in_channels // groups, *self.kernel_size)
         if coef_rank is None:
-            self.coef = parameter(combined, n_basis // blocks)
+            factors = {"coef": (combined, n_basis // blocks)}
         else:
-            self.coef_out = parameter(combined, coef_rank)
-            self.coef_in = parameter(blocks * coef_rank, n_basis // blocks)
+            factors = {
+                "coef_out": (combined, coef_rank),
+                "coef_in": (blocks * coef_rank, n_basis // blocks),
+            }
+        for name, shape in factors.items():
+            if 0 in shape:  # optimizers divide by the size of what they train
+                self.register_buffer(name, torch.empty(shape, device=device, dtype=dtype))
+            else:
+                self.register_parameter(name, parameter(*shape))
         self.register_parameter("bias", parameter(out_channels) if bias else None)
         passed = torch.empty(out_channels, device=device, dtype=dtype)
         self.register_buffer("passed", passed if form == "subset" else None)
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "combine"):
+            raise AttributeError(
+                f"{name} of a BasisConv2d is computed from its factors and cannot be set. Make the "
+                f"layer dense first: basisconv.restore(model), or to_conv2d() of the layer."
+            )
+        super().__setattr__(name, value)
 
     @property
     def blocks(self) -> int:
@@ -158,6 +181,8 @@ class BasisConv2d(nn.Module):
         through, the first of each block, are then an ordinary layer's filters.
         """
         fan_in = self.basis[0].numel()
+        if self.basis.is_meta:  # it holds no values
+            return
         with torch.no_grad():
             self.basis.copy_(
                 _draw(torch.randn, self.basis, generator)
@@ -192,35 +217,28 @@ class BasisConv2d(nn.Module):
             coef = (outer @ inner).flatten(0, 1)
         if self.passed is None:
             return coef
-        eye = torch.eye(width, dtype=coef.dtype, device=coef.device)
-        if self.blocks == 1:
-            stacked = torch.cat([eye, coef])
-        else:
-            combined = coef.view(self.blocks, -1, width)
-            eyes = eye.expand(self.blocks, width, width)
-            stacked = torch.cat([eyes, combined], dim=1).flatten(0, 1)
-        # Rows of a small matrix move here, never channels of an activation.
-        return stacked.index_select(0, _rows(self.passed.view(self.blocks, -1) > 0.5, width))
+        return self._templates.assemble(coef, self.passed, self.blocks, width)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        return _multiplied(self._coefficients(dtype), self.basis.to(dtype), self.blocks)
+        return multiplied(self._coefficients(dtype), self.basis.to(dtype), self.blocks)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C_in, H, W) or (C_in, H, W) -> the same as `nn.Conv2d` with kernel `weight`."""
         if self.mode == "rebuilt":
-            return self._conv(input, self.weight, self.bias)
-        z = self._conv(input, self.basis, None)
+            return self._conv_forward(input, self.weight, self.bias)
+        z = self._conv_forward(input, self.basis, None)
         if self.coef_rank is not None and self.form == "full":
             z = F.conv2d(z, _as_1x1(self.coef_in), groups=self.blocks)
             return F.conv2d(z, _as_1x1(self.coef_out), self.bias, groups=self.blocks)
         return F.conv2d(z, _as_1x1(self.combine), self.bias, groups=self.blocks)
 
-    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Named and called as nn.Conv2d's, which other modules call with kernels of their own.
         padding = self.padding
         if self.padding_mode != "zeros":
-            x = F.pad(x, self._pad, mode=self.padding_mode)
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     @classmethod
     def from_conv2d(
@@ -261,7 +279,7 @@ class BasisConv2d(nn.Module):
             raise TypeError(f"from_conv2d takes an nn.Conv2d, not a {type(conv).__name__}.")
         if why := unfit(conv):
             raise ValueError(f"This layer has no basis form: {why}.")
-        if not torch.isfinite(conv.weight).all():
+        if not (conv.weight.is_meta or torch.isfinite(conv.weight).all()):
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
         if init not in INITS:
             raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
@@ -271,7 +289,9 @@ class BasisConv2d(nn.Module):
             coef_groups=coef_groups, coef_rank=coef_rank, mode=mode,
         )  # fmt: skip
         with torch.no_grad():
-            if init == "random":
+            if conv.weight.is_meta:
+                pass  # no values in, none out
+            elif init == "random":
                 # Half precision has no room for squares of large or small kernels.
                 kernel = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
                 layer.reset_parameters(kernel.square().mean().sqrt().item(), generator)
@@ -339,7 +359,7 @@ class BasisConv2d(nn.Module):
 # The methods by which each kind computes: a layer with others is another layer.
 _COMPUTES: dict[type[nn.Conv2d | BasisConv2d], tuple[str, ...]] = {
     nn.Conv2d: ("__call__", "forward", "_conv_forward"),
-    BasisConv2d: ("__call__", "forward", "_conv"),
+    BasisConv2d: ("__call__", "forward", "_conv_forward"),
 }
 
 
@@ -355,8 +375,11 @@ def unfit(conv: nn.Conv2d | BasisConv2d) -> str | None:
     if isinstance(conv, nn.Conv2d):
         if isinstance(conv.weight, UninitializedParameter):
             return "its weight is not initialised yet; run one batch first"
-        if not conv.weight.is_floating_point():
-            return f"its weight is {conv.weight.dtype}, not a real floating type"
+        if conv.weight.dtype not in _DTYPES:
+            return (
+                f"its weight is {conv.weight.dtype}, not a real floating type that a "
+                f"convolution is computed in"
+            )
     try:
         fresh = nn.Conv2d(**_arguments(conv, torch.empty(0, device="meta")))
     except (TypeError, ValueError) as error:
@@ -369,8 +392,8 @@ def unfit(conv: nn.Conv2d | BasisConv2d) -> str | None:
             f"weight has"
         )
     # What these modes pad by is fixed when a layer is made, whatever `padding` becomes later.
-    pad = conv._pad if isinstance(conv, BasisConv2d) else conv._reversed_padding_repeated_twice
-    if conv.padding_mode != "zeros" and tuple(pad) != tuple(fresh._reversed_padding_repeated_twice):
+    pad, now = conv._reversed_padding_repeated_twice, fresh._reversed_padding_repeated_twice
+    if conv.padding_mode != "zeros" and tuple(pad) != tuple(now):
         return (
             f"its padding became {conv.padding} after it was made, which "
             f"padding_mode={conv.padding_mode!r} does not heed; make it with that padding"
@@ -388,11 +411,11 @@ def check_basis(
     """Raise ValueError unless a layer of `conv`'s shape has such a basis form."""
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown. Forms: {', '.join(FORMS)}.")
-    if type(n_basis) is not int or not 1 <= n_basis <= conv.out_channels:
+    if whole(n_basis) is None or not 1 <= n_basis <= conv.out_channels:
         raise ValueError(
             f"n_basis={n_basis!r} is not a whole number from 1 to out_channels={conv.out_channels}."
         )
-    if not isinstance(coef_groups, int) or coef_groups < 1:
+    if whole(coef_groups) is None or coef_groups < 1:
         raise ValueError(f"coef_groups={coef_groups!r} is not a whole number >= 1.")
     blocks = conv.groups * coef_groups
     if conv.out_channels % blocks or n_basis % blocks:
@@ -401,46 +424,29 @@ def check_basis(
             f"groups * coef_groups = {conv.groups} * {coef_groups}."
         )
     width = n_basis // blocks
-    if coef_rank is not None and (not isinstance(coef_rank, int) or not 1 <= coef_rank <= width):
+    if coef_rank is not None and (whole(coef_rank) is None or not 1 <= coef_rank <= width):
         raise ValueError(
             f"coef_rank={coef_rank!r} is not a whole number from 1 to {width}, the basis filters "
             f"of each of the {blocks} blocks."
         )
 
 
-def _rows(passed: Tensor, width: int) -> Tensor:
-    """Where each output stands when each block's basis filters are followed by its others.
-
-    Args:
-        passed: bool, (blocks, outputs of each).
-        width: basis filters of each block.
-    """
-    blocks, outputs = passed.shape
-    # Basis filters up to here, this one included. ONNX adds up no truth values.
-    before = passed.long().cumsum(1)
-    index = torch.arange(blocks * outputs, device=passed.device).view(blocks, outputs)
-    # An output that combines comes after all basis filters, and no more after those before it.
-    start = index[:, :1]
-    return torch.where(passed, start + before - 1, index + width - before).flatten()
+def whole(value: object) -> int | None:
+    """A whole number of any kind, numpy's too, as an int; None for all else and for booleans."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several, a tensor of reals
+        return None
 
 
-@torch.fx.wrap  # it asks for strides, which a symbolic trace does not have
-def _multiplied(combine: Tensor, basis: Tensor, blocks: int) -> Tensor:
-    """W = A · B, block by block.
-
-    Args:
-        combine: A, (C_out, m/blocks).
-        basis: B, (m, C_in/groups, kH, kW).
-        blocks: of A's diagonal.
-    """
-    width = len(basis) // blocks
-    # Flattened in the order that the filters have in memory: nothing is copied on the way,
-    # and the kernel has the basis's memory format.
-    if last := _memory_format(basis) == torch.channels_last:
-        basis = basis.permute(0, 2, 3, 1)
-    flat = basis.reshape(blocks, width, -1)
-    kernel = (combine.view(blocks, -1, width) @ flat).reshape(-1, *basis.shape[1:])
-    return kernel.permute(0, 3, 1, 2) if last else kernel
+def kernel_shape(conv: nn.Conv2d | BasisConv2d) -> tuple[int, int, int, int]:
+    """(C_out, C_in/groups, kH, kW) of a layer's dense kernel, by its attributes."""
+    size = conv.kernel_size
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    inputs = conv.in_channels // conv.groups
+    return int(conv.out_channels), int(inputs), int(height), int(width)
 
 
 def _as_1x1(matrix: Tensor) -> Tensor:
@@ -458,16 +464,9 @@ def _arguments(conv: nn.Conv2d | BasisConv2d, kernel: Tensor) -> dict[str, Any]:
 
 
 def _match_format(parameter: Tensor, like: Tensor) -> None:
-    parameter.data = parameter.data.to(memory_format=_memory_format(like))
+    parameter.data = parameter.data.to(memory_format=memory_format(like))
 
 
 def _draw(source: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     return source(like.shape, generator=generator, device=device, dtype=like.dtype)
-
-
-def _memory_format(kernel: Tensor) -> torch.memory_format:
-    # By the strides, as conv2d itself decides: a kernel of one channel is contiguous in both.
-    _, channels, _, width = kernel.shape
-    last = kernel.stride()[1:] == (1, width * channels, channels)
-    return torch.channels_last if last else torch.contiguous_format
