@@ -12,7 +12,6 @@ import ctypes
 from typing import Any, NamedTuple
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 from torch._C import _functorch
 
@@ -127,7 +126,6 @@ def _rows(passed: Tensor, width: int) -> Tensor:
     return torch.where(passed, start + before - 1, index + width - before).flatten()
 
 
-@torch.fx.wrap  # it asks for strides, which a symbolic trace does not have
 def multiplied(combine: Tensor, basis: Tensor, blocks: int) -> Tensor:
     """W = A · B, block by block.
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -30,6 +31,8 @@ from torch.nn.utils import skip_init
 
 from basisconv.assembly import Templates, memory_format, multiplied
 from basisconv.decompose import FORMS, Factors, Form, decompose, low_rank
+
+torch.fx.wrap("multiplied")  # it asks for strides, which a symbolic trace does not have
 
 Mode = Literal["factored", "rebuilt"]
 Init = Literal["svd", "qr", "random"]
