@@ -12,23 +12,24 @@ that pass through; nothing runs that fast, so the clock is held against the exec
 
 The backward pass costs the forward pass twice, once for the weights and once for the input. The
 first layer of the forward pass, and no other, is taken to be fed by the network's own input, which
-needs no gradient, and pays once: a second stem beside it is counted for a gradient that nobody
-asks for. Nor is it looked at which parameters are frozen.
+needs no gradient, and pays once: a second stem is counted for a gradient that nobody asks for. Nor
+is it looked at which parameters are frozen. A layer that is called several times in a forward pass
+costs the sum of its calls.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from basisconv.layer import BasisConv2d
+from basisconv.layer import BasisConv2d, kernel_shape
+from basisconv.observe import Input, Observed, arguments, observe
 from basisconv.plan import Plan, check_plan
 from basisconv.surgery import Convolution, convolutions
 
@@ -43,7 +44,7 @@ class LayerCost:
     Attributes:
         name: the layer's name in the model.
         kind: "Conv2d", "BasisConv2d", "Linear", or another convolution's.
-        input_shape: (N, C_in, H, W), or that of the other kinds.
+        input_shape: (N, C_in, H, W), or that of the other kinds; of the last call.
         output_shape: likewise.
         n_basis: basis filters, None for a dense layer.
         parameters: trained numbers, the bias included.
@@ -76,14 +77,6 @@ class LayerCost:
         return max(self.macs / macs_per_second, self.bytes_moved / bytes_per_second)
 
 
-class Observed(NamedTuple):
-    """A layer with what it was given and what it returned in one forward pass."""
-
-    module: Any
-    input: Tensor
-    output: Tensor
-
-
 @dataclass(frozen=True)
 class Summary:
     """The costs of a model. Print it, call `to_frame()`, or show it in a notebook.
@@ -91,12 +84,14 @@ class Summary:
     Attributes:
         rows: the convolutions and linear layers in the order of the forward pass.
         parameters: of the whole model, layers without a row (batch-norm) included.
-        input_size: what it was measured with.
+        input_size: shape of what it was measured with, the first tensor of several.
+        dense: the same with every layer dense; None where every layer is.
     """
 
     rows: tuple[LayerCost, ...]
     parameters: int
     input_size: tuple[int, ...]
+    dense: Summary | None = None
 
     @property
     def macs(self) -> int:
@@ -127,21 +122,39 @@ class Summary:
         rows = [asdict(row) for row in self.rows]
         return pandas.DataFrame(rows, columns=columns).set_index("name")
 
-    def __str__(self) -> str:
-        head = ("layer", "kind", "output", "n_basis", "parameters", "MACs", "by parameters")
-        table = [head]
-        for r in self.rows:
+    def _table(self) -> list[tuple[str, ...]]:
+        """Head, one row a layer, and the total; the last column is the share of dense's MACs."""
+        dense = self if self.dense is None else self.dense
+        table: list[tuple[str, ...]] = [
+            ("layer", "kind", "output", "n_basis", "parameters", "MACs", "by parameters",
+             "of dense")
+        ]  # fmt: skip
+        for r, before in zip(self.rows, dense.rows, strict=True):
             size = "×".join(map(str, r.output_shape[1:]))
             basis = "" if r.n_basis is None else f"{r.n_basis}"
             table.append(
                 (r.name, r.kind, size, basis, f"{r.parameters:,}", f"{r.macs:,}",
-                 f"{r.macs_by_parameters:,}")
+                 f"{r.macs_by_parameters:,}", _share(r.macs, before.macs))
             )  # fmt: skip
         table.append(
             ("total", "", "", "", f"{self.parameters:,}", f"{self.macs:,}",
-             f"{self.macs_by_parameters:,}")
+             f"{self.macs_by_parameters:,}", _share(self.macs, dense.macs))
         )  # fmt: skip
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        return table
+
+    def _saved(self) -> str:
+        """What dense costs, and how many times as much that is."""
+        if self.dense is None:
+            return ""
+        parameters, macs = self.dense.parameters, self.dense.macs
+        return (
+            f"dense: {parameters:,} parameters ({_times(parameters, self.parameters)}), "
+            f"{macs:,} MACs ({_times(macs, self.macs)})"
+        )
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(
                 c.ljust(w) if i < 3 else c.rjust(w)
@@ -150,90 +163,88 @@ class Summary:
             for row in table
         ]
         rule = "-" * len(lines[0])
-        return "\n".join(
-            [f"input {self.input_size}", lines[0], rule, *lines[1:-1], rule, lines[-1]]
-        )
+        parts = [f"input {self.input_size}", lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        return "\n".join([*parts, saved] if (saved := self._saved()) else parts)
 
     def _repr_html_(self) -> str:
         try:
-            return str(self.to_frame().to_html())
+            import pandas
         except ModuleNotFoundError:  # the library does without pandas
             return f"<pre>{html.escape(str(self))}</pre>"
+        head, *rows = self._table()
+        table = pandas.DataFrame(rows, columns=list(head)).to_html(index=False, border=0)
+        return f"{table}<p>{html.escape(self._saved())}</p>"
 
 
-def summary(model: nn.Module, input_size: Sequence[int], plan: Plan | None = None) -> Summary:
-    """Measure shapes with one forward pass of zeros and count what each layer costs.
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else ""
 
-    Convolutions of all kinds and linear layers have a row. One that the forward pass calls more
-    than once is counted once, for its last call; one that it does not call has none, be it that
-    it is not reached in evaluation mode (an auxiliary head) or that another layer uses its weight
-    without calling it (`out_proj` of `nn.MultiheadAttention`).
+
+def _times(dense: int, now: int) -> str:
+    return f"{dense / now:.2f}×" if now else "–"
+
+
+def summary(model: nn.Module, input_size: Input, plan: Plan | None = None) -> Summary:
+    """Measure shapes with one forward pass and count what each layer costs, over all its calls.
+
+    Convolutions of all kinds and linear layers have a row. One that the forward pass does not call
+    has none, be it that it is not reached in evaluation mode (an auxiliary head) or that another
+    layer uses its weight without calling it (`out_proj` of `nn.MultiheadAttention`); nor has one
+    that returns no tensor itself.
 
     Args:
         model: the network; it runs in evaluation mode and is left as it was.
-        input_size: (N, C, H, W) of the input; MACs and bytes are for the whole batch.
+        input_size: the shape of the input, (N, C, H, W), for an input of zeros; or the input
+            itself: a tensor, a tuple of arguments, or a mapping of keyword arguments. MACs and
+            bytes are for the whole batch.
         plan: count as if this plan had been applied, which decomposes nothing. None counts
             the model as it stands.
 
     Raises:
-        TypeError: if `plan` is not a `Plan`.
-        ValueError: if the plan does not fit the model.
+        TypeError: if `plan` is not a `Plan`, or the input of no such kind.
+        ValueError: if the plan does not fit the model, or a layer is not initialised yet.
     """
     if plan is not None:
         check_plan(model, plan)
-    like = next(model.parameters(), torch.empty(0))
-    x = torch.zeros(tuple(input_size), device=like.device, dtype=like.dtype)
-    layers = observe(model, x, (_ConvNd, BasisConv2d, nn.Linear))
-    rows = []
-    first = True
-    for name, (module, given, returned) in layers.items():
-        input_shape, output_shape = tuple(given.shape), tuple(returned.shape)
-        itemsize = given.element_size()
-        shapes = input_shape, output_shape
-        if isinstance(module, nn.Conv2d | BasisConv2d):
-            rows.append(_convolution(name, module, plan, *shapes, itemsize, first))
-        else:
-            rows.append(_dense(name, module, *shapes, itemsize, first))
-        first = False
+    given = arguments(model, input_size)
+    tensors = given.tensors()
+    seen = observe(model, given, (_ConvNd, BasisConv2d, nn.Linear))
+    size = tuple(tensors[0].shape) if tensors else ()
+    counted = _counted(model, seen, plan, tensors, size)
+    dense = _counted(model, seen, Plan({}), tensors, size)
+    return counted if counted == dense else replace(counted, dense=dense)
+
+
+def _counted(
+    model: nn.Module,
+    seen: Mapping[str, Observed],
+    plan: Plan | None,
+    given: list[Tensor],
+    size: tuple[int, ...],
+) -> Summary:
+    rows: list[LayerCost] = []
+    for name, layer in seen.items():
+        calls: list[LayerCost] = []
+        for x, y in layer.calls:
+            # Fed by the network's own input: the first call, and others of the same layer.
+            spared = not rows and (not calls or any(x is tensor for tensor in given))
+            shapes = tuple(x.shape), tuple(y.shape)
+            if isinstance(layer.module, nn.Conv2d | BasisConv2d):
+                cost = _convolution(name, layer.module, plan, *shapes, x.element_size(), spared)
+            else:
+                cost = _dense(name, layer.module, *shapes, x.element_size(), spared)
+            calls.append(cost)
+        sums = {what: sum(getattr(cost, what) for cost in calls) for what in _PER_CALL}
+        rows.append(replace(calls[-1], **sums))
     parameters = sum(p.numel() for p in model.parameters())
     # A layer may hold more than its form does, and it need not be reached: only its form changes.
     for name, conv in convolutions(model).items():
         parameters += _weights(conv, _form_of(name, conv, plan))
         parameters -= _weights(conv, _form_of(name, conv, None))
-    return Summary(tuple(rows), parameters, tuple(input_size))
+    return Summary(tuple(rows), parameters, size)
 
 
-def observe(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> dict[str, Observed]:
-    """Run a model once on x and keep what its layers of some kinds were given and returned.
-
-    The model runs in evaluation mode without gradients and is left as it was. Layers appear in
-    the order of their (last) call.
-    """
-    names: dict[nn.Module, str] = {m: n for n, m in model.named_modules()}
-    seen: dict[str, Observed] = {}
-
-    def hook(
-        module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
-    ) -> None:
-        seen.pop(names[module], None)
-        given = args[0] if args else named["input"]
-        seen[names[module]] = Observed(module, given, output)
-
-    handles = [
-        m.register_forward_hook(hook, with_kwargs=True) for m in names if isinstance(m, kinds)
-    ]
-    training = [m for m in names if m.training]
-    try:
-        model.eval()
-        # The hooks' work is not for a compiler: what is compiled runs as it was written.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
-    return seen
+_PER_CALL = ("macs", "macs_by_parameters", "macs_backward", "bytes_moved")
 
 
 def _dense(
@@ -246,11 +257,11 @@ def _dense(
 ) -> LayerCost:
     """A layer that has no basis form: each weight is used once at each position."""
     if isinstance(layer, nn.Linear):
-        kind, uses = "Linear", math.prod(outputs) // layer.out_features
+        kind, uses = "Linear", math.prod(outputs) // int(layer.out_features)
     elif isinstance(layer, _ConvTransposeNd):  # its positions are the input's
-        kind, uses = layer._get_name(), math.prod(inputs) // layer.in_channels
+        kind, uses = layer._get_name(), math.prod(inputs) // int(layer.in_channels)
     else:
-        kind, uses = layer._get_name(), math.prod(outputs) // layer.out_channels
+        kind, uses = layer._get_name(), math.prod(outputs) // int(layer.out_channels)
     macs = uses * layer.weight.numel()
     parameters = sum(p.numel() for p in layer.parameters())
     moved = (math.prod(inputs) + math.prod(outputs) + parameters) * itemsize
@@ -267,7 +278,8 @@ def _convolution(
     itemsize: int,
     first: bool,
 ) -> LayerCost:
-    rows, columns = conv.out_channels, conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+    rows, *shape = kernel_shape(conv)
+    columns = math.prod(shape)
     positions = math.prod(outputs) // rows
     bias = rows if conv.bias is not None else 0
     form = _form_of(name, conv, plan)
@@ -331,9 +343,10 @@ class _Basis:
 
 def _weights(conv: Convolution, form: _Basis | None) -> int:
     """Numbers in a layer's kernel, or in the factors of it."""
-    columns = conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+    rows, *shape = kernel_shape(conv)
+    columns = math.prod(shape)
     if form is None:
-        return conv.out_channels * columns
+        return rows * columns
     return form.n_basis * columns + form.coefficients
 
 
@@ -347,6 +360,6 @@ def _form_of(name: str, conv: Convolution, plan: Plan | None) -> _Basis | None:
         if name not in plan.layers:
             return None
         m, form = plan.layers[name], plan.form
-        blocks, mode = conv.groups * plan.coef_groups, plan.modes.get(name, "factored")
+        blocks, mode = int(conv.groups) * plan.coef_groups, plan.modes.get(name, "factored")
         rank = None if plan.coef_rank is None else min(plan.coef_rank, m // blocks)
-    return _Basis(m, form == "subset", blocks, rank, mode, conv.out_channels)
+    return _Basis(m, form == "subset", blocks, rank, mode, int(conv.out_channels))

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from basisconv.cost import observe
 from basisconv.layer import MODES, BasisConv2d
+from basisconv.observe import Input, Observed, arguments, observe
 from basisconv.surgery import check_replaceable, module_aliases, swap
+
+_T = TypeVar("_T")
 
 # Seconds of a sample on CUDA: many launches, and many ticks of its events' clock.
 _CUDA_SAMPLE = 5e-3
@@ -27,10 +34,22 @@ _CUDA_SAMPLE = 5e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """One arm's samples, in seconds, in the order of the turns; warm-up is kept apart."""
+    """One arm's samples, in seconds, in the order of the turns; warm-up is kept apart.
+
+    It prints as its median and, but for the first arm of a comparison, how many times as fast as
+    that it is: "0.146 s, 2.05× [2.01, 2.10]", median and quartiles over turns.
+    """
 
     samples: tuple[float, ...]
     warmup: float
+    first: Timing | None = field(default=None, compare=False)  # arm of the same comparison
+
+    def __repr__(self) -> str:
+        text = _seconds(self.median)
+        if self.first is not None:
+            median, low, high = self.speedup_over(self.first)
+            text += f", {median:.2f}× [{low:.2f}, {high:.2f}]"
+        return text
 
     @property
     def median(self) -> float:
@@ -99,7 +118,9 @@ def _interleaved(
         shuffle(order)
         for name in order:
             samples[name].append(clock(arms[name], calls[name]) / calls[name])
-    return {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
+    timings = {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
+    first, *others = arms
+    return timings | {name: replace(timings[name], first=timings[first]) for name in others}
 
 
 def forward_backward(
@@ -150,64 +171,109 @@ class TunedLayer:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def tune(
-    model: nn.Module, input: Tensor, repeats: int = 20, drop: bool = False
+    model: nn.Module, input: Input, repeats: int = 20, drop: bool = False
 ) -> tuple[TunedLayer, ...]:
     """Measure dense, factored and rebuilt for each basis layer, and set the faster mode.
 
     Each is measured with gradients, as training takes them, also under `torch.no_grad` or
     `torch.inference_mode`; and in eager mode, also where the model is compiled: `torch.compile`
-    spares small layers part of their launches, so that they may gain more than is told here.
+    spares small layers part of their launches, so that they may gain more than this finds. A layer
+    that the forward pass calls several times is measured with the input of each call.
 
     Args:
         model: a network with basis layers; their `mode` is set, nothing else changes.
-        input: a batch of the size, dtype, device and memory format that will be trained with;
-            to train under autocast, call this under autocast. Layers that read it directly are
-            timed without its gradient, which training does not need, unless it requires one.
+        input: a batch of the size, dtype, device and memory format that will be trained with: a
+            tensor, a tuple of arguments, a mapping of keyword arguments, or a shape for a batch
+            of zeros; to train under autocast, call this under autocast. Layers that read it
+            directly are timed without its gradient, which training does not need, unless it
+            requires one.
         repeats: interleaved measurements of each.
         drop: put layers where nothing beats dense back into dense form, as `restore` does;
             make the optimizer afterwards.
 
     Returns:
-        A row for each layer that the forward pass reaches in evaluation mode; others are left as
-        they are. Those with `speedup` below 1 gain nothing from their basis form.
+        A row for each layer that the forward pass reaches in evaluation mode, its seconds summed
+        over its calls; other layers are left as they are. Those with `speedup` below 1 gain
+        nothing from their basis form.
 
     Raises:
-        ValueError: if `drop` is set for a model that is itself a basis layer, or has one that
-            cannot be replaced. The model is then unchanged.
+        TypeError: for an input of no such kind.
+        ValueError: for a layer whose kernel is not finite or that is not initialised; and if
+            `drop` is set for a model that is itself a basis layer, or has one that cannot be
+            replaced. The model is then unchanged, as it is after any other error.
+
+    Warns:
+        UserWarning: if the forward pass reaches no basis layer.
     """
     if drop and isinstance(model, BasisConv2d):
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
-    rows = []
-    if input.is_inference():  # autograd keeps no such tensor
-        input = input.clone()
-    found = observe(model, input, (BasisConv2d,))
+    given = arguments(model, input)
+    # Autograd keeps no inference tensor.
+    given = tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, given)
+    found = observe(model, given, (BasisConv2d,))
+    if not found:
+        warnings.warn("The forward pass reaches no basis layer: nothing to tune.", stacklevel=4)
     if drop:  # any of them may be
         check_replaceable(model, {name: seen.module for name, seen in found.items()})
-    for name, (layer, x, _) in found.items():
-        # Copies, so that no gradient, hook or flag of the model is touched.
-        dense = layer.to_conv2d()
-        arms: dict[str, nn.Module] = {"dense": dense}
-        for mode in MODES:
-            arms[mode] = BasisConv2d.from_conv2d(
-                dense, **{**layer.config(), "mode": mode, "init": "qr"}
-            )
-        wanted = x is not input or input.requires_grad
+    rows = []
+    for name, seen in _progress(found.items()):
+        try:
+            row = _measure(name, seen, given.tensors(), repeats)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        rows.append(replace(row, mode="dense") if drop and row.speedup < 1 else row)
+    # Nothing has changed yet, and nothing below fails.
+    dense = {row.name: found[row.name].module.to_conv2d() for row in rows if row.mode == "dense"}
+    aliases = module_aliases(model)
+    for row in rows:
+        layer = found[row.name].module
+        if row.mode == "dense":
+            swap(model, layer, dense[row.name], aliases)
+        else:
+            layer.mode = row.mode
+    return tuple(rows)
+
+
+def _measure(name: str, seen: Observed, inputs: list[Tensor], repeats: int) -> TunedLayer:
+    """Time a layer's dense form and both modes on the inputs of all its calls."""
+    # Copies, so that no gradient, hook or flag of the model is touched.
+    dense = seen.module.to_conv2d()
+    arms: dict[str, nn.Module] = {"dense": dense}
+    for mode in MODES:
+        arms[mode] = BasisConv2d.from_conv2d(
+            dense, **{**seen.module.config(), "mode": mode, "init": "qr"}
+        )
+    distinct: dict[object, tuple[Tensor, bool]] = {}
+    times = Counter[object]()
+    for x, _ in seen.calls:
+        # Of nn.DataParallel's replicas some ran elsewhere.
+        wanted = x.requires_grad or not any(x is tensor for tensor in inputs)
+        alike = (x.shape, x.stride(), x.dtype, wanted)
+        distinct.setdefault(alike, (x.to(dense.weight.device), wanted))
+        times[alike] += 1
+    median = dict.fromkeys(arms, 0.0)
+    for same, (x, wanted) in distinct.items():
         timings = compare(
             {arm: forward_backward(module, x, wanted) for arm, module in arms.items()},
             repeats=repeats,
             device=x.device,
         )
-        median = {arm: timing.median for arm, timing in timings.items()}
-        best = min(MODES, key=median.__getitem__)
-        layer.mode = best
-        row = TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best)
-        rows.append(replace(row, mode="dense") if drop and row.speedup < 1 else row)
-    aliases = module_aliases(model)
-    for row in rows:
-        if row.mode == "dense":
-            layer = found[row.name].module
-            swap(model, layer, layer.to_conv2d(), aliases)
-    return tuple(rows)
+        for arm, timing in timings.items():
+            median[arm] += times[same] * timing.median
+    best = min(MODES, key=median.__getitem__)
+    return TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best)
+
+
+def _progress(layers: Collection[_T]) -> Iterator[_T]:
+    """The same, with a bar where there is a terminal or a notebook, and tqdm."""
+    notebook = "ipykernel" in sys.modules
+    if sys.stderr is not None and (notebook or sys.stderr.isatty()):
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            return iter(layers)
+        return iter(tqdm(layers, desc="tune", unit="layer", leave=False))
+    return iter(layers)
 
 
 def _cpu_seconds(arm: Callable[[], object], calls: int) -> float:
@@ -230,3 +296,11 @@ def _cuda_seconds(arm: Callable[[], object], calls: int) -> float:
 
 def _quantile(values: tuple[float, ...] | list[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+
+
+def _seconds(seconds: float) -> str:
+    """Three digits, in a unit that leaves no zeros in front: "0.146 s", "23.1 ms"."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 0.1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -171,7 +171,7 @@ def _layers(
     model = network(name, width, Plan())
     seen = observe(model, random_images(setting.batch_size), (nn.Conv2d,)).values()
     distinct = {title(o.module, o.input): o for o in seen}
-    for what, (conv, given, _) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
+    for what, (conv, given, *_) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
         roof.look()
         x = setting.input(given)
         rows: dict[str, tuple[str, float, nn.Module]] = {}

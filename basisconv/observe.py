@@ -1,0 +1,198 @@
+"""One forward pass of a network, to see what its layers are given, which leaves it as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from basisconv.layer import whole
+
+# A shape, a tensor, positional arguments, or keyword arguments.
+Input = Tensor | Sequence[Any] | Mapping[str, Any]
+
+_CONTAINERS = (dict, OrderedDict, list, set, deque)
+
+
+class Observed(NamedTuple):
+    """A layer with what it was given and what it returned in one forward pass."""
+
+    module: Any
+    input: Tensor  # of the last call
+    output: Tensor
+    calls: tuple[tuple[Tensor, Tensor], ...]  # input and output of every call, the last included
+
+
+class Arguments(NamedTuple):
+    """What a network is called with."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors among them, at any depth."""
+        return [leaf for leaf in tree_leaves(tuple(self)) if isinstance(leaf, Tensor)]
+
+
+def arguments(model: nn.Module, given: Input) -> Arguments:
+    """What to call a network with.
+
+    Args:
+        model: whose device and dtype an input of a stated shape has.
+        given: a shape (whole numbers), for a tensor of zeros; a tensor; a tuple or list of
+            positional arguments; or a mapping of keyword arguments. (A network that takes one dict
+            gets it in a tuple.)
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(given, Arguments):
+        return given
+    if isinstance(given, Tensor):
+        return Arguments((given,), {})
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
+        return Arguments((), dict(given))
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        if any(isinstance(size, Tensor) or whole(size) is None for size in given):
+            return Arguments(tuple(given), {})
+        real = (p for p in model.parameters() if p.is_floating_point())
+        like = next(real, torch.empty(0))
+        sizes = [int(size) for size in given]
+        return Arguments((torch.zeros(sizes, device=like.device, dtype=like.dtype),), {})
+    raise TypeError(
+        f"A network's input is a shape, a tensor, a tuple of arguments or a mapping of keyword "
+        f"arguments, not a {type(given).__name__}."
+    )
+
+
+def observe(model: nn.Module, given: Input, kinds: tuple[type, ...]) -> dict[str, Observed]:
+    """Run a model once and keep what its layers of some kinds were given and returned.
+
+    The model runs under `undisturbed`. Layers appear in the order of their first call, also those
+    that run as replicas of `nn.DataParallel`; a call that takes or returns no tensor itself, as a
+    tuple, is passed over.
+
+    Args:
+        model: the network.
+        given: as `arguments` takes it.
+        kinds: the classes of layers.
+
+    Raises:
+        TypeError: for an input of no kind that `arguments` takes.
+        ValueError: for a model with parameters that are not initialised.
+    """
+    positional, named = arguments(model, given)
+    modules = dict[str, nn.Module](model.named_modules())
+    modules = {name: module for name, module in modules.items() if isinstance(module, kinds)}
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def hook(
+        name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if x is not None and isinstance(output, Tensor):
+            calls.setdefault(name, []).append((x, output))
+
+    with undisturbed(model):
+        handles = [
+            # By name: a replica runs the hooks of the layer that it is a copy of.
+            m.register_forward_hook(partial(hook, name), with_kwargs=True)
+            for name, m in modules.items()
+        ]
+        try:
+            model(*positional, **named)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {n: Observed(modules[n], *made[-1], tuple(made)) for n, made in calls.items()}
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the modules have what they had before.
+
+    Put back are modes (through `train()`, which adapters do their merging in), attributes,
+    items of dicts, lists and sets that are attributes, buffers, and the parameters of modules
+    with a `train` of their own. What hooks write elsewhere is not.
+
+    Raises:
+        ValueError: for a model with parameters that are not initialised, for a forward pass would
+            make them.
+
+    Warns:
+        UserWarning: where a forward pass has written to another parameter.
+    """
+    modules = list(model.named_modules())
+    for name, module in modules:
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ValueError(
+                f"{name or 'The model'} has parameters that are not initialised yet: run one "
+                f"batch first."
+            )
+    versions = [(n, p, _version(p)) for n, p in model.named_parameters()]
+    values = _values(model)
+    training = [(m, m.training) for _, m in modules]
+    attributes = [(m, dict(vars(m)), _contents(m)) for _, m in modules]
+    try:
+        model.eval()
+        # What is compiled runs as it was written: the work of hooks is not for a compiler.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in training:  # from the outermost inwards
+            if module.training != mode:
+                module.train(mode)
+        for module, held, contents in attributes:
+            for container, items in contents:
+                _refill(container, items)
+            _refill(vars(module), held)
+        with torch.no_grad():
+            for tensor, was in values:
+                if not torch.equal(tensor, was):
+                    tensor.copy_(was)
+    copied = {id(tensor) for tensor, _ in values}
+    written = [n for n, p, was in versions if id(p) not in copied and _version(p) != was]
+    if written:
+        warnings.warn(f"The forward pass has written to {', '.join(written)}.", stacklevel=3)
+
+
+def _values(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Tensors that looking might write to, with copies of their values."""
+    held: dict[int, Tensor] = {}
+    for module in model.modules():
+        own = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        if type(module).train is not nn.Module.train:
+            own += module.parameters()
+        held |= {id(t): t for t in (*own, *module._buffers.values()) if t is not None}
+    plain = [t for t in held.values() if type(t) in (Tensor, nn.Parameter) and not t.is_meta]
+    return [(t, t.detach().clone()) for t in plain if t.layout == torch.strided]
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """A module's containers, with what is in them."""
+    held = [value for value in vars(module).values() if type(value) in _CONTAINERS]
+    return [(container, container.copy()) for container in held]
+
+
+def _refill(container: Any, items: Any) -> None:
+    if isinstance(container, dict):
+        same = list(container) == list(items) and all(container[k] is items[k] for k in items)
+    elif isinstance(container, set):
+        same = container == items
+    else:
+        same = len(container) == len(items) and all(map(lambda a, b: a is b, container, items))
+    if not same:
+        container.clear()
+        (container.extend if isinstance(container, list | deque) else container.update)(items)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
