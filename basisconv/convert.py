@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from basisconv.layer import INITS, MODES, BasisConv2d, Init
 from basisconv.plan import Plan, check_plan
-from basisconv.surgery import Convolution, check_replaceable, convolutions, module_aliases, swap
+from basisconv.surgery import Convolution, check_replaceable, convolutions, swap
 
 
 def apply_plan(
@@ -62,21 +62,18 @@ def apply_plan(
     if not inplace:
         model = copy.deepcopy(model)
     found = convolutions(model)
-    replaced: dict[str, nn.Module] = {}
+    replaced: dict[nn.Module, nn.Module] = {}
     for name, conv in found.items():
         if name not in plan.layers:
             if isinstance(conv, BasisConv2d):
-                replaced[name] = conv.to_conv2d()
+                replaced[conv] = conv.to_conv2d()
             continue
         config = _config(plan, name, conv)
-        if isinstance(conv, BasisConv2d):
-            if _matches(conv, config):
-                continue
-            conv = conv.to_conv2d()
-        replaced[name] = _basis_form(name, conv, init=init, generator=generator, **config)
-    aliases = module_aliases(model)
-    for name, new in replaced.items():
-        swap(model, found[name], new, aliases)
+        if isinstance(conv, BasisConv2d) and _matches(conv, config):
+            continue
+        dense = conv.to_conv2d() if isinstance(conv, BasisConv2d) else conv
+        replaced[conv] = _basis_form(name, dense, init=init, generator=generator, **config)
+    swap(model, replaced)
     for name, conv in convolutions(model).items():
         if isinstance(conv, BasisConv2d):
             conv.mode = plan.modes.get(name, MODES[0])
@@ -129,7 +126,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
         _replace_entries(state, prefix, layer.to_conv2d())
 
     layers = _basis_layers(model)
-    check_replaceable(model, layers)
+    check_replaceable(model, layers, keep=True)
     # Each layer writes for itself, so that a network that has what cannot be copied will do, and
     # so will modules that rename their entries.
     with ExitStack() as hooks:
@@ -162,7 +159,7 @@ def load_dense_state_dict(
         _replace_entries(state, prefix, basis)
 
     layers = _basis_layers(model)
-    check_replaceable(model, layers)
+    check_replaceable(model, layers, keep=True)
     # As tensors: through a state dict the model's own hooks, which may fail, would run once more.
     before = [(held, held.detach().clone()) for held in (*model.parameters(), *model.buffers())]
     try:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from functools import partial
-from types import MethodType
+from collections.abc import Mapping
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from basisconv.holders import adapted, holders, hooked, wrapped
 from basisconv.layer import BasisConv2d, unfit
 
 Convolution = nn.Conv2d | BasisConv2d
@@ -38,9 +36,8 @@ _ATTRIBUTES = set().union(*_OWN.values())
 _TAKEN = {
     name for convs in _PLAIN.values() for conv in convs for name in dir(conv) if name[0] != "_"
 } - set(dir(nn.Module()))
-_MODULE_ATTRIBUTES = vars(nn.Module()).keys()
-# What may lead to a layer that it holds; of a long list of other things none is looked at.
-_LEADING = (dict, list, tuple, set, frozenset, deque, partial, MethodType, nn.Module)
+# Names that others may use: of a subclass they would be missing in the layer that replaces it.
+_PUBLIC = {kind: set(dir(kind)) for kind in _PLAIN}
 
 
 def convolutions(model: nn.Module) -> dict[str, Convolution]:
@@ -48,42 +45,51 @@ def convolutions(model: nn.Module) -> dict[str, Convolution]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | BasisConv2d)}
 
 
-def untouchable(model: nn.Module, found: Mapping[str, Convolution]) -> dict[str, str]:
+def untouchable(
+    model: nn.Module, found: Mapping[str, Convolution], keep: bool = False
+) -> dict[str, str]:
     """Why some of a model's convolutions must stay as they are, by name; the rest may be replaced.
 
     Args:
         model: the network.
         found: the layers asked about, by their names in it.
+        keep: whether their parameters stay and only their values change.
     """
-    replicated, holders, owners = set[int](), _holders(model), dict[int, list[nn.Module]]()
+    held, inside, merging = holders(model), wrapped(model), adapted(model)
+    owners = dict[int, list[nn.Module]]()
     for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            replicated |= {id(inner) for inner in module.modules()}
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(module)
 
     def why(name: str, conv: Convolution) -> str | None:
         if name == "":
             return "it is the model itself; use BasisConv2d.from_conv2d"
+        if reason := inside.get(id(conv)):
+            return reason
         if reason := _peculiar(conv):
             return reason
-        if id(conv) in replicated:
-            # Its reducer would never average the new layer's parameters over the replicas.
-            return "a DistributedDataParallel holds it; change its .module, then wrap that anew"
-        if holder := holders.get(id(conv)):
+        if holder := held.get(id(conv)):
             return f"{holder} holds it, too; use an nn.ModuleList, or call it by its name"
-        for parameter in conv.parameters():
+        if isinstance(conv, nn.Conv2d) and (adapter := merging.get(id(conv))):
+            return f"a {adapter} merges into its weight, which a basis layer computes"
+        for parameter_name, parameter in conv.named_parameters(recurse=False):
             for module in owners[id(parameter)]:
                 if module is not conv:
                     return f"it shares a parameter with a {type(module).__name__}"
+            if not keep and hooked(parameter):
+                return f"a hook is registered on its {parameter_name}, which a new one lacks"
+            if not keep and (holder := held.get(id(parameter))):
+                return f"{holder} holds its {parameter_name}, which a new layer would not use"
         return None
 
     return {name: reason for name, conv in found.items() if (reason := why(name, conv))}
 
 
-def check_replaceable(model: nn.Module, found: Mapping[str, Convolution]) -> None:
-    """Raise ValueError if one of some named layers must stay as it is."""
-    for name, why in untouchable(model, found).items():
+def check_replaceable(
+    model: nn.Module, found: Mapping[str, Convolution], keep: bool = False
+) -> None:
+    """Raise ValueError if one of some named layers must stay as it is: see `untouchable`."""
+    for name, why in untouchable(model, found, keep).items():
         raise ValueError(f"{name} cannot be replaced: {why}.")
 
 
@@ -100,59 +106,30 @@ def _peculiar(conv: Convolution) -> str | None:
     held = conv._parameters.keys() | conv._buffers.keys() | conv._modules.keys()
     if extra := held - _HELD[kind]:
         return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
+    if any(is_traceable_wrapper_subclass(p) for p in conv.parameters()):
+        return f"its parameters are {type(next(conv.parameters())).__name__}s; apply the plan first"
+    if public := {n for n in dir(type(conv)) if n[0] != "_"} - _PUBLIC[kind]:
+        names = ", ".join(sorted(public))
+        return f"others may use what a {type(conv).__name__} has of its own: {names}"
     if taken := (vars(conv).keys() - _OWN[kind]) & _TAKEN:
         return f"a basis or a dense layer needs the name of its {', '.join(sorted(taken))} itself"
     return None
 
 
-def _holders(model: nn.Module) -> dict[int, str]:
-    """Where else layers are held, by the layer's id: from there they would go on being called.
+def swap(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new layers wherever old ones stand, with the old ones' hooks and own attributes.
 
-    As in "blocks of a Stage". Looked through are containers, partials, bound methods and modules
-    that are not registered.
+    Args:
+        model: the network.
+        replaced: the new layer by the old one.
     """
-    found: dict[int, str] = {}
-    # Registered modules are looked at in their turn.
-    seen = {id(module) for module in model.modules()}
-    for module in model.modules():
-        for attribute, value in vars(module).items():
-            within = [] if attribute in _MODULE_ATTRIBUTES else [value]
-            while within:
-                item = within.pop()
-                if isinstance(item, Convolution):
-                    found.setdefault(id(item), f"{attribute} of a {type(module).__name__}")
-                if id(item) not in seen:
-                    seen.add(id(item))
-                    within += [inner for inner in _inside(item) if isinstance(inner, _LEADING)]
-    return found
-
-
-def _inside(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return (*value.keys(), *value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return value
-    if isinstance(value, partial):
-        return value.func, value.args, value.keywords
-    if isinstance(value, MethodType):
-        return (value.__self__,)
-    return (vars(value),) if isinstance(value, nn.Module) else ()
-
-
-def module_aliases(model: nn.Module) -> dict[int, list[str]]:
-    """Every name of every module, by the module's id: shared modules have several."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    return names
-
-
-def swap(model: nn.Module, old: nn.Module, new: nn.Module, aliases: dict[int, list[str]]) -> None:
-    """Put `new` wherever `old` stands, with the hooks and the users' own attributes of `old`."""
-    for attribute in _HOOKS:
-        setattr(new, attribute, getattr(old, attribute))
-    for attribute in vars(old).keys() - _ATTRIBUTES:
-        if not attribute.startswith("_"):
+    for old, new in replaced.items():  # which an attribute's setter may refuse
+        for attribute in _HOOKS:
             setattr(new, attribute, getattr(old, attribute))
-    for name in aliases[id(old)]:
-        model.set_submodule(name, new)
+        for attribute in vars(old).keys() - _ATTRIBUTES:
+            if not attribute.startswith("_"):
+                setattr(new, attribute, getattr(old, attribute))
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and child in replaced:
+                module._modules[name] = replaced[child]

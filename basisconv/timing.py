@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.observe import Input, Observed, arguments, observe
-from basisconv.surgery import check_replaceable, module_aliases, swap
+from basisconv.surgery import check_replaceable, swap
 
 _T = TypeVar("_T")
 
@@ -222,14 +222,11 @@ def tune(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         rows.append(replace(row, mode="dense") if drop and row.speedup < 1 else row)
-    # Nothing has changed yet, and nothing below fails.
-    dense = {row.name: found[row.name].module.to_conv2d() for row in rows if row.mode == "dense"}
-    aliases = module_aliases(model)
-    for row in rows:
-        layer = found[row.name].module
-        if row.mode == "dense":
-            swap(model, layer, dense[row.name], aliases)
-        else:
+    # Nothing has changed yet.
+    layers = {row: found[row.name].module for row in rows}
+    swap(model, {layer: layer.to_conv2d() for row, layer in layers.items() if row.mode == "dense"})
+    for row, layer in layers.items():
+        if row.mode != "dense":
             layer.mode = row.mode
     return tuple(rows)
 
