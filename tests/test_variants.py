@@ -110,7 +110,10 @@ def test_each_variant_changes_one_default(study: Study) -> None:
     given = study.profile.parameters("05b_defaults") | {"coef_groups": [2], "coef_ranks": [1]}
     found = draft(study, "05b_defaults", given)
     runs = {arm.label: found.runs[arm.run_ids[0]] for arm in found.arms}
-    usual = runs.pop("our defaults")
+    usual, muon = runs.pop("our defaults"), runs.pop("trained by Muon")
+    assert (muon.optimizer, muon.phases[0].plan) == ("muon", usual.phases[0].plan)
+    assert (muon.momentum, muon.weight_decay, muon.batch_size) == (0.6, 0.05, usual.batch_size)
+    assert usual.optimizer == "sgd"
     assert (usual.phases[0].plan, usual.decay, usual.init) == (
         study.plan(0.25), "factors", "random",
     )  # fmt: skip

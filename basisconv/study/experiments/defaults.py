@@ -9,17 +9,21 @@ from pydantic import Field
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import Positive, Share, Strict
-from basisconv.study.records.run import Count
+from basisconv.study.records.run import Count, Optimizer
 
 if TYPE_CHECKING:
     from basisconv.study.experiments.study import Study
 
 
+NAMES: dict[Optimizer, str] = {"sgd": "SGD", "muon": "Muon"}
+"""What tables call the optimizers."""
+
+
 class Parameters(Strict):
     """One choice changed at a time; `train_images` and `seeds` as in 05.
 
-    Smaller coefficient matrices are tried in both forms: the subset form saves parameters by
-    them, the full form time as well.
+    `optimizers` are tried with the profile's recipe of that name. Smaller coefficient matrices are
+    tried in both forms: the subset form saves parameters by them, the full form time as well.
     """
 
     ratio: Share
@@ -29,12 +33,13 @@ class Parameters(Strict):
     inits: list[Literal["svd", "qr"]]
     train_images: Count | None
     seeds: Count | None
+    optimizers: list[Optimizer]
 
 
 def draft(study: Study, parameters: Parameters) -> Draft:
     """05b: all layers in basis form with our defaults, and with one of them changed."""
     study, ratio = study.part(parameters.train_images), parameters.ratio
-    facts = parameters.model_dump() | {"train_images": study.train_images}
+    facts = parameters.model_dump(exclude={"optimizers"}) | {"train_images": study.train_images}
     result = Draft("05b_defaults", study, facts)
     seeds = study.seeds(result.name, parameters.seeds)
 
@@ -57,4 +62,7 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     add("decay of the product", "decay", usual, decay="product")
     for init in parameters.inits:
         add(f"start from {init.upper()}", "start", usual, init=init)
+    for name in parameters.optimizers:
+        recipe = study.profile.recipes[name].of("basis")
+        add(f"trained by {NAMES[name]}", "optimizer", usual, **recipe)
     return result
