@@ -131,7 +131,7 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: computes the loss anew, and its gradients.
+            closure: computes the loss again, and its gradients.
 
         Returns:
             The closure's loss.

@@ -1,7 +1,7 @@
 """What is published stays as it is: the runs of each section, and the numbers made from them.
 
 `frozen.json` holds a sha256 of each table's and figure's data and of each number and each table's
-cells that the paper prints; not of captions, titles, sentences or images. Write it anew only when
+cells that the paper prints; not of captions, titles, sentences or images. Rewrite it only when
 a new edition of the records replaces the published one, after `make paper`, and look at what
 changed in it:
 

@@ -103,7 +103,7 @@ def sweep(
     sweep_stray(store.folder)
     wanted = {run.run_id: run for run in runs}
     seen = {run_id: store.get(run_id) for run_id in wanted}
-    # Those of more threads first: they are the long ones, and leave no room beside them.
+    # Those of more threads first: they are the long ones.
     ordered = sorted(wanted.values(), key=lambda run: run.threads, reverse=True)
     todo = deque(run for run in ordered if to_train(seen[run.run_id], retry_failed))
     killed: list[str] = []

@@ -49,8 +49,8 @@ class Grid(Strict):
 class Parameters(Strict):
     """What the other notebooks' settings are chosen by; validation alone.
 
-    `train_images` are those of the grid and of the spread, and budgets are told in dense epochs
-    of that part. The grid is `learning_rates` by `batch_sizes`, for each kind of arm at each of
+    `train_images` are those of the grid and of the spread, and budgets are in dense epochs of
+    that part. The grid is `learning_rates` by `batch_sizes`, for each kind of arm at each of
     `budgets`; the spread over `spread_seeds` is that of the profile's own settings at
     `spread_budget`; `sweeps` are settings that 03 might take; `recipes` are grids at equal epochs.
     """
@@ -169,11 +169,11 @@ def _sweep(result: Draft, study: Study, setting: CandidateSweep) -> None:
     # What 03 would cost with this setting: all layers, as many seeds, in dense epochs of 03's
     # study and not of the part.
     sweep = setting.seeds * (dense + sum(layers) / len(layers) * len(study.layers))
-    told: dict[str, Any] = setting.model_dump() | {
+    facts: dict[str, Any] = setting.model_dump() | {
         "train_images": part.train_images,
         "width": setting.width or study.profile.width,
         "layers": len(layers),
         "all_layers": len(study.layers),
         "dense_epochs": sweep * part.dense_epoch / study.dense_epoch,
     }
-    result.facts["sweeps"].append(told)
+    result.facts["sweeps"].append(facts)

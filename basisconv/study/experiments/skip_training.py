@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Parameters(Strict):
     """05_skip_training: `switches` are shares of the training time spent in the first form.
 
-    `train_images` are the profile's where they are null, and budgets are told in dense epochs
-    of them; `seeds` is how many of the profile's are taken, null for all.
+    `train_images` are the profile's where they are null, and budgets are in dense epochs of
+    them; `seeds` is how many of the profile's are taken, null for all.
     """
 
     ratio: Share
@@ -54,10 +54,10 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     variants += [(middle, usual | other) for other in others if usual | other != usual]
     for direction in get_args(Direction):
         for point, changes in variants:
-            told = [value for value in changes.values() if value not in ("fresh", "one")]
+            unusual = [value for value in changes.values() if value not in ("fresh", "one")]
             skip = Skip(direction=direction, switch=point, **changes)
             result.add_skip(
-                f"{skip.label}, {', '.join(told)}", skip, every, parameters.budget,
+                f"{skip.label}, {', '.join(unusual)}", skip, every, parameters.budget,
                 seeds=seeds, detail=skip.model_dump(),
             )  # fmt: skip
     return result

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Parameters(Strict):
     """Dense, all layers and one skip training at several widths.
 
-    Budgets are told in dense epochs at the profile's width, whatever an arm's own is.
+    Budgets are in dense epochs at the profile's width, whatever an arm's own is.
     """
 
     widths: Annotated[list[Count], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Measuring a cost table: what a training step of each plan costs beside dense."""
+"""Measuring a cost table: what a training step of each plan costs relative to dense."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure_costs(
 ) -> None:
     """Time steps and add them to a cost table.
 
-    Every step is timed in this process, beside dense and turn by turn, as a Run takes it. Let
+    Every step is timed in this process, interleaved with dense, as a Run takes it. Let
     nothing else run.
 
     A plan of a single layer saves a few hundredths of a step, less than the pace of a shared

@@ -203,9 +203,9 @@ def bracket(
         raise ValueError(f"time={time} must be a finite number above 0.")
     if not len(at) == len(differences) == len(p_values):
         raise ValueError("Each of dense's budgets needs a difference and a p-value.")
-    told = [(t, d) for t, d, p in zip(times, differences, p_values, strict=True) if p < alpha]
-    below = min((t for t, d in told if d < 0), default=math.inf)
-    won = max((t for t, d in told if d > 0 and t < below), default=NAN)
+    decided = [(t, d) for t, d, p in zip(times, differences, p_values, strict=True) if p < alpha]
+    below = min((t for t, d in decided if d < 0), default=math.inf)
+    won = max((t for t, d in decided if d > 0 and t < below), default=NAN)
     return Bracket(won / time, below / time if below < math.inf else NAN)
 
 

@@ -52,7 +52,7 @@ def versus(
     """Every arm against the control in one family: Dunnett's test in the model with blocks.
 
     Where the arms' variances differ, the correlation is unknown: Holm's method then corrects the
-    p-values, and the intervals are Bonferroni's, which are valid beside them. A comparison that
+    p-values, and the intervals are Bonferroni's, which are valid with them. A comparison that
     cannot be tested is NaN and not counted in the family.
 
     Args:

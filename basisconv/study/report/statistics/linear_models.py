@@ -177,12 +177,12 @@ def fit_blocks(
     fit = OLS(y, design).fit()
     levene_p = levene(fit.resid, design, i)
     equal = not levene_p < LEVENE if equal_variances is None else equal_variances
-    told = fit.df_resid > 0 and math.sqrt(fit.ssr) > ROUNDING * np.abs(y).max()
+    has_residual = fit.df_resid > 0 and math.sqrt(fit.ssr) > ROUNDING * np.abs(y).max()
     return Blocks(
         names,
         {name: frozenset(s for a, s in zip(arms, seeds, strict=True) if a == name)
          for name in names},
-        levene_p, equal, float(fit.df_resid), math.sqrt(fit.scale) if told else NAN,
+        levene_p, equal, float(fit.df_resid), math.sqrt(fit.scale) if has_residual else NAN,
         (y, arms, seeds), fit, part,
     )  # fmt: skip
 

@@ -130,7 +130,7 @@ class Lengths:
         return self._combine(cells, sum(shared), min(shared) >= 2, confidence)
 
     def _combine(
-        self, weights: Mapping[Cell, float], n: int, told: bool, confidence: float
+        self, weights: Mapping[Cell, float], n: int, estimable: bool, confidence: float
     ) -> Contrast:
         """A linear combination of cell means."""
         estimate = variance = uncertainty = 0.0
@@ -142,7 +142,7 @@ class Lengths:
             variance += float(c @ part.covariance @ c)
             slopes = np.array([c @ slope @ c for slope in part.slopes])
             uncertainty += float(slopes @ part.spread @ slopes)
-        if not (told and variance > 0 and uncertainty > 0):
+        if not (estimable and variance > 0 and uncertainty > 0):
             return contrast_of(estimate, NAN, NAN, n, confidence)
         return contrast_of(
             estimate, math.sqrt(variance), 2 * variance**2 / uncertainty, n, confidence
