@@ -106,7 +106,7 @@ class MeasuredCosts:
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
-                f"unchanged copy, or measure it again: python -m basisconv bench --costs {setting.name}"
+                f"unchanged copy, or measure it: python -m basisconv bench --costs {setting.name}"
             ) from error
         self._rows[reference(setting)] = 1.0  # what all ratios are to
 

@@ -100,7 +100,7 @@ def fit_part(y: Floats, cells: ArrayLike, blocks: ArrayLike, names: list[Cell]) 
     if size.max() == 1 and n > p and not flat:
         return _together(float(residual @ residual), n - p, means, cross, names)
     if within < 1 or between < 1 or flat:
-        return _untold(means, names)
+        return _unestimable(means, names)
     # V is positive definite for ratios above -1/(largest block).
     least = -1 / size.max()
     grid = np.linspace(-14, 14, 57)
@@ -114,7 +114,7 @@ def fit_part(y: Floats, cells: ArrayLike, blocks: ArrayLike, names: list[Cell]) 
     ratio = least + math.exp(found.x)
     _, means, inverse, scale = solve(ratio)
     if math.sqrt(max(scale, 0.0)) <= ROUNDING * np.abs(y).max():
-        return _untold(means, names)
+        return _unestimable(means, names)
     # P projects out the means; the information of (σ², τ) is ½ tr(P V_i P V_j).
     same = z @ z.T
     v = np.linalg.inv(np.eye(n) + ratio * same) / scale
@@ -139,8 +139,8 @@ def _together(square: float, df: int, means: Floats, cross: Floats, names: list[
     )  # fmt: skip
 
 
-def _untold(means: Floats, names: list[Cell]) -> Part:
-    """A part whose variances cannot be told."""
+def _unestimable(means: Floats, names: list[Cell]) -> Part:
+    """A part whose variances cannot be estimated."""
     gap = np.full((len(names), len(names)), NAN)
     return Part(
         tuple(names), means, Variances(NAN, NAN), gap, (gap, gap), np.full((2, 2), NAN)
