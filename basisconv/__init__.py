@@ -10,7 +10,8 @@ from basisconv.convert import (
 from basisconv.cost import LayerCost, Summary, summary
 from basisconv.layer import BasisConv2d
 from basisconv.optim import Muon, muon_groups
-from basisconv.plan import Plan, layers, make_plan
+from basisconv.plan import Plan, layers
+from basisconv.planning import make_plan
 from basisconv.timing import Timing, TunedLayer, compare, tune
 
 __version__ = "0.1.0"
@@ -34,3 +35,8 @@ __all__ = [
     "summary",
     "tune",
 ]
+
+
+def __dir__() -> list[str]:
+    """Public names first and alone: modules would crowd what tab completion offers."""
+    return [*__all__, "__version__"]

@@ -10,15 +10,19 @@ as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import ExitStack
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from basisconv.layer import INITS, MODES, BasisConv2d, Init
-from basisconv.plan import Plan, check_plan
+from basisconv.observe import Input, arguments, undisturbed
+from basisconv.plan import Plan, check_plan, warn_costly
 from basisconv.surgery import Convolution, check_replaceable, convolutions, swap
 
 
@@ -28,31 +32,45 @@ def apply_plan(
     init: Init = "svd",
     inplace: bool = False,
     generator: torch.Generator | None = None,
+    example: Input | None = None,
 ) -> nn.Module:
     """Make every convolution of a model match a plan, from whatever form it is in.
 
     Layers in the plan are decomposed, layers that are not become plain `nn.Conv2d` again
-    (W = A · B, exact), layers in another basis form are multiplied out and decomposed anew,
+    (W = A · B, exact), layers in another basis form are multiplied out and decomposed again,
     and layers that match already are left alone. Forward and backward hooks move to the new
     layers (one that writes to `weight` has no effect there, for `weight` is computed), and so do
     attributes of your own whose names do not begin with an underscore. Hooks on state dicts and
     on their loading do not move. Parameters are new, so make the optimizer afterwards.
 
+    Code that asks for a layer's class, as `isinstance(layer, nn.Conv2d)` in a forward method, takes
+    another branch for a `BasisConv2d`, without an error; `example` finds that out. What writes to
+    a basis layer's `weight` in place has no effect: see `BasisConv2d`.
+
     Args:
         model: the network.
         plan: what it should be; `Plan({})` for dense.
-        init: "svd", "qr" or "random": see `BasisConv2d.from_conv2d`.
+        init: "svd" for a trained network, whose kernels it keeps as close as this rank can; "qr"
+            to keep real filters of them; "random" for training from scratch. See
+            `BasisConv2d.from_conv2d`.
         inplace: change `model` itself rather than a deep copy, which a model that keeps an
             activation (a tensor with a history) does not have.
         generator: source of the random factors (`init="random"` alone uses it).
+        example: an input, as `summary` takes it. The model's outputs for it are compared with those
+            that it has with every layer of the plan in a basis form of full rank, which must be the
+            same: in evaluation mode, three or more forward passes. None for no comparison.
 
     Returns:
         The model that matches.
 
     Raises:
-        TypeError: if `plan` is not a `Plan`.
+        TypeError: if `plan` is not a `Plan`, or `example` no input.
         ValueError: for unknown layers, layers that have no basis form, n_basis that does not
-            fit, and kernels that are not finite. The model is then unchanged.
+            fit, kernels that are not finite, and outputs that differ at full rank. The model is
+            then unchanged, as it is after any error.
+
+    Warns:
+        UserWarning: for layers with all their filters in the basis, which saves nothing.
     """
     basis = _basis_layers(model)
     if init not in INITS:
@@ -61,9 +79,11 @@ def apply_plan(
     check_replaceable(model, {n: layer for n, layer in basis.items() if n not in plan.layers})
     if not inplace:
         model = copy.deepcopy(model)
-    found = convolutions(model)
+    warn_costly(model, plan, only_full=True)
+    if example is not None:
+        _check_outputs(model, plan, example)
     replaced: dict[nn.Module, nn.Module] = {}
-    for name, conv in found.items():
+    for name, conv in convolutions(model).items():
         if name not in plan.layers:
             if isinstance(conv, BasisConv2d):
                 replaced[conv] = conv.to_conv2d()
@@ -78,6 +98,68 @@ def apply_plan(
         if isinstance(conv, BasisConv2d):
             conv.mode = plan.modes.get(name, MODES[0])
     return model
+
+
+def _check_outputs(model: nn.Module, plan: Plan, example: Input) -> None:
+    """Raise ValueError unless the model computes the same with its layers at full rank."""
+    given = arguments(model, example)
+    changed: dict[str, tuple[nn.Module, nn.Module]] = {}
+    for name, conv in convolutions(model).items():
+        if name in plan.layers:
+            dense = conv.to_conv2d() if isinstance(conv, BasisConv2d) else conv
+            full = _basis_form(name, dense, n_basis=conv.out_channels, form=plan.form)
+            changed[name] = conv, full
+        elif isinstance(conv, BasisConv2d):
+            changed[name] = conv, conv.to_conv2d()
+
+    def outputs(names: Iterable[str]) -> list[Any]:
+        """What the model returns with some layers replaced; its layers are put back."""
+        pairs = [changed[name] for name in names]
+        swap(model, dict(pairs))
+        try:
+            with undisturbed(model), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # for models that draw
+                returned = tree_leaves(model(*given.positional, **given.named))
+                return [y.clone() if isinstance(y, Tensor) else y for y in returned]
+        finally:
+            swap(model, {new: old for old, new in pairs})
+
+    want = outputs([])
+    try:
+        if _alike(outputs(changed), want):
+            return
+        cause = None
+    except Exception as error:
+        cause = error
+    guilty = []
+    for name in changed:
+        try:
+            good = _alike(outputs([name]), want)
+        except Exception as error:
+            good, cause = False, cause or error
+        guilty += [] if good else [name]
+    raise ValueError(
+        f"With {', '.join(guilty or changed)} in another form of the same kernel the model "
+        f"{'fails' if cause else 'computes something else'}: something asks what kind of layer it "
+        f"is, or uses it otherwise than by calling it. Leave it out of the plan."
+    ) from cause
+
+
+def _alike(got: list[Any], want: list[Any]) -> bool:
+    """Whether two outputs are the same up to rounding, relative to the largest value."""
+    if len(got) != len(want):
+        return False
+    for one, other in zip(got, want, strict=True):
+        if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+            continue  # no numbers of the network's
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if one.is_floating_point() and one.numel() and not one.is_meta:
+            scale = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 1.0
+            slack = math.sqrt(torch.finfo(one.dtype).eps) * scale
+            if not torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True):
+                return False
+    return True
 
 
 def restore(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -143,9 +225,16 @@ def load_dense_state_dict(
 
     Of a network in DistributedDataParallel give its `.module`.
 
+    Args:
+        model: the network; its parameters stay the same objects.
+        state_dict: of the dense network.
+        init: "svd" or "qr" (see `BasisConv2d.from_conv2d`); "random" makes new factors of each
+            kernel's size.
+
     Raises:
-        ValueError: for missing, unknown or wrong-shaped entries, and for basis layers that
-            cannot be replaced. The model is then unchanged.
+        ValueError: for missing, unknown or wrong-shaped entries, for kernels that are not finite,
+            and for basis layers that cannot be replaced. The model is then unchanged, as it is
+            after any error, down to buffers and extra states.
     """
 
     def read(
@@ -160,22 +249,49 @@ def load_dense_state_dict(
 
     layers = _basis_layers(model)
     check_replaceable(model, layers, keep=True)
+    with _put_back_on_error(model):
+        try:
+            with ExitStack() as hooks:
+                for layer in layers.values():
+                    hooks.enter_context(layer.register_load_state_dict_pre_hook(read))
+                model.load_state_dict(state_dict)
+        except RuntimeError as error:  # torch loads what it can before it raises this
+            raise ValueError(
+                f"The checkpoint is not one of this model's dense form. {error}"
+            ) from error
+
+
+@contextmanager
+def _put_back_on_error(model: nn.Module) -> Iterator[None]:
+    """Parameters, buffers and extra states as they were if an error leaves the block."""
     # As tensors: through a state dict the model's own hooks, which may fail, would run once more.
-    before = [(held, held.detach().clone()) for held in (*model.parameters(), *model.buffers())]
+    tables: list[Any] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    entries = [(table, dict(table)) for table in tables]
+    held = {id(t): t for _, table in entries for t in table.values() if t is not None}
+    lazy = [(t, type(t), t.dtype) for t in held.values() if is_lazy(t)]
+    values = [(t, t.detach().clone()) for t in held.values() if not (is_lazy(t) or t.is_meta)]
+    extra = [
+        (m, copy.deepcopy(m.get_extra_state()))
+        for m in model.modules()
+        if type(m).get_extra_state is not nn.Module.get_extra_state
+    ]
     try:
-        with ExitStack() as hooks:
-            for layer in layers.values():
-                hooks.enter_context(layer.register_load_state_dict_pre_hook(read))
-            model.load_state_dict(state_dict)
-    except Exception as error:
-        with torch.no_grad():  # torch loads what it can before it tells what is amiss
-            for held, was in before:
-                held.copy_(was)
-        if not isinstance(error, RuntimeError):
-            raise
-        raise ValueError(
-            f"The checkpoint is not one of this model's dense form. {error}"
-        ) from error
+        yield
+    except BaseException:
+        for table, was in entries:
+            table.clear()
+            table.update(was)
+        for tensor, kind, dtype in lazy:
+            if not is_lazy(tensor):
+                tensor.data = torch.empty(0, device=tensor.device, dtype=dtype)
+                tensor.__class__ = kind
+        with torch.no_grad():
+            for tensor, value in values:
+                if not torch.equal(tensor, value):  # one that is expanded takes no copy
+                    tensor.copy_(value)
+        for module, state in extra:
+            module.set_extra_state(state)
+        raise
 
 
 def _basis_layers(model: nn.Module) -> dict[str, BasisConv2d]:
@@ -209,6 +325,9 @@ def _basis_form(name: str, conv: nn.Conv2d, **settings: Any) -> BasisConv2d:
         return BasisConv2d.from_conv2d(conv, **settings)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # as of memory, or of what no decomposition converges for
+        error.add_note(f"This was in layer {name}.")
+        raise
 
 
 def _matches(layer: BasisConv2d, config: dict[str, Any]) -> bool:

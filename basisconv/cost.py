@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -206,13 +206,18 @@ def summary(model: nn.Module, input_size: Input, plan: Plan | None = None) -> Su
     """
     if plan is not None:
         check_plan(model, plan)
+    count = counter(model, input_size)
+    counted, dense = count(plan), count(Plan({}))
+    return counted if counted == dense else replace(counted, dense=dense)
+
+
+def counter(model: nn.Module, input_size: Input) -> Callable[[Plan | None], Summary]:
+    """One forward pass, then `summary` for any plan that fits, but for what dense costs."""
     given = arguments(model, input_size)
     tensors = given.tensors()
     seen = observe(model, given, (_ConvNd, BasisConv2d, nn.Linear))
     size = tuple(tensors[0].shape) if tensors else ()
-    counted = _counted(model, seen, plan, tensors, size)
-    dense = _counted(model, seen, Plan({}), tensors, size)
-    return counted if counted == dense else replace(counted, dense=dense)
+    return lambda plan: _counted(model, seen, plan, tensors, size)
 
 
 def _counted(

@@ -1,6 +1,6 @@
 """Plan: which layers are in basis form, and with how many basis filters.
 
-plan = make_plan(model, ratio=0.25, layers=["layer3.*"])
+plan = Plan({"layer3.0.conv1": 64, "layer3.0.conv2": 64}, form="full")
 plan.save("plan.json")
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,10 +18,8 @@ from typing import Any
 from torch import nn
 
 from basisconv.decompose import FORMS, Form
-from basisconv.layer import MODES, Mode, check_basis
+from basisconv.layer import MODES, Mode, check_basis, kernel_shape, whole
 from basisconv.surgery import Convolution, convolutions, untouchable
-
-Match = str | Sequence[str] | Callable[[str, Convolution], bool]
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class Plan:
             if not isinstance(mapping, Mapping):
                 raise ValueError(f"A plan maps layer names to values, and {mapping!r} does not.")
         for name, n_basis in self.layers.items():
-            if not isinstance(name, str) or type(n_basis) is not int or n_basis < 1:
+            if not isinstance(name, str) or (whole(n_basis) or 0) < 1:
                 raise ValueError(
                     f"A plan maps layer names to n_basis >= 1, not {name!r} to {n_basis!r}."
                 )
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r} is unknown. Forms: {', '.join(FORMS)}.")
         for value in (self.coef_groups, 1 if self.coef_rank is None else self.coef_rank):
-            if type(value) is not int or value < 1:
+            if (whole(value) or 0) < 1:
                 raise ValueError(
                     f"coef_groups and coef_rank are whole numbers >= 1, not {value!r}."
                 )
@@ -67,7 +65,10 @@ class Plan:
                 )
         # Private copies, so that a plan cannot change under those who hold it; "factored" is
         # what an unnamed layer has, so that equal plans compare equal.
-        object.__setattr__(self, "layers", dict(self.layers))
+        object.__setattr__(self, "layers", {n: int(m) for n, m in self.layers.items()})
+        object.__setattr__(self, "coef_groups", int(self.coef_groups))
+        if self.coef_rank is not None:
+            object.__setattr__(self, "coef_rank", int(self.coef_rank))
         object.__setattr__(self, "modes", {k: v for k, v in self.modes.items() if v != MODES[0]})
 
     def __hash__(self) -> int:
@@ -111,19 +112,47 @@ class Plan:
         except (ValueError, RecursionError) as error:  # the parser's, of brackets without end
             raise ValueError(f"{path} is not a plan: {error}") from error
 
-    def only(self, names: Sequence[str]) -> Plan:
-        """The plan restricted to some of its layers.
+    def only(self, names: str | Iterable[str]) -> Plan:
+        """The plan restricted to some of its layers, by names and globs.
 
         Raises:
-            ValueError: if one of them is not in the plan.
+            ValueError: if one of them matches no layer of the plan.
         """
-        unknown = [n for n in names if n not in self.layers]
-        if unknown:
+        patterns = [names] if isinstance(names, str) else list(names)
+        matched = {p: {n for n in self.layers if matches(n, p)} for p in patterns}
+        if unknown := [p for p in patterns if not matched[p]]:
             raise ValueError(f"{unknown} are not in the plan. It has: {', '.join(self.layers)}.")
-        return Plan(
-            {n: m for n, m in self.layers.items() if n in names}, self.form, self.coef_groups,
-            self.coef_rank, {n: m for n, m in self.modes.items() if n in names},
-        )  # fmt: skip
+        kept = set().union(*matched.values())
+        return replace(
+            self,
+            layers={n: m for n, m in self.layers.items() if n in kept},
+            modes={n: m for n, m in self.modes.items() if n in kept},
+        )
+
+    def __or__(self, other: Plan) -> Plan:
+        """The layers of both plans; where both name one, the right plan's n_basis and mode.
+
+        Raises:
+            ValueError: if both have layers and they differ in form, coef_groups or coef_rank.
+        """
+        if not isinstance(other, Plan):
+            return NotImplemented
+        if not (self.layers and other.layers):
+            return other if other.layers or not self.layers else self
+        differ = [
+            f"{name}={getattr(self, name)!r} and {getattr(other, name)!r}"
+            for name in ("form", "coef_groups", "coef_rank")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if differ:
+            raise ValueError(f"Plans of different forms do not join: {', '.join(differ)}.")
+        modes = {n: m for n, m in self.modes.items() if n not in other.layers}
+        return replace(self, layers={**self.layers, **other.layers}, modes={**modes, **other.modes})
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is a layer's name, or a glob that matches it."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def layers(model: nn.Module) -> dict[str, Convolution]:
@@ -131,95 +160,6 @@ def layers(model: nn.Module) -> dict[str, Convolution]:
     found = convolutions(model)
     barred = untouchable(model, found)
     return {name: conv for name, conv in found.items() if name not in barred}
-
-
-def make_plan(
-    model: nn.Module,
-    ratio: float | None = None,
-    n_basis: int | None = None,
-    layers: Match | None = None,
-    skip: Match | None = None,
-    multiple_of: int = 1,
-    form: Form = "subset",
-    coef_groups: int = 1,
-    coef_rank: int | None = None,
-) -> Plan:
-    """A plan for the layers that match.
-
-    1×1 and depthwise convolutions and the stem (the first convolution) are left out unless
-    named: by their exact name, or by a callable, which decides alone.
-
-    Args:
-        model: the network; it is only read.
-        ratio: basis filters as a share of a layer's outputs, in (0, 1]:
-            n_basis = max(1, round(ratio · C_out)), rounded up to a multiple of
-            groups · coef_groups and of `multiple_of`, at most C_out. Give this or n_basis.
-        n_basis: the same number for every layer, a multiple of groups · coef_groups; rounded
-            up to a multiple of `multiple_of`, at most C_out.
-        layers: globs and names, or `callable(name, conv) -> bool`; None for all.
-        skip: the layers to leave out, in the same way.
-        multiple_of: what the hardware likes the number of channels to be a multiple of.
-        form: "subset" or "full".
-        coef_groups: as in `Plan`.
-        coef_rank: as in `Plan`.
-
-    Raises:
-        ValueError: if the ratio or n_basis does not fit, a pattern matches nothing, or no
-            layer is left; the message lists what there is.
-    """
-    if (ratio is None) == (n_basis is None):
-        raise ValueError(f"Give either ratio= or n_basis=, not {ratio=} and {n_basis=}.")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio} is outside (0, 1].")
-    if type(multiple_of) is not int or multiple_of < 1:
-        raise ValueError(f"multiple_of={multiple_of!r} is not a whole number >= 1.")
-    if not (layers is None or isinstance(layers, str) or callable(layers)):
-        layers = list(layers)  # read twice, which a generator is not
-    empty = Plan({}, form, coef_groups, coef_rank)
-    found = convolutions(model)
-    wanted = _matching(found, layers, "layers") if layers is not None else set(found)
-    named = _named(layers, wanted)
-    stem = next(iter(found), None)
-    wanted -= {n for n in wanted - named if n == stem or _is_trivial(found[n])}
-    if skip is not None:
-        wanted -= _matching(found, skip, "skip")
-    barred = untouchable(model, {name: conv for name, conv in found.items() if name in wanted})
-    for name, why in barred.items():
-        if name in named and not callable(layers):
-            raise ValueError(f"{name} cannot be put in basis form: {why}.")
-    told = [f"{name}: {why}" for name, why in barred.items()]
-    chosen = [name for name in found if name in wanted - barred.keys()]
-    if barred and not chosen:
-        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-        raise ValueError(
-            f"None of the layers that match can be put in basis form. {'; '.join(told[:3])}{more}."
-        )
-    if barred:
-        warnings.warn(f"Left dense: {'; '.join(told)}.", stacklevel=2)
-    if not chosen:
-        raise ValueError(
-            f"No Conv2d is left for the plan (layers={layers!r}, skip={skip!r}): 1×1 and "
-            f"depthwise convolutions and the stem count only when named. "
-            f"Available: {', '.join(found) or 'none'}. See basisconv.layers(model)."
-        )
-    plan: dict[str, int] = {}
-    for name in chosen:
-        conv = found[name]
-        if ratio is not None:
-            m = basis_filters(conv.out_channels, ratio)
-        elif n_basis is not None:
-            check_layer(name, conv, n_basis, empty)  # before rounding up, which could hide an error
-            m = n_basis
-        step = math.lcm(conv.groups * coef_groups, multiple_of)
-        plan[name] = min(-(-m // step) * step, conv.out_channels)
-        check_layer(name, conv, plan[name], empty)
-    _warn_wasted(found, plan, coef_groups)
-    return replace(empty, layers=plan)
-
-
-def basis_filters(out_channels: int, ratio: float) -> int:
-    """How many basis filters a share of a layer's outputs is: rounded, and at least one."""
-    return max(1, round(ratio * out_channels))
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
@@ -256,44 +196,23 @@ def check_layer(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _matching(found: Mapping[str, Convolution], match: Match, what: str) -> set[str]:
-    if callable(match):
-        return {name for name, conv in found.items() if match(name, conv)}
-    chosen: set[str] = set()
-    for pattern in [match] if isinstance(match, str) else match:
-        names = {n for n in found if n == pattern or fnmatchcase(n, pattern)}
-        if not names:
-            raise ValueError(
-                f"No Conv2d matches {what}=[{pattern!r}]. Available: "
-                f"{', '.join(found) or 'none'}. See basisconv.layers(model)."
-            )
-        chosen |= names
-    return chosen
+def warn_costly(model: nn.Module, plan: Plan, only_full: bool = False) -> None:
+    """Warn of layers that cost what they cost dense, or more.
 
-
-def _named(match: Match | None, wanted: set[str]) -> set[str]:
-    """The layers asked for one by one, which the default exclusions do not touch."""
-    if match is None:
-        return set()
-    if callable(match):
-        return set(wanted)
-    return wanted & ({match} if isinstance(match, str) else set(match))
-
-
-def _is_trivial(conv: Convolution) -> bool:
-    depthwise = conv.groups > 1 and conv.groups == conv.in_channels
-    return depthwise or tuple(conv.kernel_size) == (1, 1)
-
-
-def _warn_wasted(
-    found: Mapping[str, Convolution], plan: Mapping[str, int], coef_groups: int
-) -> None:
-    wasted = []
-    for name, m in plan.items():
-        conv = found[name]
-        # Each block has filters of C_in/groups · kH · kW weights, so no more of them are of use.
-        useful = conv.in_channels * coef_groups * math.prod(conv.kernel_size)
-        if m > useful:
-            wasted.append(f"{name} (n_basis={m}, of which {useful} can be independent)")
-    if wasted:
-        warnings.warn(f"Basis filters are wasted in {', '.join(wasted)}.", stacklevel=3)
+    Args:
+        model: the network.
+        plan: its plan.
+        only_full: warn of those alone whose filters are all in the basis.
+    """
+    found, costly = convolutions(model), []
+    for name, m in plan.layers.items():
+        rows, *shape = kernel_shape(found[name])
+        columns, blocks = math.prod(shape), found[name].groups * plan.coef_groups
+        # Multiply-accumulates at each position, of both convolutions and of dense.
+        now, dense = m * columns + rows * m // blocks, rows * columns
+        if m == rows or (now >= dense and not only_full):
+            costly.append(f"{name} (n_basis={m} of {rows}, {now / dense:.2f} times dense)")
+    if costly:
+        warnings.warn(
+            f"In basis form these save no multiplications: {', '.join(costly)}.", stacklevel=3
+        )

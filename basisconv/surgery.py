@@ -108,7 +108,9 @@ def _peculiar(conv: Convolution) -> str | None:
         return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
     if any(is_traceable_wrapper_subclass(p) for p in conv.parameters()):
         return f"its parameters are {type(next(conv.parameters())).__name__}s; apply the plan first"
-    if public := {n for n in dir(type(conv)) if n[0] != "_"} - _PUBLIC[kind]:
+    if type(conv) is not kind and (
+        public := {n for n in dir(type(conv)) if n[0] != "_"} - _PUBLIC[kind]
+    ):
         names = ", ".join(sorted(public))
         return f"others may use what a {type(conv).__name__} has of its own: {names}"
     if taken := (vars(conv).keys() - _OWN[kind]) & _TAKEN:

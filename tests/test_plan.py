@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,7 +151,6 @@ def test_a_model_in_basis_form_can_be_planned_again():
         ({"ratio": 0.01}, [1, 1, 4]),
         ({"ratio": 1}, [12, 16, 20]),
         ({"ratio": 0.25, "multiple_of": 8}, [8, 8, 8]),
-        ({"ratio": 0.9, "multiple_of": 8}, [12, 16, 20]),  # never above the layer's outputs
         ({"ratio": 0.25, "multiple_of": 3}, [3, 6, 12]),
         ({"ratio": 0.25, "coef_groups": 2, "skip": "1.grouped"}, [4, 4]),
         ({"n_basis": 4}, [4, 4, 4]),
@@ -168,8 +168,18 @@ def test_rounding_of_n_basis(arguments, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Give either ratio= or n_basis="),
-        ({"ratio": 0.5, "n_basis": 4}, "Give either ratio= or n_basis="),
+        ({}, "Give one of ratio=, n_basis= and macs="),
+        ({"ratio": 0.5, "n_basis": 4}, "Give one of ratio=, n_basis= and macs="),
+        ({"ratio": 0.5, "macs": 0.5, "input_size": X.shape}, "Give one of"),
+        ({"macs": 0.5}, "macs= and input_size= together"),
+        ({"ratio": 0.5, "input_size": X.shape}, "macs= and input_size= together"),
+        ({"macs": 1.0, "input_size": X.shape}, r"macs=1\.0 is outside"),
+        ({"macs": 0.01, "input_size": X.shape}, r"macs=0\.01 is out of reach"),
+        ({"ratio": {}}, "No Conv2d is left"),
+        ({"ratio": {"1.*": 0.5, "layer9": 0.5}}, "No Conv2d matches"),
+        ({"ratio": {"1.*": 0.0}}, r"ratio=0\.0 is outside"),
+        ({"ratio": {"1.*": 0.5}, "layers": "1.*"}, "leave layers= out"),
+        ({"ratio": 0.99, "layers": "1.plain"}, "No layer is left for the plan: 1.plain: .*12"),
         ({"ratio": 0.0}, r"ratio=0\.0 is outside \(0, 1\]"),
         ({"ratio": -0.5}, r"outside \(0, 1\]"),
         ({"ratio": 1.01}, r"ratio=1\.01 is outside \(0, 1\]"),
@@ -237,9 +247,211 @@ def test_wasted_basis_filters_are_reported():
 
 @pytest.mark.filterwarnings("error")
 def test_basis_filters_that_groups_can_use_are_not_called_wasted():
-    # 16 in each group of 4·9 = 36 weights, 24 in each of 2 blocks of 27.
-    bc.make_plan(nn.Sequential(nn.Conv2d(16, 64, 3, groups=4)), ratio=1.0, layers="0")
-    bc.make_plan(nn.Sequential(nn.Conv2d(3, 64, 3)), ratio=0.75, layers="0", coef_groups=2)
+    # 12 in each group of 4·9 = 36 weights, 12 in each of 2 blocks of 27.
+    bc.make_plan(nn.Sequential(nn.Conv2d(16, 64, 3, groups=4)), ratio=0.66, layers="0")
+    bc.make_plan(nn.Sequential(nn.Conv2d(3, 64, 3)), ratio=0.3, layers="0", coef_groups=2)
+
+
+def test_a_layer_that_rounding_gives_all_of_its_filters_is_left_dense():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 20, 3), nn.Conv2d(20, 1, 3))
+    with pytest.warns(UserWarning, match="Left dense: 2: .*all of its 1 filters"):
+        assert bc.make_plan(model, ratio=0.25).layers == {"1": 5}
+    with pytest.warns(UserWarning, match="Left dense: 2: .*"):
+        assert bc.make_plan(model, ratio=0.5, multiple_of=16, form="full").layers == {"1": 16}
+
+
+@pytest.mark.parametrize("arguments", [{"ratio": 1.0}, {"ratio": 1}, {"n_basis": 16}])
+def test_all_filters_are_planned_as_asked_with_a_warning(arguments: dict[str, Any]):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
+    saves_nothing = r"save no multiplications: 1 \(n_basis=16 of 16, 1\.11 times dense\)"
+    with pytest.warns(UserWarning, match=saves_nothing):
+        plan = bc.make_plan(model, **arguments)
+    with pytest.warns(UserWarning, match=saves_nothing):
+        assert bc.apply_plan(model, plan)[1].n_basis == 16
+
+
+def test_a_form_that_costs_more_than_dense_is_reported_when_it_is_planned():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 20, 3))
+    with pytest.warns(UserWarning, match=r"1 \(n_basis=19 of 20, 1\.0\d times dense\)"):
+        plan = bc.make_plan(model, ratio=0.95)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bc.apply_plan(model, plan)
+        bc.make_plan(model, ratio=0.85)
+
+
+@pytest.mark.parametrize("coef_rank", [None, 2])
+def test_no_parameter_is_empty_and_keys_stay(coef_rank: int | None):
+    arguments = {"form": "subset", "coef_rank": coef_rank}
+    layer = BasisConv2d(3, 4, 3, 4, **arguments)
+    less = BasisConv2d(3, 4, 3, 2, **arguments)
+    assert all(p.numel() for p in layer.parameters())
+    assert layer.state_dict().keys() == less.state_dict().keys()
+    for optimizer in (torch.optim.Adafactor(layer.parameters()), bc.Muon(layer)):
+        layer(X).square().mean().backward()
+        optimizer.step()
+    other = BasisConv2d(3, 4, 3, 4, **arguments)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(X), layer(X))
+    torch.testing.assert_close(layer.to_conv2d()(X), layer(X))
+    assert bc.plan_of(nn.Sequential(layer)) == Plan({"0": 4}, coef_rank=coef_rank)
+
+
+def test_a_ratio_for_each_glob():
+    ratio = {"1.*": 0.5, "1.s*": 0.25, "1.plain": 0.75, "0": 0.5}
+    plan = bc.make_plan(network(), ratio=ratio, skip="1.grouped")
+    assert plan.layers == {"0": 4, "1.plain": 9, "1.strided": 4}
+    # An exact name counts wherever it stands.
+    again = bc.make_plan(network(), ratio=dict(reversed(ratio.items())), skip="1.grouped")
+    assert again.layers == {"0": 4, "1.plain": 9, "1.strided": 8}
+
+
+@pytest.mark.parametrize("macs", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("options", [{}, {"form": "full", "multiple_of": 4}, {"layers": ["1.*"]}])
+def test_a_share_of_the_multiplications(macs: float, options: dict[str, Any]):
+    torch.manual_seed(0)
+    wide = nn.Sequential()
+    wide.stem = nn.Conv2d(3, 16, 3)
+    wide.add_module("1", nn.Sequential(nn.Conv2d(16, 64, 3), nn.Conv2d(64, 64, 3)))
+    size = (1, 3, 20, 20)
+    dense = bc.summary(wide, size).macs
+    plan = bc.make_plan(wide, macs=macs, input_size=size, **options)
+    spent = bc.summary(wide, size, plan).macs
+    assert spent <= macs * dense
+    step = options.get("multiple_of", 1)
+    more = Plan({n: m + step for n, m in plan.layers.items()}, plan.form)
+    assert bc.summary(wide, size, more).macs > macs * dense
+
+
+# Numbers from elsewhere.
+
+
+def test_numpy_integers_are_whole_numbers():
+    widths = np.array([16, 20])
+    net = nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.Conv2d(widths[0], widths[1], 3))
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 20, 3))
+    for arguments in ({"ratio": 0.5}, {"n_basis": np.int64(8), "multiple_of": np.int32(4)},
+                      {"ratio": np.float32(0.5), "coef_groups": np.int64(2)}):  # fmt: skip
+        plan = bc.make_plan(net, **arguments)
+        assert plan == bc.make_plan(plain, **arguments)
+        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+        assert bc.summary(net, np.array([1, 3, 9, 9]).tolist(), plan) == bc.summary(
+            plain, (1, 3, 9, 9), plan
+        )
+        small = bc.apply_plan(net, plan)
+        assert bc.plan_of(small) == plan and type(small[1].n_basis) is int
+        assert type(bc.restore(small)[1]) is nn.Conv2d
+        assert type(bc.summary(small, (1, 3, 9, 9))["1"].macs) is int
+    assert Plan({"1": np.int64(4)}, "full", np.int64(2), np.int64(1)) == Plan(
+        {"1": 4}, "full", 2, 1
+    )
+    layer = BasisConv2d(np.int64(3), np.int64(8), np.int64(3), np.int64(4), groups=np.int64(1))
+    assert layer(X).shape == (2, 8, 6, 6)
+    for bad in (4.0, np.float64(4), np.bool_(True), np.array([4, 4]), "4"):
+        with pytest.raises(ValueError):
+            Plan({"1": bad})
+        with pytest.raises(ValueError):
+            BasisConv2d(3, 8, 3, bad)
+
+
+def test_a_kernel_size_that_is_one_number():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    net[1].kernel_size, net[1].stride = 3, 1
+    plan = bc.make_plan(net, ratio=0.5)
+    assert plan.layers == {"1": 4}
+    small = bc.apply_plan(net, Plan({"1": 7}))
+    assert small(X).shape == net(X).shape
+    assert bc.summary(net, X.shape, plan) == bc.summary(bc.apply_plan(net, plan), X.shape)
+
+
+# Devices and dtypes.
+
+
+@pytest.mark.parametrize("init", ["svd", "qr", "random"])
+@pytest.mark.parametrize("form", ["subset", "full"])
+def test_on_meta_a_model_has_the_form_and_no_values(form: Any, init: Any):
+    plan = Plan({"1": 4}, form)
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+        small = bc.apply_plan(model, bc.make_plan(model, ratio=0.5, form=form), init)
+    assert bc.plan_of(small) == plan and all(p.is_meta for p in small.parameters())
+    assert bc.restore(small)[1].weight.is_meta
+    assert small(X.to("meta")).shape == (2, 8, 4, 4)
+    real = bc.apply_plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), plan)
+    small.load_state_dict(real.state_dict(), assign=True)
+    assert torch.equal(small(X), real(X))
+    assert bc.summary(model, X.shape).macs == bc.summary(real, X.shape).dense.macs
+
+
+def test_dtypes_without_convolutions_are_left():
+    model = network()
+    model[1].plain.to(torch.float8_e4m3fn)
+    with pytest.warns(UserWarning, match="Left dense: 1.plain: its weight is torch.float8_e4m3fn"):
+        assert list(bc.make_plan(model, ratio=0.5).layers) == ["1.strided", "1.grouped"]
+    with pytest.raises(ValueError, match="^1.plain cannot .*float8"):
+        bc.apply_plan(model, Plan({"1.plain": 4}))
+
+
+# Outputs at full rank.
+
+
+class Asking(nn.Module):
+    """It treats convolutions otherwise than other layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)])
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        self.calls += 1
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                x = x.relu()
+        return {"x": [x + 0 * torch.rand(1)], "calls": self.calls}
+
+
+class Using(nn.Sequential):
+    """It uses a convolution's attribute that a basis layer has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if self[1].output_padding else 2)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(
+    ("model", "name", "why"),
+    [(Asking(), "layers.1", "computes something else"),
+     (Using(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)), "1", "fails")],
+)  # fmt: skip
+def test_an_example_shows_that_a_model_asks_for_a_layers_class(model, name, why, inplace):
+    model.train()
+    other = "2" if name == "1" else "layers.0"
+    was, state = Frozen(model), torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"^With {name} in another form .*{why}"):
+        bc.apply_plan(model, Plan({name: 4}), inplace=inplace, example=X)
+    assert was.same(model) and model.training and getattr(model, "calls", 0) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    if other == "2":
+        small = bc.apply_plan(model, Plan({other: 4}), example=X.shape)
+        assert isinstance(small[2], BasisConv2d)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("first", [Plan({}), Plan({"1.plain": 5, "0": 3}, "full")])
+def test_an_example_that_agrees_changes_nothing_in_the_result(first: Plan, dtype: torch.dtype):
+    plan = Plan({"1.plain": 5, "1.strided": 4, "1.grouped": 8})
+    start = bc.apply_plan(network(), first).to(dtype)
+    want = bc.apply_plan(start, plan)
+    got = bc.apply_plan(start, plan, example=(X.to(dtype),))
+    assert bc.plan_of(got) == plan and torch.equal(got(X.to(dtype)), want(X.to(dtype)))
+    assert bc.plan_of(bc.apply_plan(start, Plan({}), example=X.to(dtype))) == Plan({})
+
+
+def test_an_example_that_is_no_input():
+    with pytest.raises(TypeError, match="a shape, a tensor"):
+        bc.apply_plan(network(), Plan({"1.plain": 5}), example=3)
 
 
 # Convolutions that cannot change.
@@ -693,6 +905,31 @@ def test_only():
         plan.only(["x", "w"])
 
 
+def test_only_takes_globs():
+    plan = Plan({"layer1.a": 1, "layer1.b": 2, "layer2.a": 3}, modes={"layer1.b": "rebuilt"})
+    assert plan.only("layer1.*") == Plan(
+        {"layer1.a": 1, "layer1.b": 2}, modes={"layer1.b": "rebuilt"}
+    )
+    assert plan.only(["*.a"]) == Plan({"layer1.a": 1, "layer2.a": 3})
+    assert plan.only(n for n in ["layer2.a"]) == Plan({"layer2.a": 3})
+    assert plan.only([]) == Plan({})
+    with pytest.raises(ValueError, match=r"\['layer3\.\*'\] are not in the plan"):
+        plan.only(["layer1.*", "layer3.*"])
+
+
+def test_plans_join_and_the_right_one_wins():
+    left = Plan({"a": 1, "b": 2, "c": 3}, "full", 2, 4, {"a": "rebuilt", "b": "rebuilt"})
+    right = Plan({"b": 5, "d": 6}, "full", 2, 4, {"d": "rebuilt"})
+    modes = {"a": "rebuilt", "d": "rebuilt"}
+    assert left | right == Plan({"a": 1, "b": 5, "c": 3, "d": 6}, "full", 2, 4, modes)
+    assert left | Plan({}) == left == Plan({}) | left
+    for other in (Plan({"x": 1}), Plan({"x": 1}, "full"), Plan({"x": 1}, "full", 2)):
+        with pytest.raises(ValueError, match="Plans of different forms"):
+            left | other
+    with pytest.raises(TypeError):
+        left | {"a": 1}  # type: ignore[operator]
+
+
 def test_plan_of_a_model_that_no_plan_describes():
     for other in ({"form": "full"}, {"coef_groups": 2}, {"coef_rank": 1}):
         model = nn.Sequential(BasisConv2d(4, 8, 3, 4), BasisConv2d(8, 8, 3, 4, **other))
@@ -737,6 +974,78 @@ def test_a_dense_checkpoint_loaded_by_qr_keeps_real_filters():
         passed = layer.passed.bool()
         assert passed.sum() == layer.n_basis
         assert torch.equal(layer.basis, trained.get_parameter(f"{name}.weight")[passed])
+
+
+class Holding(nn.Module):
+    """With what a checkpoint or its failure meets: buffers of all kinds and an extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        grid = torch.linspace(0, 1, 8)[:, None].expand(8, 8)
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("step", torch.tensor(3))
+        self.register_buffer("none", None)
+        self.extra = {"seen": [1]}
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        return self.extra
+
+    def set_extra_state(self, state: dict[str, list[int]]) -> None:
+        self.extra = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.bn(self.a(x)))
+
+
+@pytest.mark.parametrize("lacking", ["b.bias", "b.weight", "a.weight", "bn.running_var", "step"])
+def test_a_checkpoint_that_lacks_something_changes_neither_buffers_nor_extra_states(lacking: str):
+    donor = Holding()
+    donor(X)
+    donor.step.fill_(7)
+    donor.extra = {"seen": [1, 2]}
+    checkpoint = {k: v + 1 if isinstance(v, Tensor) else v for k, v in donor.state_dict().items()}
+    model = bc.apply_plan(Holding(), Plan({"b": 4}))
+    was, extra = [(t, t.clone()) for t in (*model.parameters(), *model.buffers())], model.extra
+    full = dict(checkpoint)
+    del checkpoint[lacking]
+    with pytest.raises(ValueError, match=lacking):
+        bc.load_dense_state_dict(model, checkpoint)
+    assert all(torch.equal(tensor, value) for tensor, value in was)
+    assert model.extra == extra == {"seen": [1]} and torch.equal(model.grid, Holding().grid)
+    bc.load_dense_state_dict(model, full)
+    assert model.step == 8 and model.extra == {"seen": [1, 2]}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_checkpoint_fills_lazy_parameters_or_leaves_them_lazy():
+    def lazy() -> nn.Module:
+        convs = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        return nn.Sequential(*convs, nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+
+    donor = lazy()
+    donor(X)
+    model, state = bc.apply_plan(lazy(), Plan({"1": 8}), inplace=True), donor.state_dict()
+    held, kinds = dict(model.named_parameters()), {n: type(p) for n, p in model.named_parameters()}
+    lacking = {name: value for name, value in state.items() if name != "4.bias"}
+    with pytest.raises(ValueError, match=r"4\.bias"):
+        bc.load_dense_state_dict(model, lacking)
+    assert {n: type(p) for n, p in model.named_parameters()} == kinds
+    assert all(held[n] is p for n, p in model.named_parameters())
+    bc.load_dense_state_dict(model, state)
+    torch.testing.assert_close(model.eval()(X), donor.eval()(X), rtol=1e-4, atol=1e-4)
+
+
+def test_an_error_of_no_checkpoints_names_the_layer(monkeypatch: pytest.MonkeyPatch):
+    def failing(*given: Any, **named: Any) -> Any:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr("basisconv.layer.decompose", failing)
+    model = network()
+    was = Frozen(model)
+    with pytest.raises(torch.linalg.LinAlgError) as caught:
+        bc.apply_plan(model, Plan({"1.plain": 5}), inplace=True)
+    assert "1.plain" in caught.value.__notes__[0] and was.same(model)
 
 
 def test_a_checkpoint_from_before_batches_were_counted_loads():

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from basisconv.cost import LayerCost, Summary, observe, summary
 from basisconv.decompose import FORMS
 from basisconv.layer import BasisConv2d
-from basisconv.plan import Plan, basis_filters, make_plan
+from basisconv.plan import Plan
+from basisconv.planning import basis_filters, make_plan
 from basisconv.study.records.environment import device, environment, prepare
 from basisconv.study.records.run import Precision
 from basisconv.study.timing.pace import (
