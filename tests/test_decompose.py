@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from basisconv.decompose import FORMS, assemble, decompose, low_rank, pivoted_rows
+import basisconv.decompose as module
+from basisconv.decompose import FORMS, Form, assemble, decompose, low_rank, pivoted_rows
 
 # Wide, tall, square, one column, one row.
 SHAPES = [(12, 45), (16, 5), (9, 9), (7, 1), (1, 6)]
@@ -197,3 +198,55 @@ def test_low_rank_of_dependent_basis_filters():
 def test_arguments_that_do_not_exist_are_named(n_basis, method, form, message):
     with pytest.raises(ValueError, match=message):
         decompose(random_matrix(6, 4), n_basis, method, form)
+
+
+# Large kernels.
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller ones are large here, which takes less time."""
+    monkeypatch.setattr(module, "LARGE", 200)
+
+
+def spectra() -> dict[str, Tensor]:
+    noise, decay = random_matrix(256, 330).float(), torch.arange(1, 257) ** -0.7
+    mixed = torch.linalg.qr(random_matrix(256, 256, 1)).Q.float() * decay
+    return {"noise": noise, "trained": mixed @ noise, "tall": (mixed @ noise).T.contiguous()}
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("m", [16, 64, 128])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["noise", "trained", "tall"])
+def test_a_large_kernel_is_nearly_the_best_of_its_rank(kind: str, form: Form, m: int) -> None:
+    weight = spectra()[kind]
+    best = torch.linalg.svdvals(weight.double())[m:].square().sum().sqrt()
+    factors = decompose(weight, m, "svd", form)
+    product = assemble(factors) @ factors.basis
+    assert 1 - 1e-9 < (product - weight).norm() / best < 1.005
+    assert factors.coef.abs().max() < 100 and factors.basis.shape == (m, weight.shape[1])
+    assert torch.equal(factors.basis, decompose(weight, m, "svd", form).basis)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("form", FORMS)
+def test_large_kernels_of_low_rank_of_zeros_and_of_small_numbers(form: Form) -> None:
+    weight = of_rank(256, 330, 20).float()
+    factors = decompose(weight, 64, "svd", form)
+    assert (assemble(factors) @ factors.basis - weight).norm() < 1e-5 * weight.norm()
+    zeros = decompose(torch.zeros(256, 330), 64, "svd", form)
+    assert (assemble(zeros) @ zeros.basis).abs().max() == 0
+    small = decompose(1e-30 * spectra()["noise"], 64, "svd", form)
+    assert torch.isfinite(small.coef).all() and small.basis.abs().max() > 0
+
+
+@pytest.mark.usefixtures("large")
+def test_what_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_truncated", None)
+    decompose(random_matrix(256, 330), 8)  # double precision
+    decompose(random_matrix(199, 330).float(), 8)
+    decompose(random_matrix(256, 330).float(), 129)
+    decompose(random_matrix(256, 330).float(), 8, "qr")
+    monkeypatch.undo()
+    assert module.LARGE > 512  # no network of the study has as many filters and as many weights
