@@ -66,7 +66,16 @@ class BasisConv2d(nn.Module):
         coef_in: (blocks * coef_rank, m/blocks).
         passed: buffer of shape (out_channels,), subset form alone: 1 where the output is a basis
             filter, in the order of `basis`, and 0 where it combines them, in that of `coef`. A
-            real number, so that an average of several models or steps (EMA, SWA) keeps it.
+            real number, so that an average of several models or steps (EMA, SWA) keeps it. Write
+            to it as to any tensor, but on a GPU not through `.data`, which leaves no trace.
+        weight: the dense kernel, computed at each access. It cannot be assigned. Writing to it in
+            place (`weight.data += d`, `nn.init.zeros_(weight)`, the merging of LoRA adapters)
+            changes a tensor that nobody reads again, which no code can see: make the layer dense
+            first, by `to_conv2d` or `basisconv.restore`.
+
+    With n_basis = out_channels the subset form has no coefficients: `coef` (or `coef_out`) is then
+    an empty buffer and no parameter. Libraries that refuse buffers in layers that train, as
+    Opacus does, take form="full", which has none.
 
     Raises:
         ValueError: for any of these out of its range, naming the range.
@@ -260,9 +269,11 @@ class BasisConv2d(nn.Module):
         Args:
             conv: the layer to decompose; it is not changed, and its bias is copied.
             n_basis: trained filters.
-            init: "svd" for the best kernel of rank n_basis, "qr" for n_basis of the layer's own
-                filters and a least-squares fit of the others (see `basisconv.decompose`),
-                "random" for new factors whose product has the mean square of the kernel. With
+            init: "svd", for trained layers: the best kernel of rank n_basis. "qr", for trained
+                layers whose filters should stay real ones: n_basis of them and a least-squares fit
+                of the others (see `basisconv.decompose`). "random", for training from scratch: new
+                factors whose product has the mean square of the kernel, which that of an
+                untrained kernel's SVD falls short of. On the device `meta` none has values. With
                 `coef_groups` each block is decomposed by itself, which is the best
                 block-diagonal approximation; with `coef_rank` the coefficients are then cut
                 to that rank with the least error in the kernel.
