@@ -334,3 +334,31 @@ def test_a_stem_in_basis_form_spares_its_inputs_gradient_alone(
     model = nn.Sequential(bc.BasisConv2d.from_conv2d(stem, 2, **settings))  # type: ignore[arg-type]
     x = torch.randn(2, 3, 5, 4)
     assert bc.summary(model, x.shape).macs_backward == macs == counted(model, x)[1]
+
+
+def test_a_summary_says_what_was_saved() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False))
+    size, plan = (1, 3, 6, 6), bc.Plan({"1": 4})
+    dense = bc.summary(model, size)
+    assert dense.dense is None and "dense:" not in str(dense)
+    for costs in (bc.summary(model, size, plan), bc.summary(bc.apply_plan(model, plan), size)):
+        assert costs.dense == dense
+        lines = str(costs).splitlines()
+        # 4 positions of 8×72 multiplications, and in basis form of 4×72 + 8×4.
+        assert [line.split()[-1] for line in lines if line.startswith(("0 ", "1 "))] == [
+            "100%", f"{(4 * 72 + 32) / (8 * 72):.0%}"
+        ]  # fmt: skip
+        assert "of dense" in lines[1]
+        ratios = dense.parameters / costs.parameters, dense.macs / costs.macs
+        assert lines[-1] == (
+            f"dense: {dense.parameters:,} parameters ({ratios[0]:.2f}×), "
+            f"{dense.macs:,} MACs ({ratios[1]:.2f}×)"
+        )
+        page = costs._repr_html_()
+        assert lines[-1] in page and page.count("<th>") == 8 and page.count("<tr") == 4
+
+
+def test_tab_completion_offers_what_is_public() -> None:
+    assert set(dir(bc)) == {*bc.__all__, "__version__"}
+    assert all(hasattr(bc, name) for name in dir(bc))

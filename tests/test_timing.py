@@ -268,3 +268,29 @@ def test_each_step_under_autocast_casts_its_weights_anew() -> None:
 def test_what_cannot_be_waited_for_is_not_timed() -> None:
     with pytest.raises(ValueError, match="not on mps"):
         timing.compare({"nothing": lambda: None}, device="mps")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_where_somebody_looks(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Stream:
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return terminal
+
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+    model = bc.apply_plan(nn.Sequential(nn.Conv2d(3, 4, 3)), bc.Plan({"0": 2}))
+    monkeypatch.setattr(timing.sys, "stderr", Stream())
+    monkeypatch.delitem(timing.sys.modules, "ipykernel", raising=False)
+    bc.tune(model, torch.randn(1, 3, 5, 5), repeats=1)
+    assert ("tune" in "".join(written)) == terminal
+    monkeypatch.setitem(timing.sys.modules, "tqdm.auto", None)
+    assert len(bc.tune(model, torch.randn(1, 3, 5, 5), repeats=1)) == 1
