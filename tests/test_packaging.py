@@ -18,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import basisconv
+from basisconv.study.experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -320,3 +321,12 @@ def test_the_ci_script_is_a_runnable_bash_script():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_the_readme_lists_the_experiments_of_the_registry() -> None:
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(notebooks/\1\.ipynb\) \| (.*?) \|$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert rows == [(name, experiment.question) for name, experiment in EXPERIMENTS.items()]

@@ -41,39 +41,25 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "00_method": Experiment(
-        method, "What is the decomposition, is it exact, and what should it cost?"
-    ),
+    "00_method": Experiment(method, "What is the decomposition, is it exact, what should it cost?"),
     "01_baseline": Experiment(baseline, "Is our dense ResNet-18 as good as the field's?"),
-    PILOT: Experiment(
-        pilot,
-        "Which learning rate and batch size suits each kind of arm, and how far do runs scatter?",
-    ),
+    PILOT: Experiment(pilot, "Which learning rate and batch size suits each arm?"),
     "02_all_layers": Experiment(
-        all_layers,
-        "What do basis filters in all layers buy against dense trained for the same time?",
+        all_layers, "Basis filters in all layers against dense of the same time?"
     ),
     "02b_widths": Experiment(widths, "And with the network's width free to choose?"),
     "03_sensitivity": Experiment(
         sensitivity, "Which single layers hurt, and how sure is the ranking?"
     ),
-    "04_selection": Experiment(
-        selection,
-        "Does choosing layers by sensitivity beat choosing at random, or the first five?",
-    ),
+    "04_selection": Experiment(selection, "Does choosing layers by sensitivity beat chance?"),
     "05_skip_training": Experiment(
-        skip_training,
-        "Basis first and dense later, or the reverse: when to switch, and how?",
+        skip_training, "Basis first and dense later, or the reverse: when to switch?"
     ),
-    "05b_defaults": Experiment(
-        defaults,
-        "What is each choice worth that the paper leaves open and we had to make?",
-    ),
-    "06_timing": Experiment(
-        timing, "How much of the saving in multiplications does the clock see?"
-    ),
+    "05b_defaults": Experiment(defaults, "What is each choice worth that the paper leaves open?"),
+    "06_timing": Experiment(timing, "How much of the saving does the clock see?"),
     "10_claims": Experiment(claims, "What of the paper holds?"),
 }
+"""By name, in the order of notebooks, paper and README."""
 
 NOTEBOOKS: tuple[str, ...] = tuple(EXPERIMENTS)
 
