@@ -54,7 +54,7 @@ def test_the_paper_is_rebuilt_from_records_in_under_a_minute_and_is_the_same(roo
     files = [p for p in root.rglob("*") if p.is_file()]
     names = {p.relative_to(root).as_posix() for p in files}
     assert {"figures/frontier.svg", "figures/method.png", "figures/sensitivity.csv"} <= names
-    assert {"paper/results/tables/claims.tex", "paper/results/numbers/10_claims.json"} <= names
+    assert {"paper/results/tables/claims.md", "paper/results/numbers/10_claims.json"} <= names
     before = {p: p.read_bytes() for p in files}
     paper.build_published("desk")
     assert {p: p.read_bytes() for p in files} == before

@@ -19,16 +19,6 @@ from matplotlib.figure import Figure
 from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "×": r"$\times$", "→": r"$\rightarrow$", "±": r"$\pm$", "−": r"$-$", "≥": r"$\geq$",
-    "≤": r"$\leq$", "–": "--", "—": "---", "ρ": r"$\rho$", "Δ": r"$\Delta$", "²": r"$^2$",
-    "⁻": r"\textsuperscript{$-$}",
-    **{digit: rf"\textsuperscript{{{n}}}" for n, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹") if n != 2},
-    "“": "``", "”": "''", "…": r"\ldots{}",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Table:
@@ -36,7 +26,7 @@ class Table:
 
     Attributes:
         frame: the numbers with the ends of their intervals, one column each; saved as CSV.
-        shown: the same rows as text for people; saved as Markdown and LaTeX.
+        shown: the same rows as text for people; saved as Markdown.
         caption: what it shows, in a sentence or two.
     """
 
@@ -54,19 +44,6 @@ class Table:
         rule = ["---" if left else "---:" for left in self._left()]
         lines = [rows[0], rule, *rows[1:]]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-    def latex(self) -> str:
-        r"""The text as a LaTeX tabular; needs `\usepackage{booktabs}`."""
-        rows = [
-            " & ".join("".join(_LATEX.get(c, c) for c in str(cell)) for cell in row) + r" \\"
-            for row in self._rows()
-        ]
-        columns = "".join("l" if left else "r" for left in self._left())
-        lines = [
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
-            r"\bottomrule", r"\end{tabular}",
-        ]  # fmt: skip
-        return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The text as JSON values: what the paper prints."""
@@ -135,7 +112,7 @@ class Report:
         """Write every table, figure and number.
 
         Args:
-            folder: gets `tables/<name>.{csv,md,tex}` and `numbers/<section>.json`.
+            folder: gets `tables/<name>.{csv,md}` and `numbers/<section>.json`.
             figures: gets `<name>.{pdf,svg,png,csv}`; None for `figures` in the same folder.
 
         Returns:
@@ -144,10 +121,8 @@ class Report:
         files: dict[Path, bytes] = {}
         for name, table in self.tables.items():
             stem = folder / "tables" / name
-            for suffix, text in (
-                (".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex()),
-            ):  # fmt: skip
-                files[stem.with_suffix(suffix)] = text.encode()
+            files[stem.with_suffix(".csv")] = table.csv().encode()
+            files[stem.with_suffix(".md")] = table.markdown().encode()
         for name, plot in self.figures.items():
             stem = (figures or folder / "figures") / name
             files[stem.with_suffix(".csv")] = plot.csv().encode()
