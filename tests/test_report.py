@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ from basisconv.study.report import (
     speedup,
     switches,
 )  # fmt: skip
-from basisconv.study.report.output import Report, Table
+from basisconv.study.report.output import Report
+from basisconv.study.report.statistics.stats import NAN
+from basisconv.study.report.tables import fixed, make_table, plain, words
 from basisconv.study.report.text import NOTHING
 
 SECTIONS, RECORDS = synthetic.all_sections()
@@ -713,8 +716,8 @@ def test_trial_profiles_mark_what_they_measured(profile: str) -> None:
         (synthetic.baseline_section(profile=profile, seeds=(0,)), "baseline_learning_curves", True),
         ((synthetic.method_section(profile), {}), "method", False),
     ):
-        by_name = report.build(*section).figures[name]._repr_png_()
-        never = report.build(*section, preliminary=False).figures[name]._repr_png_()
+        by_name = report.build(*section).figures[name]._repr_html_()
+        never = report.build(*section, preliminary=False).figures[name]._repr_html_()
         assert (by_name != never) is marked
 
 
@@ -723,10 +726,37 @@ def test_an_unknown_section_is_refused() -> None:
         report.build(Section(name="99_other", profile="desk", arms=(), facts={}), {})
 
 
-def test_tables_escape_what_markdown_would_read() -> None:
-    shown = pd.DataFrame({"a|b": ["50 % | more"], "x": ["±0.2 → −1×"]})
-    lines = Table(shown, shown, "").markdown().splitlines()
-    assert lines[0] == r"| a\|b | x |" and lines[2] == r"| 50 % \| more | ±0.2 → −1× |"
+def test_tables_escape_what_their_readers_would_read() -> None:
+    frame = pd.DataFrame({"name": ["50 % | more <b>"], "x": [0.2]})
+    table = make_table(frame, [words("a|b", "name"), fixed("x", "x", 1, "×")], "Less & more.")
+    lines = table.markdown().splitlines()
+    assert lines == [r"| a\|b | x |", "| --- | ---: |", r"| 50 % \| more <b> | 0.2× |"]
+    html = table._repr_html_()
+    assert "<caption" in html and "Less &amp; more." in html
+    assert '<td style="text-align: left">50 % | more &lt;b&gt;</td>' in html
+    assert '<td style="text-align: right">0.2×</td>' in html
+
+
+def test_a_table_shows_gaps_for_what_does_not_exist_and_repeated_cells_once() -> None:
+    frame = pd.DataFrame({"who": ["a", "a", "b"], "what": [None, "x", "x"], "n": [1.5, 2, NAN]})
+    table = make_table(
+        frame, [words("who", "who", once=True), words("what", "what"), plain("n", "n")], ""
+    )
+    assert table.shown.to_numpy().tolist() == [
+        ["a", NOTHING, "1.5"], ["", "x", "2"], ["b", "x", NOTHING],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_report_shows_its_headline_figures_and_tables_in_a_notebook(name: str) -> None:
+    made = built(name)
+    html = made._repr_html_()
+    assert escape(made.numbers["headline"]) in html
+    assert html.count('<img src="data:image/png;base64,') == len(made.figures)
+    for plot in made.figures.values():
+        assert f'alt="{escape(plot.caption)}"' in html
+    for table in made.tables.values():
+        assert table._repr_html_() in html
 
 
 def test_rows_of_one_device_name_it_once() -> None:

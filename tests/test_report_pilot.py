@@ -12,12 +12,12 @@ from scipy import stats as oracle
 
 from basisconv.study import report
 from basisconv.study.records.run import Section
-from basisconv.study.report import arms, pilot_frames
+from basisconv.study.report import arms, pilot
 from basisconv.study.report.statistics.rankings import reliability
 
 SECTION, RECORDS = synthetic.pilot_section()
 FOUND = arms.measure(SECTION, RECORDS)
-GRID, SPREAD = pilot_frames.grid_frame(FOUND), pilot_frames.spread_frame(FOUND)
+GRID, SPREAD = pilot.grid_frame(FOUND), pilot.spread_frame(FOUND)
 
 
 def losses(section: Section, label: str, records: Any = RECORDS) -> list[float]:
@@ -26,7 +26,7 @@ def losses(section: Section, label: str, records: Any = RECORDS) -> list[float]:
 
 
 def test_the_best_setting_is_found_for_each_kind_of_arm_and_budget() -> None:
-    best = pilot_frames.best_frame(GRID, SPREAD)
+    best = pilot.best_frame(GRID, SPREAD)
     chosen = {(r.method, r.budget): (r.learning_rate, r.batch_size) for r in best.itertuples()}
     assert chosen == {
         (method, budget): (0.4 if method == "skip" else 0.2, 64)
@@ -39,7 +39,7 @@ def test_the_best_setting_is_found_for_each_kind_of_arm_and_budget() -> None:
 
 
 def test_a_lead_is_told_in_standard_errors_of_a_difference() -> None:
-    row = pilot_frames.best_frame(GRID, SPREAD).iloc[0]
+    row = pilot.best_frame(GRID, SPREAD).iloc[0]
     first = losses(SECTION, "dense at 1, batch 64, rate 0.2")
     second = losses(SECTION, "dense at 1, batch 128, rate 0.2")
     assert (row.next_learning_rate, row.next_batch_size) == (0.2, 128)
@@ -52,10 +52,10 @@ def test_a_lead_is_told_in_standard_errors_of_a_difference() -> None:
 def test_a_setting_that_lost_a_run_is_none_to_choose() -> None:
     grid = GRID.copy()
     grid.loc[(grid["learning_rate"] == 0.2) & (grid["batch_size"] == 64), "lost"] = 1
-    best = pilot_frames.best_frame(grid, SPREAD)
+    best = pilot.best_frame(grid, SPREAD)
     assert not ((best["learning_rate"] == 0.2) & (best["batch_size"] == 64)).any()
     grid["lost"] = 1
-    assert pilot_frames.best_frame(grid, SPREAD).empty
+    assert pilot.best_frame(grid, SPREAD).empty
 
 
 def test_the_spread_is_the_runs_own_standard_deviation() -> None:
@@ -69,7 +69,7 @@ def test_the_spread_is_the_runs_own_standard_deviation() -> None:
 
 
 def test_each_sweep_is_judged_by_itself() -> None:
-    sweeps = pilot_frames.sweep_frame(SECTION, RECORDS)
+    sweeps = pilot.sweep_frame(SECTION, RECORDS)
     for number, row in enumerate(sweeps.itertuples()):
         own = [a for a in SECTION.arms if a.detail.get("sweep") == number]
         dense, *layers = ([RECORDS[i].result.val_loss for i in a.run_ids] for a in own)
@@ -93,13 +93,12 @@ def test_the_report_says_what_it_found_and_nothing_of_hours_that_nobody_knows() 
 
 def test_the_figure_draws_what_its_csv_holds() -> None:
     plot = report.build(SECTION, RECORDS).figures["pilot_grid"]
-    drawn = sorted(
-        round(float(y), 9)
+    drawn = [
+        round(float(loss), 9)
         for axes in plot.figure.axes
-        for container in axes.containers
-        for y in container.lines[0].get_ydata()  # type: ignore[attr-defined]
-    )
-    assert drawn == sorted(round(y, 9) for y in plot.data["val_loss"])
+        for loss in axes.collections[0].get_array().ravel()  # type: ignore[union-attr]
+    ]
+    assert sorted(drawn) == sorted(round(y, 9) for y in plot.data["val_loss"])
 
 
 def test_a_pilot_whose_runs_all_diverged_says_so() -> None:

@@ -10,12 +10,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.equal_steps import equal_steps, on_budget, shown, told
+from basisconv.study.report.equal_steps import equal_steps, on_budget, told
 from basisconv.study.report.frontier import findings, frontier
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.speedup import bracket_text
+from basisconv.study.report.tables import cell, count, make_table, percent, plain, words
+
+_NAMED = [words("arm", "label"), plain("budget", "budget")]
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
@@ -23,13 +26,16 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, equal = on_budget(every), equal_steps(section, records)
     table = frontier(section, records)
+    ordered, sizes = table.sort_values("budget", kind="stable"), table.drop_duplicates("label")
     unit = str(section.facts.get("unit", "the cost source"))
+    speed_up = words("speed-up", lambda r: bracket_text(r.speedup_at_least, r.speedup_below))
+    verdict = tables.verdict(text.VERDICT_WORDS_ON_DENSE)
     return Report(
         section.name,
         section.profile,
         tables={
-            "frontier": Table(
-                table, _shown(table, outcome),
+            "frontier": make_table(
+                table, [*_NAMED, *tables.against_dense(outcome), speed_up, verdict],
                 f"Every arm at every budget of training time (in dense epochs, by {unit}): "
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
                 "the same time (Welch, p by Holm over the basis arms, and over the narrower "
@@ -37,24 +43,31 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "measured dense budgets (by the comparisons with dense of all other budgets, "
                 "corrected in the same way). Equal within: the smallest margin within which the "
                 "equivalence test would find both equal.",
+                rows=ordered,
             ),
-            "equal_steps": Table(
-                equal, shown(equal, outcome),
+            "equal_steps": make_table(
+                equal,
+                [words("f", lambda row: text.share(row.ratio)), percent("time", "time"),
+                 *tables.against_dense(outcome), verdict],
                 "All layers in basis form, trained for as many steps as dense in "
                 f"{text.epochs(equal['dense_budget'].iloc[0])} and with its settings: the time "
                 f"that they take of dense's, by {unit}; {outcome} accuracy with its 95 % "
                 "interval; and its difference from dense's (Welch, p by Holm over the rows).",
             ),
-            "frontier_size": Table(
-                table, _shown_size(table),
+            "frontier_size": make_table(
+                table, _size_columns(sizes[sizes["method"] == "dense"].iloc[0]),
                 "What each arm's network holds and executes for one image, against dense. "
                 + text.MACS_BY_PARAMETERS,
+                rows=sizes,
             ),
-            "frontier_settings": Table(
-                table, _shown_settings(table),
+            "frontier_settings": make_table(
+                table,
+                [*_NAMED, plain("learning rate", "learning_rate"), plain("batch", "batch_size"),
+                 words("steps", lambda row: ", then ".join(f"{n:,}" for n in row.steps))],
                 "What the arms were trained with: "
                 + ("tuned for each kind of arm on validation images alone, on seeds of the "
                    "pilot's own." if section.facts.get("tuned") else "the same for all of them."),
+                rows=ordered,
             ),
         },
         figures={
@@ -82,50 +95,15 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     )  # fmt: skip
 
 
-def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = []
-    for row in table.sort_values(["budget"], kind="stable").itertuples():
-        rows.append(
-            {
-                "arm": row.label,
-                "budget": f"{row.budget:g}",
-                **text.against_dense(row, outcome),
-                "speed-up": bracket_text(row.speedup_at_least, row.speedup_below),
-                "verdict": text.VERDICT_WORDS_ON_DENSE[row.verdict],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _shown_size(table: pd.DataFrame) -> pd.DataFrame:
-    sizes = table.drop_duplicates("label")
-    dense = sizes[sizes["method"] == "dense"].iloc[0]
-    rows = [
-        {
-            "arm": row.label,
-            "parameters": f"{int(row.parameters):,}",
-            "of dense": f"{100 * row.parameters / dense.parameters:.0f} %",
-            "MACs by parameters": text.millions(row.macs),
-            "MACs executed": text.millions(row.executed_macs),
-            "of dense ": f"{100 * row.executed_macs / dense.executed_macs:.0f} %",
-        }
-        for row in sizes.itertuples()
+def _size_columns(dense: Any) -> list[tables.Column]:
+    return [
+        words("arm", "label"),
+        count("parameters", "parameters"),
+        percent("of dense", lambda row: row.parameters / dense.parameters),
+        cell("MACs by parameters", "macs", text.millions),
+        cell("MACs executed", "executed_macs", text.millions),
+        percent("of dense", lambda row: row.executed_macs / dense.executed_macs),
     ]
-    return pd.DataFrame(rows)
-
-
-def _shown_settings(table: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "arm": row.label,
-            "budget": f"{row.budget:g}",
-            "learning rate": f"{row.learning_rate:g}",
-            "batch": f"{row.batch_size}",
-            "steps": ", then ".join(f"{steps:,}" for steps in row.steps),
-        }
-        for row in table.sort_values(["budget"], kind="stable").itertuples()
-    ]
-    return pd.DataFrame(rows)
 
 
 def _labels(table: pd.DataFrame) -> dict[str, tuple[str, int]]:

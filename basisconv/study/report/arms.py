@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -177,6 +177,36 @@ def decided(table: pd.DataFrame, families: Iterable[object] | None = None) -> pd
         for r, p in zip(table.itertuples(), adjusted, strict=True)
     ]
     return table.assign(p_holm=adjusted, verdict=verdicts)
+
+
+def compare_table(
+    found: Sequence[Measured],
+    rival: Callable[[Measured], Measured | None],
+    before: Callable[[Measured], Mapping[str, Any]],
+    after: Callable[[Measured], Mapping[str, Any]] = lambda _: {},
+    family: Callable[[Measured], object] = lambda _: None,
+) -> pd.DataFrame:
+    """One row an arm: what it reached, and how it compares with its rival.
+
+    Args:
+        found: the arms.
+        rival: what an arm is held against; nothing where that is None or the arm itself.
+        before: an arm's columns that stand before those of its accuracy.
+        after: its columns behind those of the comparison.
+        family: Holm's correction is over the arms with one value of it; by default over all.
+    """
+    rows = []
+    for m in found:
+        other, mean = rival(m), m.interval
+        compared = compare_values(m.accuracy, other.accuracy if other and other is not m else [])
+        rows.append(
+            {
+                "label": m.arm.label, **before(m), "n": m.n, "lost": m.lost,
+                "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
+                **columns(compared), **after(m),
+            }
+        )  # fmt: skip
+    return decided(pd.DataFrame(rows), [family(m) for m in found])
 
 
 def tested(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, text
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.statistics.stats import NAN
+from basisconv.study.report.tables import cell, interval, make_table, plain, words
 
 LITERATURE: tuple[tuple[str, float, str], ...] = (
     ("ResNet-20", 91.25, "He et al., 2016"),
@@ -35,13 +37,17 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "baseline": Table(
-                table, _shown(table),
+            "baseline": make_table(
+                table,
+                [words("network", "network"), interval("accuracy (%)", "accuracy low high", 2),
+                 cell("n", lambda r: NAN if pd.isna(r.n) else text.seeds(int(r.n), int(r.lost)),
+                      str),
+                 plain("epochs", "epochs"), words("source", "source")],
                 f"The dense network ({outcome} accuracy, mean with its 95 % interval) and what "
                 "others report for CIFAR-10 on its test set.",
             ),
-            "recipe": Table(
-                recipe, recipe,
+            "recipe": make_table(
+                recipe, [words("setting", "setting"), words("value", "value")],
                 "The settings of the dense runs here. The other experiments share them but for "
                 "their length, their seeds and what is under test"
                 + (", and for the learning rate and batch size that were tuned for each kind of "
@@ -96,25 +102,6 @@ def _recipe(facts: Mapping[str, Any], records: Sequence[Record]) -> pd.DataFrame
         "number format": f"{run.precision}, torch.compile {'on' if run.compile else 'off'}",
     }
     return pd.DataFrame({"setting": list(rows), "value": list(rows.values())})
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    cells = [
-        text.with_interval(row["accuracy"], row.get("low", text.NAN), row.get("high", text.NAN), 2)
-        for _, row in table.iterrows()
-    ]
-    return pd.DataFrame(
-        {
-            "network": table["network"],
-            "accuracy (%)": cells,
-            "n": [
-                text.NOTHING if pd.isna(n) else text.seeds(int(n), int(lost))
-                for n, lost in zip(table["n"], table["lost"], strict=True)
-            ],
-            "epochs": [text.NOTHING if pd.isna(e) else f"{e:g}" for e in table["epochs"]],
-            "source": table["source"],
-        }
-    )
 
 
 def _curves(

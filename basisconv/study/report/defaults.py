@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.tables import count, interval, make_table, percent, words
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
@@ -29,8 +30,14 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "defaults": Table(
-                table, _shown(table, outcome),
+            "defaults": make_table(
+                table,
+                [words("variant", "label"), percent("parameters", "parameters"),
+                 percent("MACs executed", "executed_macs"), count("steps", "steps"),
+                 tables.seeds(), tables.accuracy(outcome),
+                 tables.difference("minus defaults (points)"), tables.p_value(),
+                 interval("loss minus defaults", "loss_difference loss_low loss_high", 3, True),
+                 tables.verdict()],
                 f"One default changed at a time ({where}): {outcome} accuracy with its 95 % "
                 "interval, the difference from our defaults in accuracy (Welch, p by Holm) and in "
                 "validation loss, and what the network holds and a step executes, relative to the "
@@ -61,52 +68,28 @@ def variant_frame(found: Sequence[Measured]) -> pd.DataFrame:
     usual = next((m for m in found if m.arm.detail.get("choice") == "default"), None)
     if usual is None:
         raise ValueError("05b_defaults has no arm with the defaults to hold the others against.")
-    rows = []
-    for m in found:
-        rival = usual if m is not usual else None
-        c = arms.compare_values(m.accuracy, rival.accuracy if rival else [])
-        loss = arms.compare_values(m.val_loss, rival.val_loss if rival else []).difference
-        mean, size = m.interval, usual.arm.detail
+    size = usual.arm.detail
+
+    def after(m: Measured) -> dict[str, Any]:
         detail: dict[str, Any] = m.arm.detail
-        rows.append(
-            {
-                "label": m.arm.label, "choice": detail["choice"], "n": m.n, "lost": m.lost,
-                "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
-                **arms.columns(c), "loss_difference": loss.estimate, "loss_low": loss.low,
-                "loss_high": loss.high,
-                "parameters": _ratio(detail, size, "parameters"),
-                "executed_macs": _ratio(detail, size, "executed_macs"),
-                "steps": sum(detail["steps"]),
-            }
-        )  # fmt: skip
-    return arms.decided(pd.DataFrame(rows))
+        loss = arms.compare_values(m.val_loss, [] if m is usual else usual.val_loss).difference
+        return {
+            "loss_difference": loss.estimate, "loss_low": loss.low, "loss_high": loss.high,
+            "parameters": _ratio(detail, size, "parameters"),
+            "executed_macs": _ratio(detail, size, "executed_macs"),
+            "steps": sum(detail["steps"]),
+        }  # fmt: skip
+
+    return arms.compare_table(
+        found,
+        rival=lambda _: usual,
+        before=lambda m: {"choice": m.arm.detail["choice"]},
+        after=after,
+    )
 
 
 def _ratio(detail: Mapping[str, Any], usual: Mapping[str, Any], what: str) -> float:
     return float(detail[what]) / float(usual[what])
-
-
-def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = [
-        {
-            "variant": r.label,
-            "parameters": f"{100 * r.parameters:.0f} %",
-            "MACs executed": f"{100 * r.executed_macs:.0f} %",
-            "steps": f"{r.steps:,}",
-            "n": text.seeds(r.n, r.lost),
-            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
-            "minus defaults (points)": text.with_interval(
-                r.difference, r.difference_low, r.difference_high, 2, True
-            ),
-            "p (Holm)": text.p_value(r.p_holm),
-            "loss minus defaults": text.with_interval(
-                r.loss_difference, r.loss_low, r.loss_high, 3, True
-            ),
-            "verdict": text.VERDICT_WORDS[r.verdict],
-        }
-        for r in table.itertuples()
-    ]
-    return pd.DataFrame(rows)
 
 
 def _figure(table: pd.DataFrame) -> Figure:
@@ -141,13 +124,13 @@ def _figure(table: pd.DataFrame) -> Figure:
 def _numbers(table: pd.DataFrame, found: Sequence[Measured], outcome: str) -> dict[str, Any]:
     variants = table[table["difference"].notna()]
     findings = [_headline(variants)]
-    for verdict, words in (("above", "Better than our defaults"), ("below", "Worse")):
+    for verdict, said in (("above", "Better than our defaults"), ("below", "Worse")):
         told = [
             f"{r.label} ({text.gain(r)})"
             for r in variants[variants["verdict"] == verdict].itertuples()
         ]
         if told:
-            findings.append(f"{words}: {text.listed(told)}.")
+            findings.append(f"{said}: {text.listed(told)}.")
     return {
         "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
         "notes": arms.lost_note(found),

@@ -37,42 +37,27 @@ def equal_steps(section: Section, records: Mapping[str, Record]) -> pd.DataFrame
     if not equal:
         raise ValueError(f"{section.name} has no arm that trains for as many steps as dense.")
     of_dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
-    rows = []
-    for m in equal:
+
+    def same_steps(m: Measured) -> Measured:
         dense = of_dense.get(m.arm.budget)
         if dense is None or dense.arm.detail["steps"] != m.arm.detail["steps"]:
             raise ValueError(f"No arm of dense trained for as many steps as {m.arm.label}.")
-        mean = m.interval
-        rows.append(
-            {
-                "label": m.arm.label, "ratio": ratio(m), "steps": m.arm.detail["steps"],
-                "dense_budget": dense.arm.budget, "time": m.time / dense.time, "n": m.n,
-                "lost": m.lost, "accuracy": mean.mean, "low": mean.low, "high": mean.high,
-                "sd": mean.sd, **arms.columns(arms.compare(m, dense)),
-            }
-        )  # fmt: skip
-    return arms.decided(pd.DataFrame(rows))
+        return dense
+
+    return arms.compare_table(
+        equal,
+        rival=same_steps,
+        before=lambda m: {
+            "ratio": ratio(m), "steps": m.arm.detail["steps"], "dense_budget": m.arm.budget,
+            "time": m.time / same_steps(m).time,
+        },
+    )  # fmt: skip
 
 
 def ratio(m: Measured) -> float:
     """An arm's share of basis filters."""
     value: Any = m.arm.detail["ratio"]
     return float(value)
-
-
-def shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    """The table as a reader sees it."""
-    return pd.DataFrame(
-        [
-            {
-                "f": text.share(row.ratio),
-                "time": f"{100 * row.time:.0f} %",
-                **text.against_dense(row, outcome),
-                "verdict": text.VERDICT_WORDS_ON_DENSE[row.verdict],
-            }
-            for row in table.itertuples()
-        ]
-    )
 
 
 def told(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from basisconv.study.report import arms, method, selection, sensitivity, text
+from basisconv.study.report import arms, method, sensitivity, text
 from basisconv.study.report.equal_steps import at_equal_steps, ratio
 from basisconv.study.report.evidence import (
     NOT,
@@ -20,13 +20,17 @@ from basisconv.study.report.evidence import (
     by_share,
     kept,
     lost,
+    of_difference,
+    of_row,
     tally,
     untested,
     unwon,
+    won,
 )
+from basisconv.study.report.places import outcomes
+from basisconv.study.report.selection import RIVALS
 from basisconv.study.report.speedup import bracket_text, fastest, lead
 from basisconv.study.report.statistics.rankings import reliability_interval
-from basisconv.study.report.timing_frames import outcomes
 
 
 def speedup(e: Evidence) -> Estimate:
@@ -106,19 +110,20 @@ def effectiveness(e: Evidence) -> Estimate:
     if rows.empty:
         return untested()
     budgets = sorted(set(e.ours["budget"]))
-    won = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
-    if len(won) == len(budgets):
+    at = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
+    if len(at) == len(budgets):
         verdict = REPRODUCED
-    elif won:
+    elif at:
         verdict = PARTLY
     else:
         verdict = unwon(e.ours["verdict"])
     best = rows.loc[rows["difference"].idxmax()]
-    return Estimate(
-        f"dense of the same time is beaten at {len(won)} of {text.plural(len(budgets), 'budget')} "
+    return of_row(
+        f"dense of the same time is beaten at {len(at)} of {text.plural(len(budgets), 'budget')} "
         f"(Holm); largest gain {text.at_budget(best)}: {text.gain(best)}",
-        verdict, best.difference, best.difference_low, best.difference_high, int(best.n), "points",
-    )  # fmt: skip
+        verdict,
+        best,
+    )
 
 
 def performance(e: Evidence) -> Estimate:
@@ -133,31 +138,30 @@ def performance(e: Evidence) -> Estimate:
         f"; for as many steps {text.gain(row)}"
         for row in e.equal_steps[e.equal_steps["ratio"] == share].itertuples()
     ]
-    return Estimate(
+    return of_row(
         f"{text.at_budget(last)}: {text.gain(last)} against dense of the same time; "
         f"{tally(rows['verdict'])}{''.join(steps)}",
         kept(rows["verdict"]),
-        last.difference, last.difference_low, last.difference_high, int(last.n), "points",
-    )  # fmt: skip
+        last,
+    )
 
 
-def selected(e: Evidence) -> Estimate:
+def selection(e: Evidence) -> Estimate:
     """The selected subset against dense of the same time, and against random subsets."""
-    names = selection.RIVALS
-    if names["dense"] not in e.rivals.index:
+    if RIVALS["dense"] not in e.rivals.index:
         return absent("the selected subset or dense")
-    row = e.rivals.loc[names["dense"]]
+    row = e.rivals.loc[RIVALS["dense"]]
     if row.verdict == "untested":
         return untested()
-    random = e.rivals.loc[names["random"]] if names["random"] in e.rivals.index else None
+    random = e.rivals.loc[RIVALS["random"]] if RIVALS["random"] in e.rivals.index else None
     useful = random is not None and random.verdict == "above"
     verdict = kept([row.verdict])
     if verdict == REPRODUCED and not useful:
         verdict = PARTLY
-    said = f"selected minus dense of the same time: {_rival(row)}"
+    said = f"selected minus dense of the same time: {text.gain(row)}"
     if random is not None:
-        said += f"; minus random subsets: {_rival(random)}"
-    return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
+        said += f"; minus random subsets: {text.gain(random)}"
+    return of_row(said, verdict, row)
 
 
 def computation(e: Evidence) -> Estimate:
@@ -178,16 +182,12 @@ def too_few(e: Evidence) -> Estimate:
     if len({ratio(m) for m in found}) < 2:
         return absent("two shares of basis filters that trained for as many steps")
     few, *_, many = found
-    c = arms.compare(few, many)
-    if c.difference.p != c.difference.p:
-        return untested()
-    said = (
+    return of_difference(
         f"f = {text.share(ratio(few))} minus f = {text.share(ratio(many))}, both for dense's steps "
-        f"in {text.epochs(few.arm.budget or 0.0)}: {text.points(c.difference)}"
+        f"in {text.epochs(few.arm.budget or 0.0)}",
+        lost,
+        arms.compare(few, many),
     )
-    d = c.difference
-    return Estimate(said, lost(arms.verdict(d.estimate, c.equivalence, d.p)), d.estimate, d.low,
-                    d.high, d.n_a, "points")  # fmt: skip
 
 
 def uncompressed(e: Evidence) -> Estimate:
@@ -205,15 +205,14 @@ def uncompressed(e: Evidence) -> Estimate:
 
 def misjudged(e: Evidence) -> Estimate:
     """Selected minus inverted: what choosing the sensitive layers costs."""
-    name = selection.RIVALS["inverted"]
+    name = RIVALS["inverted"]
     if name not in e.rivals.index:
         return absent("an inverted subset")
     row = e.rivals.loc[name]
     if row.verdict == "untested":
         return untested()
-    verdict = {"above": REPRODUCED, "open": UNDECIDED}.get(row.verdict, NOT)
-    said = f"selected minus inverted subset of the same time: {_rival(row)}"
-    return Estimate(said, verdict, row.difference, row.low, row.high, int(row.n_selected), "points")
+    said = f"selected minus inverted subset of the same time: {text.gain(row)}"
+    return of_row(said, won(row.verdict), row)
 
 
 def few_layers(e: Evidence) -> Estimate:
@@ -254,7 +253,7 @@ def larger(e: Evidence) -> Estimate:
     )  # fmt: skip
 
 
-def reinitialised(e: Evidence) -> Estimate:
+def skip(e: Evidence) -> Estimate:
     """Basis, then re-initialised and trained as dense: against dense of the same time."""
     rows = e.skips[(e.skips["direction"] == "basis→dense") & (e.skips["carry"] == "reinit")]
     if rows.empty:
@@ -272,10 +271,7 @@ def reinitialised(e: Evidence) -> Estimate:
     )
     if best.switch != worst.switch:
         said += f"; worst ({100 * worst.switch:.0f} %): {text.gain(worst)}"
-    return Estimate(
-        f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]),
-        best.difference, best.difference_low, best.difference_high, int(best.n), "points",
-    )  # fmt: skip
+    return of_row(f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]), best)
 
 
 def early_switch(e: Evidence) -> Estimate:
@@ -291,18 +287,11 @@ def early_switch(e: Evidence) -> Estimate:
     if basis is None or not exact:
         return absent("basis throughout, or a switch that keeps the function")
     early = min(exact, key=_switch)
-    c = arms.compare(early, basis)
-    if c.difference.p != c.difference.p:
-        return untested()
-    d = c.difference
-    verdict = {"above": REPRODUCED, "open": UNDECIDED}.get(
-        arms.verdict(d.estimate, c.equivalence, d.p), NOT
+    return of_difference(
+        f"switch at {100 * _switch(early):.0f} % of the time minus basis throughout, equal time",
+        won,
+        arms.compare(early, basis),
     )
-    said = (
-        f"switch at {100 * _switch(early):.0f} % of the time minus basis "
-        f"throughout, equal time: {text.points(d)}"
-    )
-    return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
 
 
 def _switch(m: arms.Measured) -> float:
@@ -323,7 +312,3 @@ def _counted(timings: pd.DataFrame, noun: str, of: str = "", prefix: str = "") -
         f"{f' ({text.listed(each)})' if len(each) > 1 else ''}, {found.slower} slower, "
         f"{found.undecided} undecided (quartiles clear of 1)"
     )
-
-
-def _rival(row: Any) -> str:
-    return text.with_interval(row.difference, row.low, row.high, 2, True, " points")

@@ -6,7 +6,8 @@ it needs diverged, the claim is undecided; where there is nothing to judge it by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 import pandas as pd
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, equal_steps, selection, text, timing_frames
+from basisconv.study.report import arms, equal_steps, places, selection, text
+from basisconv.study.report.arms import Comparison
 from basisconv.study.report.frontier import frontier
 from basisconv.study.report.statistics.stats import NAN
 from basisconv.study.report.switches import skip_frame
+from basisconv.study.report.timing_layers import layer_frame
+from basisconv.study.report.timing_networks import network_frame, training_steps
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 UNDECIDED, UNMEASURED = "undecided", "not yet measured"
@@ -75,7 +79,8 @@ class Evidence:
     def rivals(self) -> pd.DataFrame:
         """04, the selected subset against each rival."""
         found = arms.measure(self.sections["04_selection"], self.records)
-        return selection.rival_frame(selection.pooled(found)).set_index("rival")
+        rivals = selection.rival_frame(selection.pooled(found)).set_index("rival")
+        return rivals.rename(columns={"n_selected": "n"})
 
     @cached_property
     def skips(self) -> pd.DataFrame:
@@ -85,13 +90,13 @@ class Evidence:
     @cached_property
     def layers(self) -> pd.DataFrame:
         """06, layers in the method's two forms."""
-        table = timing_frames.layer_frame(self._devices)
-        return table[table["arm"].isin(timing_frames.FORMS)]
+        table = layer_frame(self._devices)
+        return table[table["arm"].isin(places.FORMS)]
 
     @cached_property
     def networks(self) -> pd.DataFrame:
         """06, whole training steps."""
-        return timing_frames.training_steps(timing_frames.network_frame(self._devices))
+        return training_steps(network_frame(self._devices))
 
     @property
     def layer_turns(self) -> int:
@@ -120,6 +125,11 @@ def kept(verdicts: Iterable[str]) -> str:
     if good:
         return PARTLY
     return NOT if all(v == "below" for v in found) else UNDECIDED
+
+
+def won(verdict: str) -> str:
+    """A gain of accuracy is reproduced where the arm is above its rival."""
+    return {"above": REPRODUCED, "open": UNDECIDED}.get(verdict, NOT)
 
 
 def unwon(verdicts: Iterable[str]) -> str:
@@ -156,6 +166,23 @@ def by_share(
     else:
         verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
     return Estimate(said, verdict, value, n=n, of="turns")
+
+
+def of_row(said: str, verdict: str, row: Any) -> Estimate:
+    """What a row of a table of comparisons amounts to."""
+    return Estimate(
+        said, verdict, row.difference, row.difference_low, row.difference_high, int(row.n), "points"
+    )
+
+
+def of_difference(said: str, judged: Callable[[str], str], c: Comparison) -> Estimate:
+    """What the comparison of two arms amounts to, by a rule from its verdict to the claim's."""
+    d = c.difference
+    if math.isnan(d.p):
+        return untested()
+    verdict = judged(arms.verdict(d.estimate, c.equivalence, d.p))
+    said = f"{said}: {text.points(d)}"
+    return Estimate(said, verdict, d.estimate, d.low, d.high, d.n_a, "points")
 
 
 def untested() -> Estimate:

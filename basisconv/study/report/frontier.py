@@ -19,22 +19,13 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     """One row for each arm at each budget, with its comparison to dense at that budget."""
     found = on_budget(arms.measure(section, records))
     dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
-    rows = []
-    for m in found:
-        rival = dense.get(m.arm.budget)
-        itself = m.arm.method == "dense" or rival is None
-        against = arms.compare_values([] if itself else m.accuracy, rival.accuracy if rival else [])
-        mean = m.interval
-        rows.append(
-            {
-                "label": m.arm.label, "method": m.arm.method, "budget": m.arm.budget,
-                "time": m.time, "n": m.n, "lost": m.lost, "accuracy": mean.mean, "low": mean.low,
-                "high": mean.high, "sd": mean.sd, **arms.columns(against),
-                **{k: m.arm.detail.get(k) for k in _DETAILS},
-            }
-        )  # fmt: skip
-    frame = pd.DataFrame(rows)
-    table = arms.decided(frame, families=frame["method"].isin(DENSE))
+    table = arms.compare_table(
+        found,
+        rival=lambda m: None if m.arm.method == "dense" else dense.get(m.arm.budget),
+        before=lambda m: {"method": m.arm.method, "budget": m.arm.budget, "time": m.time},
+        after=lambda m: {name: m.arm.detail.get(name) for name in _DETAILS},
+        family=lambda m: m.arm.method in DENSE,
+    )
     return pd.concat([table, speedup.brackets(found, list(table["verdict"]))], axis=1)
 
 

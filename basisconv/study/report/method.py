@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import style, text
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.schematic import schematic
+from basisconv.study.report.tables import cell, count, make_table, plain, words
 
 _COUNTS = ("parameters", "macs")
 _FORMS = ("dense", "subset", "full")
@@ -29,12 +30,22 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "method_costs": Table(
-                costs, _shown(costs),
+            "method_costs": make_table(
+                costs,
+                [words("layer", "layer"), words("channels, output", "shape"),
+                 plain("n_basis", "n_basis"), count("parameters", "parameters_dense"),
+                 count("subset", "parameters_subset"), count("full", "parameters_full"),
+                 cell("MACs (M)", "macs_dense", _millions),
+                 cell("subset, by parameters", "macs_subset", _millions),
+                 cell("executed", "macs_full", _millions)],
                 f"Cost of one image in each layer of {where}. {text.MACS_BY_PARAMETERS}",
             ),
-            "method_exactness": Table(
-                exact, _shown_exact(exact),
+            "method_exactness": make_table(
+                exact,
+                [words("form", "form"), plain("n_basis", "n_basis"),
+                 plain("rank of the kernel", "rank"),
+                 cell("relative error", "relative_error", text.small),
+                 cell("best possible", "best_relative_error", text.small)],
                 "Relative error (Frobenius norm) of the kernel that the decomposition gives, "
                 "beside the least error that any kernel of that rank can have.",
             ),
@@ -59,6 +70,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     )  # fmt: skip
 
 
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.2f}"
+
+
 def cost_frame(facts: Mapping[str, Any]) -> pd.DataFrame:
     """One row a layer in forward order, then the total of the whole network."""
     rows = []
@@ -80,37 +95,6 @@ def cost_frame(facts: Mapping[str, Any]) -> pd.DataFrame:
 
 def _flat(costs: Mapping[str, Any]) -> dict[str, int]:
     return {f"{what}_{form}": int(costs[what][form]) for what in _COUNTS for form in _FORMS}
-
-
-def _shown(costs: pd.DataFrame) -> pd.DataFrame:
-    def basis(value: Any) -> str:
-        return text.NOTHING if pd.isna(value) else str(value)
-
-    return pd.DataFrame(
-        {
-            "layer": costs["layer"],
-            "channels, output": costs["shape"],
-            "n_basis": costs["n_basis"].map(basis),
-            "parameters": costs["parameters_dense"].map("{:,}".format),
-            "subset": costs["parameters_subset"].map("{:,}".format),
-            "full": costs["parameters_full"].map("{:,}".format),
-            "MACs (M)": (costs["macs_dense"] / 1e6).map("{:.2f}".format),
-            "subset, by parameters": (costs["macs_subset"] / 1e6).map("{:.2f}".format),
-            "executed": (costs["macs_full"] / 1e6).map("{:.2f}".format),
-        }
-    )
-
-
-def _shown_exact(exact: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "form": exact["form"],
-            "n_basis": exact["n_basis"].map(str),
-            "rank of the kernel": exact["rank"].map(str),
-            "relative error": exact["relative_error"].map(text.small),
-            "best possible": exact["best_relative_error"].map(text.small),
-        }
-    )
 
 
 def _ratios() -> pd.DataFrame:

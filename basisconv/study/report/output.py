@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +20,7 @@ from matplotlib.figure import Figure
 
 from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as numbers and as read.
-
-    Attributes:
-        frame: the numbers with the ends of their intervals, one column each; saved as CSV.
-        shown: the same rows as text for people; saved as Markdown.
-        caption: what it shows, in a sentence or two.
-    """
-
-    frame: pd.DataFrame
-    shown: pd.DataFrame
-    caption: str
-
-    def csv(self) -> str:
-        """The numbers, at full precision."""
-        return self.frame.to_csv(index=False, lineterminator="\n")
-
-    def markdown(self) -> str:
-        """The text as a Markdown table."""
-        rows = [[str(cell).replace("|", "\\|") for cell in row] for row in self._rows()]
-        rule = ["---" if left else "---:" for left in self._left()]
-        lines = [rows[0], rule, *rows[1:]]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The text as JSON values: what the paper prints."""
-        rows = self._rows()
-        return {
-            "caption": self.caption, "columns": rows[0], "rows": rows[1:],
-            "align": ["left" if left else "right" for left in self._left()],
-        }  # fmt: skip
-
-    def _rows(self) -> list[list[str]]:
-        body = [[str(cell) for cell in row] for row in self.shown.itertuples(index=False)]
-        return [[str(name) for name in self.shown.columns], *body]
-
-    def _left(self) -> list[bool]:
-        """Which columns hold words: these stand left, numbers right."""
-        body = list(zip(*self._rows()[1:], strict=True)) or [()] * len(self.shown.columns)
-        words = [any(cell[:1].isalpha() or len(cell) > 32 for cell in column) for column in body]
-        return [True, *words[1:]]
-
-    def _repr_html_(self) -> str:
-        return self.shown.to_html(index=False, border=0)
-
-    def __repr__(self) -> str:
-        return self.markdown()
+from basisconv.study.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -85,8 +38,13 @@ class Plot:
     def __repr__(self) -> str:
         return self.caption
 
-    def _repr_png_(self) -> bytes:
-        return style.render(self.figure, "png", dpi=120)
+    def _repr_html_(self) -> str:
+        image = b64encode(style.render(self.figure, "png", dpi=120)).decode()
+        caption = escape(self.caption)
+        return (
+            f'<figure>\n<img src="data:image/png;base64,{image}" alt="{caption}">\n'
+            f"<figcaption>{caption}</figcaption>\n</figure>"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +65,12 @@ class Report:
     tables: dict[str, Table] = field(default_factory=dict)
     figures: dict[str, Plot] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        shown: list[Plot | Table] = [*self.figures.values(), *self.tables.values()]
+        headline = escape(self.numbers.get("headline", ""))
+        parts = [f"<p><strong>{headline}</strong></p>", *(part._repr_html_() for part in shown)]
+        return "\n".join(parts)
 
     def save(self, folder: Path, figures: Path | None = None) -> list[Path]:
         """Write every table, figure and number.

@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, sensitivity, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.report.pilot_figure import figure
-from basisconv.study.report.pilot_frames import (
-    best_frame,
-    grid_frame,
-    part_of,
-    spread_frame,
-    sweep_frame,
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.statistics import rankings, stats
+from basisconv.study.report.tables import (
+    cell,
+    count,
+    fixed,
+    interval,
+    make_table,
+    plain,
+    words,
 )
 
 CLEAR = 2.0
@@ -33,27 +37,48 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     grid = grid_frame(found)
     best = best_frame(grid, spread)
     sweeps = sweep_frame(section, records)
+    method = words("arm", lambda row: style.look(row.method).name)
     part = f"{facts['train_images']:,} training images, width {facts['width']}{_narrower(found)}"
     return Report(
         section.name,
         section.profile,
         tables={
-            "pilot_settings": Table(
-                best, _shown_best(best),
+            "pilot_settings": make_table(
+                best,
+                [method, plain("budget", "budget"), plain("learning rate", "learning_rate"),
+                 plain("batch", "batch_size"), fixed("validation loss", "val_loss", 4),
+                 fixed("accuracy (%)", "val_accuracy", 1),
+                 words("next best", lambda r: _setting(r.next_learning_rate, r.next_batch_size)),
+                 fixed("lead", "lead", 4), fixed("in errors", "lead_in_errors", 1),
+                 words("at the edge", lambda r: r.edge or "no"),
+                 words("best by accuracy", lambda r: "yes" if r.best_by_accuracy else "no")],
                 "The best learning rate and batch size of each kind of arm at each time budget, "
                 f"by validation loss ({part}; budgets in dense epochs of these), its lead over the "
                 "next best setting, and that lead in standard errors of a difference, from the "
                 "spread of the runs. At the edge: the first or the last of three values or more.",
             ),
-            "pilot_spread": Table(
-                spread, _shown_spread(spread),
+            "pilot_spread": make_table(
+                spread,
+                [method, tables.seeds(),
+                 interval("sd of the loss", "loss_sd loss_low loss_high", 4),
+                 interval("sd of the accuracy (points)",
+                          "accuracy_sd accuracy_low accuracy_high", 2),
+                 cell("runs for an equivalence", "needed", _count)],
                 f"How far runs that differ in their seed alone lie apart ({part}, budget "
                 f"{facts['spread_budget']:g}): standard deviations with 95 % χ² intervals, and "
                 f"how many runs an arm an equivalence within ±{arms.MARGIN:g} points would take "
                 "at 80 % power.",
             ),
-            "pilot_sweeps": Table(
-                sweeps, _shown_sweeps(sweeps),
+            "pilot_sweeps": make_table(
+                sweeps,
+                [count("images", "train_images"), plain("epochs", "epochs"),
+                 plain("width", "width"), words("f", lambda r: text.share(r.ratio)),
+                 plain("layers", "layers"), plain("seeds", "seeds"),
+                 fixed("halves agree", "halves", 2), interval("reliability", "reliability", 2),
+                 cell("seeds needed", "needed", _count),
+                 fixed("cost (dense epochs)", "dense_epochs", 1), fixed("hours", "hours", 1),
+                 cell("hours needed", "hours_needed",
+                      lambda h: "∞" if math.isinf(h) else text.fixed(h, 1))],
                 "Settings that the sensitivity sweep might take, tried on some layers: the "
                 "reliability of the ranking (split halves, stepped up to all seeds, with its 95 % "
                 "interval over resampled layers), how many seeds would bring it to "
@@ -62,11 +87,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         },
         figures={
             "pilot_grid": Plot(
-                figure(grid), grid,
-                f"Validation loss over the learning rate, a line for each batch size ({part}), "
-                "for each kind of arm (across) and time budget (down); "
-                f"{arms.shown_as([m for m in found if part_of(m) == 'grid'])}. Runs that diverged "
-                "are left out.",
+                _figure(grid), grid,
+                f"Mean validation loss at each learning rate and batch size ({part}), for each "
+                "kind of arm (across) and time budget (down, each with a range of shades of its "
+                "own); darker is worse. A field without a number: its runs diverged.",
             )
         },
         numbers=_numbers(best, spread, sweeps, found),
@@ -83,70 +107,144 @@ def _setting(rate: float, batch: float) -> str:
     return text.NOTHING if math.isnan(rate) else f"{rate:g}, batch {batch:g}"
 
 
-def _shown_best(best: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "arm": style.look(r.method).name,
-            "budget": f"{r.budget:g}",
-            "learning rate": f"{r.learning_rate:g}",
-            "batch": str(r.batch_size),
-            "validation loss": text.fixed(r.val_loss, 4),
-            "accuracy (%)": text.fixed(r.val_accuracy, 1),
-            "next best": _setting(r.next_learning_rate, r.next_batch_size),
-            "lead": text.fixed(r.lead, 4),
-            "in errors": text.fixed(r.lead_in_errors, 1),
-            "at the edge": r.edge or "no",
-            "best by accuracy": "yes" if r.best_by_accuracy else "no",
-        }
-        for r in best.itertuples()
-    ]
+def part_of(m: Measured) -> str:
+    """Which part of the pilot an arm belongs to: "grid", "spread" or "sweep"."""
+    return str(m.arm.detail["part"])
+
+
+def grid_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row for each kind of arm, budget and setting."""
+    rows = []
+    for m in (m for m in found if part_of(m) == "grid"):
+        loss = stats.mean_interval(m.val_loss) if m.n else None
+        rows.append(
+            {
+                "method": m.arm.method, "budget": m.arm.budget,
+                "batch_size": m.arm.detail["batch_size"],
+                "learning_rate": m.arm.detail["learning_rate"], "n": m.n, "lost": m.lost,
+                "val_loss": loss.mean if loss else stats.NAN,
+                "low": loss.low if loss else stats.NAN, "high": loss.high if loss else stats.NAN,
+                "val_accuracy": m.interval.mean,
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _shown_spread(spread: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "arm": style.look(r.method).name,
-            "n": text.seeds(r.n, r.lost),
-            "sd of the loss": text.with_interval(r.loss_sd, r.loss_low, r.loss_high, 4),
-            "sd of the accuracy (points)": text.with_interval(
-                r.accuracy_sd, r.accuracy_low, r.accuracy_high, 2
-            ),
-            "runs for an equivalence": _count(r.needed),
-        }
-        for r in spread.itertuples()
-    ]
+def best_frame(grid: pd.DataFrame, spread: pd.DataFrame) -> pd.DataFrame:
+    """The best setting of each kind of arm at each budget, and how far ahead it is.
+
+    A setting that lost a run is none to choose.
+    """
+    sd = dict(zip(spread["method"], spread["loss_sd"], strict=True))
+    rows = []
+    for (method, budget), group in grid.groupby(["method", "budget"], sort=False):
+        ranked = group[group["lost"] == 0].sort_values("val_loss", kind="stable")
+        if ranked.empty:
+            continue
+        best, second = ranked.iloc[0], ranked.iloc[1] if len(ranked) > 1 else None
+        lead = stats.NAN if second is None else float(second.val_loss - best.val_loss)
+        # The spread was measured for two of the kinds; the others are dense or train as basis.
+        noise = sd.get("dense" if method in ("dense", "narrow") else "basis", stats.NAN)
+        error = noise * math.sqrt(2 / best.n)
+        edges = [
+            name
+            for name, column in (("rate", "learning_rate"), ("batch", "batch_size"))
+            if group[column].nunique() > 2
+            and best[column] in (group[column].min(), group[column].max())
+        ]
+        rows.append(
+            {
+                "method": method, "budget": budget, "learning_rate": best.learning_rate,
+                "batch_size": int(best.batch_size), "n": int(best.n), "val_loss": best.val_loss,
+                "val_accuracy": best.val_accuracy,
+                "next_learning_rate": stats.NAN if second is None else second.learning_rate,
+                "next_batch_size": stats.NAN if second is None else second.batch_size,
+                "lead": lead, "lead_in_errors": lead / error if error else stats.NAN,
+                "edge": " and ".join(edges), "settings": len(group),
+                "best_by_accuracy": bool(best.val_accuracy == ranked["val_accuracy"].max()),
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _shown_sweeps(sweeps: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "images": f"{r.train_images:,}",
-            "epochs": f"{r.epochs:g}",
-            "width": str(r.width),
-            "f": text.share(r.ratio),
-            "layers": str(r.layers),
-            "seeds": str(r.seeds),
-            "halves agree": text.fixed(r.halves, 2),
-            "reliability": text.with_interval(
-                r.reliability, r.reliability_low, r.reliability_high, 2
-            ),
-            "seeds needed": _count(r.needed),
-            "cost (dense epochs)": text.fixed(r.dense_epochs, 1),
-            "hours": text.fixed(r.hours, 1),
-            "hours needed": "∞" if math.isinf(r.hours_needed) else text.fixed(r.hours_needed, 1),
-        }
-        for r in sweeps.itertuples()
-    ]
-    columns = ["images", "epochs", "width", "f", "layers", "seeds", "halves agree", "reliability",
-               "seeds needed", "cost (dense epochs)", "hours", "hours needed"]  # fmt: skip
+def spread_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """The standard deviation of single runs, of loss and of accuracy, with intervals."""
+    rows = []
+    for m in (m for m in found if part_of(m) == "spread"):
+        loss, accuracy = (
+            stats.sd_interval(values) if m.n else stats.Spread(stats.NAN, stats.NAN, stats.NAN, 0)
+            for values in (m.val_loss, m.accuracy)
+        )
+        known = accuracy.sd > 0
+        rows.append(
+            {
+                "method": m.arm.method, "n": m.n, "lost": m.lost,
+                "loss_sd": loss.sd, "loss_low": loss.low, "loss_high": loss.high,
+                "accuracy_sd": accuracy.sd, "accuracy_low": accuracy.low,
+                "accuracy_high": accuracy.high,
+                "needed": stats.seeds_needed(accuracy.sd, arms.MARGIN) if known else stats.NAN,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def sweep_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row a candidate setting of the sweep: how far it can be trusted, at what cost."""
+    facts: dict[str, Any] = section.facts
+    rows = []
+    for number, setting in enumerate(facts["sweeps"]):
+        own = tuple(arm for arm in section.arms if arm.detail.get("sweep") == number)
+        part = section.model_copy(update={"arms": own})
+        matrix = sensitivity.score_matrix(part, records)
+        if not matrix.size:  # no seed came to its end with every layer
+            continue
+        trust, bounds = rankings.reliability(matrix), rankings.reliability_interval(matrix)
+        seeds = rankings.seeds_for(trust.reliability, len(matrix), arms.TRUSTED)
+        each = setting["dense_epochs"] / setting["seeds"]
+        hours = facts["dense_epoch_hours"]
+        rows.append(
+            {
+                **{k: setting[k] for k in ("train_images", "epochs", "width", "ratio", "layers")},
+                "seeds": len(matrix), "halves": trust.halves, "reliability": trust.reliability,
+                "reliability_low": bounds.low, "reliability_high": bounds.high,
+                "needed": seeds, "dense_epochs": each * len(matrix),
+                "hours": stats.NAN if hours is None else each * len(matrix) * hours,
+                "hours_needed": stats.NAN if hours is None else each * seeds * hours,
+            }
+        )  # fmt: skip
+    columns = ["train_images", "epochs", "width", "ratio", "layers", "seeds", "halves",
+               "reliability", "reliability_low", "reliability_high", "needed", "dense_epochs",
+               "hours", "hours_needed"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
+def _figure(grid: pd.DataFrame) -> Figure:
+    """Kinds of arm across, time budgets down, learning rate and batch size in each."""
+    methods, budgets = list(dict.fromkeys(grid["method"])), sorted(set(grid["budget"]))
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 0.6 + 1.3 * len(budgets))
+        panels = made.subplots(len(budgets), len(methods), sharex=True, sharey=True, squeeze=False)
+        for line, budget in zip(panels, budgets, strict=True):
+            at = grid[grid["budget"] == budget]
+            for axes, method in zip(line, methods, strict=True):
+                losses = at[at["method"] == method].pivot(
+                    index="batch_size", columns="learning_rate", values="val_loss"
+                )
+                seaborn.heatmap(
+                    losses, ax=axes, cmap="Blues", vmin=at["val_loss"].min(),
+                    vmax=at["val_loss"].max(), annot=True, fmt=".3f", annot_kws={"size": 5.5},
+                    cbar=False, linewidths=0.5,
+                )  # fmt: skip
+                axes.set(xlabel="", ylabel="")
+            line[0].set_ylabel(f"batch, budget {budget:g}")
+        for axes, method in zip(panels[0], methods, strict=True):
+            axes.set_title(style.look(method).name)
+        for axes in panels[-1]:
+            axes.set_xlabel("learning rate")
+    return made
+
+
 def _count(value: float) -> str:
-    if math.isnan(value):
-        return text.NOTHING
     return "∞" if math.isinf(value) else f"{value:.0f}"
 
 

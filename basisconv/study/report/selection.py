@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Comparison, Measured
-from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.report.selection_figure import figure
-from basisconv.study.report.statistics import stats
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.tables import (
+    cell,
+    count,
+    fixed,
+    interval,
+    make_table,
+    percent,
+    words,
+)
 
 RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of equal time",
           "inverted": "the inverted subset of equal time",
@@ -31,31 +42,41 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, draws = pooled(every), draw_frame(every)
     table, tests = subset_frame(found), rival_frame(found)
+    step_time, accuracy = percent("step time", "predicted_time"), tables.accuracy(outcome)
     unit = str(section.facts.get("unit", "the cost source"))
     budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
     return Report(
         section.name,
         section.profile,
         tables={
-            "selection": Table(
-                table, _shown(table, outcome),
+            "selection": make_table(
+                table,
+                [words("subset", "label"), cell("layers", "layer_count", "{:.3g}".format),
+                 step_time, count("parameters", "parameters"), tables.seeds(), accuracy,
+                 tables.difference()],
                 f"Subsets of layers in basis form, each trained for the time of {budget} of dense: "
                 f"{outcome} accuracy with its 95 % interval. Step time relative to dense, by "
                 f"{unit}.",
             ),
-            "selection_tests": Table(
-                tests, _shown_tests(tests),
+            "selection_tests": make_table(
+                tests.rename(columns={"difference_low": "low", "difference_high": "high"}),
+                [words("selected against", "rival"),
+                 interval("difference (points)", "difference low high", 2, True),
+                 cell("n", lambda r: f"{r.n_selected} and {r.n_rival}", str),
+                 tables.p_value(), tables.verdict()],
                 "The selected subset's accuracy minus that of its rivals (Welch, p by Holm). "
                 "Each random subset is drawn anew and trained once.",
             ),
-            "selection_draws": Table(
-                draws, _shown_draws(draws, outcome),
+            "selection_draws": make_table(
+                draws,
+                [words("subset", "label"), step_time, fixed(accuracy.title, "accuracy", 1),
+                 words("layers", lambda r: r.layers.replace(" ", ", "))],
                 "The random subsets of the selected one's step time, a run each.",
             ),
         },
         figures={
             "selection": Plot(
-                figure(table, draws, outcome), table,
+                _figure(table, draws, outcome), table,
                 f"(a) {text.capital(outcome)} accuracy after the time of {budget} of dense, "
                 f"against the step time by {unit}: {arms.shown_as(found)}; points of nearly equal "
                 "time are set apart sideways. (b) Which layers each subset has in basis form; of "
@@ -108,50 +129,39 @@ def draw_frame(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "layers", "predicted_time", "accuracy"])
 
 
+_SUBSET = ["label", "method", "n", "lost", "layers", "layer_count", *MEANS, "accuracy", "low",
+           "high", "sd", "difference", "difference_low", "difference_high"]  # fmt: skip
+
+
 def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row a subset: what it predicts, what it reached and how it compares with dense."""
     dense = arms.first(found, "dense")
-    rows = []
-    for m in found:
-        other = [] if dense is None or m is dense else dense.accuracy
-        gain = arms.compare_values(m.accuracy, other).difference
-        detail, mean = _detail(m), m.interval
+
+    def before(m: Measured) -> dict[str, Any]:
+        detail = _detail(m)
         layers = detail["layers"]
-        rows.append(
-            {
-                "label": m.arm.label, "method": m.arm.method, "n": m.n, "lost": m.lost,
-                "layers": " ".join(layers),
-                "layer_count": detail.get("layer_count", len(layers)),  # the pooled draws' mean
-                "predicted_time": detail["predicted_time"], "parameters": detail["parameters"],
-                "macs": detail["macs"], "accuracy": mean.mean, "low": mean.low, "high": mean.high,
-                "sd": mean.sd, "difference": gain.estimate, "difference_low": gain.low,
-                "difference_high": gain.high,
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        # The pooled draws have the mean of theirs.
+        count = detail.get("layer_count", len(layers))
+        return {"method": m.arm.method, "layers": " ".join(layers), "layer_count": count} | {
+            name: detail[name] for name in MEANS
+        }
+
+    return arms.compare_table(found, lambda _: dense, before)[_SUBSET]
 
 
 def rival_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """The selected subset against each rival that there is, with Holm's correction."""
-    tests = [(words, against(found, method)) for method, words in RIVALS.items()]
+    tests = [(named, against(found, method)) for method, named in RIVALS.items()]
     rows = [
         {
-            "rival": words, "difference": c.difference.estimate, "low": c.difference.low,
-            "high": c.difference.high, "p": c.difference.p, "equivalence_p": c.equivalence,
-            "smallest_margin": c.margin, "n_selected": c.difference.n_a,
+            "rival": named, **arms.columns(c), "n_selected": c.difference.n_a,
             "n_rival": c.difference.n_b,
         }
-        for words, c in tests
+        for named, c in tests
         if c is not None
     ]  # fmt: skip
-    columns = ["rival", "difference", "low", "high", "p", "equivalence_p", "smallest_margin",
-               "n_selected", "n_rival"]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = stats.holm(list(table["p"]))
-    table["verdict"] = [
-        arms.verdict(r.difference, r.equivalence_p, r.p_holm) for r in table.itertuples()
-    ]
-    return table
+    names = ["rival", *arms.columns(arms.compare_values([], [])), "n_selected", "n_rival"]
+    return arms.decided(pd.DataFrame(rows, columns=names))
 
 
 def against(found: Sequence[Measured], method: str) -> Comparison | None:
@@ -162,51 +172,49 @@ def against(found: Sequence[Measured], method: str) -> Comparison | None:
     return arms.compare(selected, rival)
 
 
-def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = [
-        {
-            "subset": r.label,
-            "layers": f"{r.layer_count:.3g}",
-            "step time": f"{100 * r.predicted_time:.0f} %",
-            "parameters": f"{int(r.parameters):,}",
-            "n": text.seeds(r.n, r.lost),
-            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
-            "minus dense": text.with_interval(
-                r.difference, r.difference_low, r.difference_high, 2, True
-            ),
-        }
-        for r in table.itertuples()
-    ]
-    return pd.DataFrame(rows)
+def _figure(table: pd.DataFrame, draws: pd.DataFrame, outcome: str) -> Figure:
+    """Accuracy over step time, and which layers each subset has."""
+    drawn = table[table["accuracy"].notna()]
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 3.4)
+        left, right = made.subplots(1, 2, width_ratios=[1.45, 1])
+        places = style.apart([100 * t for t in drawn["predicted_time"]], near=2.5, step=1.8)
+        for x, r in zip(places, drawn.itertuples(), strict=True):
+            style.intervals(left, [x], [r.accuracy], [r.low], [r.high], r.method, line=False)
+        left.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+        left.set_xlim(0, 108)
+        left.set_xlabel("predicted time of a step, relative to dense")
+        left.set_ylabel(f"{outcome} accuracy (%)")
+        style.panel(left, "a", "accuracy after equal training time")
+        _matrix(right, table, draws)
+        methods = dict.fromkeys(drawn["method"])
+        handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
+        style.legend_below(made, handles)
+    return made
 
 
-def _shown_tests(tests: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "selected against": r.rival,
-            "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
-            "n": f"{r.n_selected} and {r.n_rival}",
-            "p (Holm)": text.p_value(r.p_holm),
-            "verdict": text.VERDICT_WORDS[r.verdict],
-        }
-        for r in tests.itertuples()
-    ]
-    columns = ["selected against", "difference (points)", "n", "p (Holm)", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _shown_draws(draws: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = [
-        {
-            "subset": r.label,
-            "step time": f"{100 * r.predicted_time:.0f} %",
-            f"{outcome} accuracy (%)": text.fixed(r.accuracy, 1),
-            "layers": r.layers.replace(" ", ", "),
-        }
-        for r in draws.itertuples()
-    ]
-    columns = ["subset", "step time", f"{outcome} accuracy (%)", "layers"]
-    return pd.DataFrame(rows, columns=columns)
+def _matrix(axes: Axes, table: pd.DataFrame, draws: pd.DataFrame) -> None:
+    """A square where a subset has a layer in basis form: layers down, subsets across."""
+    drawn = Counter(name for names in draws["layers"] for name in names.split())
+    every = [name.split() for name in table["layers"]]
+    longest = max(every, key=len)
+    order = longest + sorted({name for names in every for name in names} - set(longest))
+    subsets = table[table["layer_count"] > 0]
+    for x, r in enumerate(subsets.itertuples()):
+        names = r.layers.split()
+        random = r.method == "random"
+        areas = [15 * (drawn[name] / len(draws) if random else 1) for name in names]
+        axes.scatter(
+            [x] * len(names), [order.index(name) for name in names], marker="s", s=areas,
+            color=style.look(r.method).colour, linewidths=0.4,
+            edgecolors=style.INK if random else style.look(r.method).colour,
+        )  # fmt: skip
+    axes.set_xticks(range(len(subsets)), list(subsets["label"]), rotation=90)
+    axes.set_yticks(range(len(order)), order, fontsize=5.5)
+    axes.set_xlim(-0.7, len(subsets) - 0.3)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.tick_params(length=0)
+    style.panel(axes, "b", "layers in basis form")
 
 
 def _numbers(
@@ -264,9 +272,8 @@ def _told(tests: pd.DataFrame, rival: str) -> str:
     if rows.empty:
         return ""
     r = rows.iloc[0]
-    words = {
+    said = {
         "above": "better than", "below": "worse than", "equal": "equal to",
         "open": "undecided against", "untested": "measured once beside",
     }  # fmt: skip
-    difference = text.with_interval(r.difference, r.low, r.high, 2, True, " points")
-    return f"{words[r.verdict]} {RIVALS[rival]} ({difference})"
+    return f"{said[r.verdict]} {RIVALS[rival]} ({text.gain(r)})"

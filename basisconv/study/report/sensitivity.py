@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics import rankings, stats
+from basisconv.study.report.tables import cell, count, interval, make_table, percent, words
 
 # What a layer's sensitivity may follow: column -> words.
 _EXPLANATIONS = {
@@ -43,8 +44,16 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "sensitivity": Table(
-                table, _shown(table),
+            "sensitivity": make_table(
+                table,
+                [words("layer", "layer"), tables.seeds(),
+                 interval("rise of loss", "loss_rise loss_low loss_high", 4, True),
+                 tables.p_value(),
+                 interval("fall of accuracy (points)",
+                          "accuracy_fall accuracy_low accuracy_high", 2, True),
+                 count("parameters saved", "parameters_saved"),
+                 cell("MACs saved", "macs_saved", text.millions),
+                 percent("time saved", "time_saved", 1)],
                 f"Each layer alone in basis form at f = {share}, against dense of the same seeds "
                 f"and steps {where}: rise of the last-step validation cross-entropy and fall of "
                 "the validation accuracy (paired by seed, 95 % intervals, p by Holm over the "
@@ -137,25 +146,6 @@ def _paired(
         return stats.Difference(stats.NAN, stats.NAN, stats.NAN, stats.NAN, 0, 0), 0
     pairs = [of_a[s] for s in common], [of_b[s] for s in common]
     return stats.paired(*pairs), len(common)
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "layer": r.layer,
-            "n": text.seeds(r.n, r.lost),
-            "rise of loss": text.with_interval(r.loss_rise, r.loss_low, r.loss_high, 4, True),
-            "p (Holm)": text.p_value(r.p_holm),
-            "fall of accuracy (points)": text.with_interval(
-                r.accuracy_fall, r.accuracy_low, r.accuracy_high, 2, True
-            ),
-            "parameters saved": f"{int(r.parameters_saved):,}",
-            "MACs saved": text.millions(r.macs_saved),
-            "time saved": f"{text.fixed(100 * r.time_saved, 1)} %",
-        }
-        for r in table.itertuples()
-    ]
-    return pd.DataFrame(rows)
 
 
 def _figure(table: pd.DataFrame) -> Figure:
@@ -289,7 +279,7 @@ def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
     if len(matrix) < 2 or len(table) < 3:
         return []
     told = []
-    for column, words in _EXPLANATIONS.items():
+    for column, cause in _EXPLANATIONS.items():
         known = list(table[column])
         # mypy cannot infer a lambda whose default binds the loop's value.
         found = rankings.bootstrap(
@@ -299,8 +289,8 @@ def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
             matrix,
         )
         if not np.isnan(found.estimate):
-            interval = text.with_interval(found.estimate, found.low, found.high, 2, True)
-            told.append(f"{words} ({interval})")
+            bounds = text.with_interval(found.estimate, found.low, found.high, 2, True)
+            told.append(f"{cause} ({bounds})")
     if not told:
         return []
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.switches import PAIRS, SWITCHES, pair_frame, skip_frame
+from basisconv.study.report.tables import interval, make_table, percent, plain, words
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
@@ -29,15 +30,24 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "skip": Table(
-                table, _shown(table, outcome),
+            "skip": make_table(
+                table,
+                [words("training", lambda r: r.direction if r.method == "skip" else r.label),
+                 percent("switch", "switch"), words("weights", "carry"),
+                 words("momentum", "momentum_carry"), words("cosine", "schedule"),
+                 tables.seeds(), tables.accuracy(outcome), tables.difference(), tables.p_value(),
+                 tables.verdict(text.VERDICT_WORDS_ON_DENSE)],
                 f"Skip training ({where}): {outcome} accuracy with its 95 % interval and its "
                 "difference from dense trained for the same time (Welch, p by Holm). The paper "
                 "is said to report training up to 15 % faster at a negligible drop; at equal time "
                 "the question is whether accuracy is gained.",
             ),
-            "skip_switches": Table(
-                pairs, _shown_pairs(pairs),
+            "skip_switches": make_table(
+                pairs,
+                [words("choice", lambda r: " against ".join(PAIRS[r.switch][2:])),
+                 words("direction", "direction"),
+                 interval("difference (points)", "difference low high", 2, True),
+                 plain("n", "n"), plain("switch points", "pairs"), tables.p_value()],
                 f"What each choice at the switch is worth ({where}): {outcome} accuracy of arms "
                 "that differ in it alone, pooled over switch points (difference by seed, then its "
                 "mean and 95 % interval). Kept weights are the same function from basis to dense, "
@@ -55,46 +65,6 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         },
         numbers=_numbers(table, pairs, found, outcome, f"{images}, {time}"),
     )  # fmt: skip
-
-
-def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    def told(value: Any, form: Callable[[Any], str] = str) -> str:
-        return text.NOTHING if value is None or value != value else form(value)
-
-    rows = [
-        {
-            "training": told(r.direction) if r.method == "skip" else r.label,
-            "switch": told(r.switch, lambda s: f"{100 * s:.0f} %"),
-            "weights": told(r.carry),
-            "momentum": told(r.momentum_carry),
-            "cosine": told(r.schedule),
-            "n": text.seeds(r.n, r.lost),
-            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
-            "minus dense": text.with_interval(
-                r.difference, r.difference_low, r.difference_high, 2, True
-            ),
-            "p (Holm)": text.p_value(r.p_holm),
-            "verdict": text.VERDICT_WORDS_ON_DENSE[r.verdict],
-        }
-        for r in table.itertuples()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _shown_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "choice": f"{PAIRS[r.switch][2]} against {PAIRS[r.switch][3]}",
-            "direction": r.direction,
-            "difference (points)": text.with_interval(r.difference, r.low, r.high, 2, True),
-            "n": str(r.n),
-            "switch points": str(r.pairs),
-            "p (Holm)": text.p_value(r.p_holm),
-        }
-        for r in pairs.itertuples()
-    ]
-    columns = ["choice", "direction", "difference (points)", "n", "switch points", "p (Holm)"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _figure(table: pd.DataFrame, outcome: str) -> Figure:

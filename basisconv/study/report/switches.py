@@ -24,20 +24,12 @@ PAIRS = {
 def skip_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row an arm, with its difference from dense trained for the same time."""
     dense = arms.first(found, "dense")
-    rows = []
-    for m in found:
-        other = [] if dense is None or m is dense else dense.accuracy
-        c, mean = arms.compare_values(m.accuracy, other), m.interval
-        rows.append(
-            {
-                "label": m.arm.label, "method": m.arm.method,
-                "direction": m.arm.detail.get("direction"), "switch": m.arm.detail.get("switch"),
-                **{name: m.arm.detail.get(name) for name in SWITCHES},
-                "n": m.n, "lost": m.lost, "accuracy": mean.mean, "low": mean.low,
-                "high": mean.high, "sd": mean.sd, **arms.columns(c),
-            }
-        )  # fmt: skip
-    return arms.decided(pd.DataFrame(rows))
+    details = ("direction", "switch", *SWITCHES)
+    return arms.compare_table(
+        found,
+        rival=lambda _: dense,
+        before=lambda m: {"method": m.arm.method, **{k: m.arm.detail.get(k) for k in details}},
+    )
 
 
 def pair_frame(found: Sequence[Measured]) -> pd.DataFrame:

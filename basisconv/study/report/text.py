@@ -155,20 +155,6 @@ def epochs(number_of: float) -> str:
     return "1 epoch" if number_of == 1 else f"{number_of:g} epochs"
 
 
-def against_dense(row: Any, outcome: str) -> dict[str, str]:
-    """Cells of a row that holds an arm against dense: its runs, accuracy, difference and tests."""
-    equal = NOTHING if math.isnan(row.smallest_margin) else f"±{row.smallest_margin:.2f}"
-    return {
-        "n": seeds(row.n, row.lost),
-        f"{outcome} accuracy (%)": with_interval(row.accuracy, row.low, row.high, 1),
-        "minus dense": with_interval(
-            row.difference, row.difference_low, row.difference_high, 2, True
-        ),
-        "p (Holm)": p_value(row.p_holm),
-        "equal within": equal,
-    }
-
-
 def gain(row: Any) -> str:
     """A table row's difference from dense, with its interval, in percentage points."""
     return with_interval(

@@ -8,20 +8,26 @@ from typing import Any
 import pandas as pd
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import places, text, timing_tables
+from basisconv.study.report import places, text, timing_networks
 from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.timing_figures import roofline_figure, share_figure
-from basisconv.study.report.timing_frames import (
-    FORMS,
+from basisconv.study.report.places import FORMS, place_table, speedup
+from basisconv.study.report.timing_layers import (
+    against_peers,
     headline_ratio,
+    layer_columns,
     layer_frame,
+    realised,
+    rebuilt_told,
+    roofline_figure,
+    share_figure,
+)
+from basisconv.study.report.timing_networks import (
+    forward_and_step,
     memory_frame,
     network_frame,
-    outcomes,
     step_frame,
     training_steps,
 )
-from basisconv.study.report.timing_tables import speedup
 
 # What a network's expected speed-up assumes.
 _SHRUNK = "shrinking each convolution's time by its multiplications would give"
@@ -33,41 +39,45 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     layers, networks, memory = layer_frame(devices), network_frame(devices), memory_frame(devices)
     ratio = headline_ratio(layers)
     steps = step_frame(networks, memory, ratio)
-    f = text.share(ratio)
+    here, f = layers[layers["ratio"] == ratio], text.share(ratio)
     told, left_out = _settings(devices), _left_out(devices)
     several = len(places.of(layers)) > 1
     return Report(
         section.name,
         section.profile,
         tables={
-            "timing_steps": timing_tables.table(
-                steps, timing_tables.shown_steps(steps), ["network", "MACs"],
+            "timing_steps": place_table(
+                steps, timing_networks.STEPS, ["network", "width"],
                 f"Speed-up of a whole training step over dense at f = {f}, subset form: median "
                 "with quartiles over interleaved turns, and the basis step's median time. "
                 "Expected (no upper bound): if each convolution's time, measured alone, shrank by "
                 "its executed MACs and all else stayed; of expected: what is realised of it; "
                 "memory: the step's peak, of dense's; full: the full form's speed-up."
                 f"{_threads(devices)} {told}",
+                steps,
             ),
-            "timing_layers": timing_tables.table(
-                layers, timing_tables.shown_layers(layers, ratio), ["layer", "MACs"],
+            "timing_layers": place_table(
+                layers, layer_columns(here), ["layer"],
                 f"Speed-up of single layers over dense, forward and backward, at f = {f}: medians "
                 "over interleaved turns, of the subset form with quartiles. MACs: the ratio of "
                 "executed MACs of the subset and full forms; of MACs: what the subset form "
                 "realises of it; expected (no upper bound): by the roofline, if dense and basis "
                 "both ran at the roof, of the forward pass alone. Peers are run at the same rank, "
                 f"CP with the subset form's parameters. {told}",
+                here[here["arm"] == FORMS[0]],
             ),
-            "timing_networks": timing_tables.table(
-                networks, timing_tables.shown_networks(networks), ["network", "f", "MACs"],
+            "timing_networks": place_table(
+                networks, timing_networks.NETWORKS, ["network", "width", "ratio"],
                 "Speed-up of whole networks over dense, subset form, at every f: forward pass and "
                 "training step, columns as in the table of training steps at "
                 f"f = {f} in the results. {' '.join([told, *left_out])}",
+                forward_and_step(networks),
             ),
-            "timing_memory": timing_tables.table(
-                memory, timing_tables.shown_memory(memory), ["network", "f"],
+            "timing_memory": place_table(
+                memory, timing_networks.MEMORY, ["network", "width", "ratio"],
                 "Peak memory of a training step, subset form beside dense, neither of them "
                 f"compiled. {told}",
+                memory,
             ),
         },
         figures={
@@ -146,25 +156,25 @@ def _numbers(
     shown = own.iloc[0]
     best = steps.loc[steps["speedup"].idxmax()]
     grown = memory["peak_mb"] / memory["dense_peak_mb"]
-    runs = [f"{speedup(r)} on {places.told(r)}" for r in own.itertuples()]
+    runs = [f"{speedup(r)} on {places.name_of(r)}" for r in own.itertuples()]
     expected = [f"{r.expected_speedup:.2f}×" for r in own.itertuples()]
     headline = (
         f"Against dense, a training step of {_step(shown)}, where the executed multiplications "
         f"promise {shown.macs_ratio:.2f}×, has a speed-up of {text.listed(runs)}; "
         f"{_SHRUNK} {text.listed(expected)}."
     )
-    in_full = [f"{speedup(r)} on {places.told(r)}" for r in full.itertuples()]
+    in_full = [f"{speedup(r)} on {places.name_of(r)}" for r in full.itertuples()]
     findings = [
         headline,
         "In the full form, whose coefficients are there to be applied and not assembled first, "
         f"the same step has one of {text.listed(in_full)}.",
-        f"The largest gain of a training step is that of {_step(best)} on {places.told(best)}: "
+        f"The largest gain of a training step is that of {_step(best)} on {places.name_of(best)}: "
         f"{speedup(best)} in the {best.arm} form, where {_SHRUNK} "
         f"{best.expected_speedup:.2f}×.",
-        _realised(layers[layers["arm"].isin(FORMS)]),
-        _against_peers(layers),
+        realised(layers[layers["arm"].isin(FORMS)]),
+        against_peers(layers),
         f"Peak memory of a training step is at most {grown.max():.2f} times that of dense.",
-        _rebuilt(layers),
+        rebuilt_told(layers),
     ]
     return {
         "values": {}, "headline": headline, "findings": [f for f in findings if f],
@@ -172,58 +182,5 @@ def _numbers(
     }  # fmt: skip
 
 
-def _rebuilt(layers: pd.DataFrame) -> str:
-    """Whether rebuilding the dense kernel saves time, over dense and over the factored form."""
-    keys, suffix = [*places.KEYS, "layer", "ratio", "arm"], ", rebuilt"
-    rebuilt = layers[layers["arm"].str.endswith(suffix)]
-    pairs = rebuilt.assign(arm=rebuilt["arm"].str.removesuffix(suffix)).merge(
-        layers, on=keys, suffixes=("", "_factored")
-    )
-    ahead = int((pairs["median_ms"] < pairs["median_ms_factored"]).sum())
-    return (
-        "Rebuilding the dense kernel is faster than dense with its lower quartile in "
-        f"{text.amount(outcomes(rebuilt).faster)} of {len(rebuilt)} timings of layers, and faster "
-        f"than the factored form by median in {text.amount(ahead)}."
-    )
-
-
 def _step(row: Any) -> str:
     return f"{text.network(row.network)} at width {row.width} and f = {text.share(row.ratio)}"
-
-
-def _realised(ours: pd.DataFrame) -> str:
-    """How much of the saving in multiplications the layers of each place see."""
-    parts = []
-    for place in places.of(ours):
-        share, slow = 100 * place.rows["share"], outcomes(place.rows).slower
-        parts.append(
-            f"{share.min():.0f} to {share.max():.0f} % on {place.name}, where {slow} of "
-            f"{len(place.rows)} timings are slower than dense (quartiles clear of 1)"
-        )
-    return (
-        "Of what their multiplications promise, single layers, each form apart, realise forward "
-        f"and backward {'; '.join(parts)}."
-    )
-
-
-def _against_peers(layers: pd.DataFrame) -> str:
-    """How much faster the subset form is than each peer at the same share of basis filters."""
-    parts: dict[str, list[str]] = {}
-    for place in places.of(layers):
-        rows = place.rows.set_index(["layer", "ratio"])
-        ours = rows[rows["arm"] == FORMS[0]]
-        room = ours["expected_speedup"].astype(float) / ours["speedup"]
-        for peer in [arm for arm in dict.fromkeys(rows["arm"]) if arm.startswith("tensorly")]:
-            longer = rows[rows["arm"] == peer]["median_ms"] / ours["median_ms"]
-            parts.setdefault(peer, []).append(
-                f"{longer.median():.1f} ({longer.min():.1f} to {longer.max():.1f}; "
-                f"{(longer * room).median():.1f}) on {place.name}"
-            )
-    if not parts:
-        return ""
-    told = "; ".join(f"{peer} {text.listed(part)}" for peer, part in parts.items())
-    return (
-        "How many times longer a peer takes than the subset form, forward and backward, median "
-        "over layers (range; then the median if the subset form ran at the speed expected by the "
-        f"roofline): {told}."
-    )

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report, Table
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics import stats
+from basisconv.study.report.tables import count, interval, make_table, plain, words
 
 # How a verdict on the best of both kinds is said, by `arms.decided`.
 _AGAINST = {
@@ -33,8 +34,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         section.name,
         section.profile,
         tables={
-            "widths": Table(
-                table, _shown(table, outcome),
+            "widths": make_table(
+                table,
+                [words("network", "label"), plain("budget", "budget"),
+                 count("parameters", "parameters"), plain("batch", "batch_size"),
+                 count("steps", "steps"), tables.seeds(), tables.accuracy(outcome),
+                 tables.difference("minus dense of its width"), tables.p_value(),
+                 tables.verdict()],
                 f"Networks of several widths at equal training time (epochs of {own}, as the other "
                 f"experiments have it, by {unit}): {outcome} accuracy with its 95 % "
                 "interval, and the difference from dense of the same width and time (Welch, p by "
@@ -42,8 +48,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "for a narrower dense network, and for the others at the profile's width: where "
                 "batches differ, so does what the two sides were tuned for.",
             ),
-            "widths_envelope": Table(
-                envelope, _shown_envelope(envelope, outcome),
+            "widths_envelope": make_table(
+                envelope,
+                [plain("budget", "budget"), words("best dense", "dense"),
+                 interval(f"{outcome} accuracy (%)", "dense_accuracy dense_low dense_high", 1),
+                 words("best with basis layers", "basis"),
+                 interval(f"{outcome} accuracy (%)", "basis_accuracy basis_low basis_high", 1),
+                 tables.difference("difference (points)"), tables.p_value(), tables.verdict()],
                 "The best dense network and the best with basis layers over all widths, both "
                 f"picked by their mean validation accuracy, and the difference of their {outcome} "
                 "accuracies (Welch, p by Holm over the budgets).",
@@ -77,21 +88,23 @@ def _at_its_end(direction: str) -> str:
 def width_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row an arm, with its comparison to dense of the same width and budget."""
     dense = {(m.arm.detail["width"], m.arm.budget): m for m in found if _is_dense(m)}
-    rows = []
-    for m in found:
+
+    def after(m: Measured) -> dict[str, Any]:
         detail: dict[str, Any] = m.arm.detail
-        rival = None if _is_dense(m) else dense.get((detail["width"], m.arm.budget))
-        c, mean = arms.compare_values(m.accuracy, rival.accuracy if rival else []), m.interval
-        rows.append(
-            {
-                "label": m.arm.label, "method": m.arm.method, "width": detail["width"],
-                "budget": m.arm.budget, "time": m.time, "n": m.n, "lost": m.lost,
-                "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
-                **arms.columns(c), "parameters": detail["parameters"],
-                "batch_size": detail["batch_size"], "steps": sum(detail["steps"]),
-            }
-        )  # fmt: skip
-    return arms.decided(pd.DataFrame(rows))
+        return {
+            "parameters": detail["parameters"], "batch_size": detail["batch_size"],
+            "steps": sum(detail["steps"]),
+        }  # fmt: skip
+
+    return arms.compare_table(
+        found,
+        rival=lambda m: dense.get((m.arm.detail["width"], m.arm.budget)),
+        before=lambda m: {
+            "method": m.arm.method, "width": m.arm.detail["width"], "budget": m.arm.budget,
+            "time": m.time,
+        },
+        after=after,
+    )  # fmt: skip
 
 
 def envelope_frame(found: Sequence[Measured]) -> pd.DataFrame:
@@ -131,50 +144,6 @@ def _is_dense(m: Measured) -> bool:
 
 def _validation(m: Measured) -> float:
     return stats.mean_interval(m.val_accuracy).mean
-
-
-def _shown(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = [
-        {
-            "network": r.label,
-            "budget": f"{r.budget:g}",
-            "parameters": f"{int(r.parameters):,}",
-            "batch": str(r.batch_size),
-            "steps": f"{r.steps:,}",
-            "n": text.seeds(r.n, r.lost),
-            f"{outcome} accuracy (%)": text.with_interval(r.accuracy, r.low, r.high, 1),
-            "minus dense of its width": text.with_interval(
-                r.difference, r.difference_low, r.difference_high, 2, True
-            ),
-            "p (Holm)": text.p_value(r.p_holm),
-            "verdict": text.VERDICT_WORDS[r.verdict],
-        }
-        for r in table.itertuples()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _shown_envelope(envelope: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    rows = [
-        {
-            "budget": f"{r.budget:g}",
-            "best dense": r.dense,
-            f"{outcome} accuracy (%)": text.with_interval(
-                r.dense_accuracy, r.dense_low, r.dense_high, 1
-            ),
-            "best with basis layers": r.basis,
-            f"{outcome} accuracy (%) ": text.with_interval(
-                r.basis_accuracy, r.basis_low, r.basis_high, 1
-            ),
-            "difference (points)": text.with_interval(
-                r.difference, r.difference_low, r.difference_high, 2, True
-            ),
-            "p (Holm)": text.p_value(r.p_holm),
-            "verdict": text.VERDICT_WORDS[r.verdict],
-        }
-        for r in envelope.itertuples()
-    ]
-    return pd.DataFrame(rows)
 
 
 def _figure(table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, own: str) -> Figure:

@@ -1,4 +1,4 @@
-"""The figures of 06_timing: what of each layer's saving the clock sees, and the roofline."""
+"""06_timing's single layers: speed-ups beside multiplications, roofline and other libraries."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from basisconv.study.report import places, style, text
+from basisconv.study.report.places import FORMS, outcomes, speedup
+from basisconv.study.report.tables import Column, fixed, percent, words
 
 _BLUE = style.LOOKS["basis"].colour
 # Arm -> colour, marker, fill: ours are the basis form's blue, peers grey.
@@ -28,6 +30,40 @@ _ARMS = {
 _RATIO_MARKERS = "v^oDs"
 _ABREAST = 3
 """Panels side by side, at most."""
+
+
+def layer_frame(devices: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a device, precision, batch, layer, share of basis filters and arm."""
+    names = ("layer", "precision", "batch", "arm", "ratio", "macs_ratio", "share", "intensity",
+             "gmac_s")  # fmt: skip
+    return places.benchmark_frame(devices, "layers", names, {"forward": "forward_", "both": ""})
+
+
+def headline_ratio(layers: pd.DataFrame) -> float:
+    """The share of basis filters that figures show: the middle one."""
+    ratios = sorted(set(layers["ratio"]))
+    return float(ratios[(len(ratios) - 1) // 2])
+
+
+def layer_columns(layers: pd.DataFrame) -> list[Column]:
+    """What a table shows of the subset form's rows of one share: those of other arms with each."""
+    rows = zip(*(layers[name] for name in (*places.KEYS, "layer", "arm")), strict=True)
+    speedups = dict(zip(rows, layers["speedup"], strict=True))
+
+    def other(arm: str) -> Column:
+        def value(row: Any) -> float | None:
+            return speedups.get((row.device, row.precision, row.batch, row.layer, arm))
+
+        return fixed(arm, value, 2, "×")
+
+    return [
+        words("layer", "layer", once=True),
+        fixed("MACs", "macs_ratio", 2, "×", once=True),
+        Column("subset", speedup),
+        percent("of MACs", "share"),
+        fixed("expected", "expected_speedup", 2, "×"),
+        *(other(arm) for arm in dict.fromkeys(layers["arm"]) if arm != FORMS[0]),
+    ]
 
 
 def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
@@ -157,3 +193,56 @@ def _handle(arm: str) -> Line2D:
         [], [], color=colour, marker=marker, markersize=4, linestyle="none", label=arm,
         markerfacecolor=fill,
     )  # fmt: skip
+
+
+def rebuilt_told(layers: pd.DataFrame) -> str:
+    """Whether rebuilding the dense kernel saves time, over dense and over the factored form."""
+    keys, suffix = [*places.KEYS, "layer", "ratio", "arm"], ", rebuilt"
+    rebuilt = layers[layers["arm"].str.endswith(suffix)]
+    pairs = rebuilt.assign(arm=rebuilt["arm"].str.removesuffix(suffix)).merge(
+        layers, on=keys, suffixes=("", "_factored")
+    )
+    ahead = int((pairs["median_ms"] < pairs["median_ms_factored"]).sum())
+    return (
+        "Rebuilding the dense kernel is faster than dense with its lower quartile in "
+        f"{text.amount(outcomes(rebuilt).faster)} of {len(rebuilt)} timings of layers, and faster "
+        f"than the factored form by median in {text.amount(ahead)}."
+    )
+
+
+def realised(ours: pd.DataFrame) -> str:
+    """How much of the saving in multiplications the layers of each place see."""
+    parts = []
+    for place in places.of(ours):
+        share, slow = 100 * place.rows["share"], outcomes(place.rows).slower
+        parts.append(
+            f"{share.min():.0f} to {share.max():.0f} % on {place.name}, where {slow} of "
+            f"{len(place.rows)} timings are slower than dense (quartiles clear of 1)"
+        )
+    return (
+        "Of what their multiplications promise, single layers, each form apart, realise forward "
+        f"and backward {'; '.join(parts)}."
+    )
+
+
+def against_peers(layers: pd.DataFrame) -> str:
+    """How much faster the subset form is than each peer at the same share of basis filters."""
+    parts: dict[str, list[str]] = {}
+    for place in places.of(layers):
+        rows = place.rows.set_index(["layer", "ratio"])
+        ours = rows[rows["arm"] == FORMS[0]]
+        room = ours["expected_speedup"].astype(float) / ours["speedup"]
+        for peer in [arm for arm in dict.fromkeys(rows["arm"]) if arm.startswith("tensorly")]:
+            longer = rows[rows["arm"] == peer]["median_ms"] / ours["median_ms"]
+            parts.setdefault(peer, []).append(
+                f"{longer.median():.1f} ({longer.min():.1f} to {longer.max():.1f}; "
+                f"{(longer * room).median():.1f}) on {place.name}"
+            )
+    if not parts:
+        return ""
+    told = "; ".join(f"{peer} {text.listed(part)}" for peer, part in parts.items())
+    return (
+        "How many times longer a peer takes than the subset form, forward and backward, median "
+        "over layers (range; then the median if the subset form ran at the speed expected by the "
+        f"roofline): {told}."
+    )
