@@ -128,7 +128,7 @@ def test_sections_of_two_profiles_or_of_none_are_refused(copy: Path, tmp_path: P
 LONG = ("02_all_layers", "03_sensitivity", "04_selection", "05_skip_training", "06_timing")
 
 
-def test_trial_profiles_are_watermarked_and_report_no_findings(tmp_path: Path) -> None:
+def test_trial_profiles_are_watermarked_and_report_no_results(tmp_path: Path) -> None:
     folder = save_all(tmp_path, "quick", without=LONG)
     assert paper.index(folder)["preliminary"]
     assert not paper.index(folder, preliminary=False)["preliminary"]

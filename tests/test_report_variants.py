@@ -12,7 +12,7 @@ import synthetic
 from scipy import stats as oracle
 
 from basisconv.study import report
-from basisconv.study.report import arms, defaults, frontier, widths
+from basisconv.study.report import arms, defaults, frontier, speedup, widths
 from basisconv.study.report.statistics.stats import holm
 
 WIDTHS = synthetic.widths_section()
@@ -93,21 +93,6 @@ def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below(
     assert told.endswith("is above it at 1 epoch and below it at 2 epochs and 4 epochs (Holm).")
 
 
-def test_a_best_width_at_the_edge_of_those_tried_is_said_to_be_one() -> None:
-    told = one_budget(70.0)["findings"]
-    assert any("the best dense network is of the narrowest width tried" in t for t in told)
-    assert any("best network with basis layers is of the widest width tried" in t for t in told)
-    maker = synthetic.Maker("02b_widths", noise=0.1)
-    for width, level in ((8, 78.0), (16, 80.0), (32, 77.0)):
-        for method in ("dense", "basis"):
-            maker.arm(f"{method}, width {width}", method, level,
-                      detail={"width": width, "parameters": 1})  # fmt: skip
-    inside = report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers[
-        "findings"
-    ]
-    assert not any("width tried" in t for t in inside)
-
-
 def test_widths_without_basis_layers_have_no_envelope() -> None:
     maker = synthetic.Maker("02b_widths")
     maker.arm("dense, width 8", "dense", 80, detail={"width": 8, "parameters": 1})
@@ -168,13 +153,9 @@ def test_variants_are_held_against_the_defaults() -> None:
     assert verdicts["decay of the product"] == "above"
 
 
-def test_the_findings_name_what_beats_the_defaults_and_what_costs() -> None:
-    told = report.build(*DEFAULTS).numbers["findings"]
-    assert "better than our defaults 1, worse 1, undecided or within ±0.2 points 2" in told[0]
-    assert "Better than our defaults: decay of the product (+1." in told[1]
-    assert (
-        "Worse: full form, 4 groups (−2." in told[2] or "Worse: full form, 4 groups (−1." in told[2]
-    )
+def test_the_headline_counts_what_beats_the_defaults() -> None:
+    told = report.build(*DEFAULTS).numbers["headline"]
+    assert "better than our defaults 1, worse 1, undecided or within ±0.2 points 2" in told
 
 
 def test_without_the_defaults_there_is_nothing_to_hold_variants_against() -> None:
@@ -187,12 +168,10 @@ def test_without_the_defaults_there_is_nothing_to_hold_variants_against() -> Non
 def test_the_network_of_equal_size_is_no_arm_of_ours() -> None:
     section, records = synthetic.frontier_section()
     table = frontier.frontier(section, records)
-    told = frontier.findings(table, arms.measure(section, records))
-    assert not any("equal size" in sentence for sentence in told[:1])
-    (size,) = [sentence for sentence in told if "nearly as many parameters" in sentence]
-    assert "2, “all layers, f = 0.25” minus “dense, width 17, equal size”" in size
-    # A dense budget of its own brackets and is told of nowhere else.
-    assert not any("budget of 2.32" in sentence for sentence in told)
+    found = arms.measure(section, records)
+    assert "equal size" not in frontier.headline(table, found)
+    size = frontier.same_size(found)["same size"]["text"]
+    assert size.startswith("“all layers, f = 0.25” minus “dense, width 17, equal size” at 2: ")
 
 
 def test_a_dense_budget_between_the_others_brackets_a_speed_up() -> None:
@@ -214,12 +193,12 @@ def test_of_two_equal_speed_ups_the_more_accurate_is_named_first() -> None:
     for label, level, time in (("better", 75, 1.0), ("worse", 74, 0.9996), ("third", 71, 0.99)):
         maker.arm(label, "basis", 0, budget=1, time=time, values=[level + j for j in jitter])
     table = frontier.frontier(maker.section(), maker.records)
-    told = frontier.findings(table, arms.measure(maker.section(), maker.records))
-    assert any(
-        re.match(r"Dense trained 1\.31 times as long is beaten by “better” at 1 \(\+3\.00 points "
-                 r"\[.*\], p <0\.001\) and “worse” at 1 \(\+2\.00 .*\), the largest", sentence)
-        for sentence in told
-    )  # fmt: skip
+    told = speedup.values(table, arms.measure(maker.section(), maker.records))
+    assert told["speed-up"]["text"] == "1.31"
+    assert re.match(
+        r"“better” at 1 \(\+3\.00 points \[.*\], p <0\.001\) and “worse” at 1 \(\+2\.00 ",
+        told["fastest"]["text"],
+    )
 
 
 @pytest.mark.parametrize("tuned", [True, False])

@@ -3,7 +3,7 @@
     report = build(section, records)    # one section of the paper
     report.tables["frontier"]           # a table in a notebook
     report.figures["frontier"]          # a figure
-    report.numbers["findings"]          # sentences made from intervals and tests
+    report.numbers["headline"]          # a sentence made from intervals and tests
     report.save(folder)                 # figures/, tables/, numbers/
 
 Nothing here trains, and nothing knows networks: what a section holds is all that a report sees.

@@ -10,12 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, tables, text
+from basisconv.study.report import arms, speedup, style, tables, text
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.equal_steps import equal_steps, on_budget, told
-from basisconv.study.report.frontier import findings, frontier
+from basisconv.study.report.equal_steps import as_many_steps, equal_steps, on_budget
+from basisconv.study.report.frontier import frontier, headline, same_size
 from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.speedup import bracket_text
 from basisconv.study.report.tables import cell, count, make_table, percent, plain, words
 
 _NAMED = [words("arm", "label"), plain("budget", "budget")]
@@ -28,14 +27,14 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     table = frontier(section, records)
     ordered, sizes = table.sort_values("budget", kind="stable"), table.drop_duplicates("label")
     unit = str(section.facts.get("unit", "the cost source"))
-    speed_up = words("speed-up", lambda r: bracket_text(r.speedup_at_least, r.speedup_below))
+    bracket = words("speed-up", lambda r: speedup.bracket_text(r.speedup_at_least, r.speedup_below))
     verdict = tables.verdict(text.VERDICT_WORDS_ON_DENSE)
     return Report(
         section.name,
         section.profile,
         tables={
             "frontier": make_table(
-                table, [*_NAMED, *tables.against_dense(outcome), speed_up, verdict],
+                table, [*_NAMED, *tables.against_dense(outcome), bracket, verdict],
                 f"Every arm at every budget of training time (in dense epochs, by {unit}): "
                 f"{outcome} accuracy with its 95 % interval; its difference from dense trained for "
                 "the same time (Welch, p by Holm over the basis arms, and over the narrower "
@@ -74,11 +73,11 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "frontier": Plot(
                 _frontier_figure(table, outcome), table,
                 f"(a) {text.capital(outcome)} accuracy against training time, in dense epochs by "
-                f"{unit}: {arms.shown_as(found)}; at each budget an arm is trained anew, with a "
-                "schedule of its own. (b) The difference from dense trained for the same time, "
+                f"{unit}: {arms.shown_as(found)}; each budget has trainings of its own, with "
+                "their own schedule. (b) The difference from dense trained for the same time, "
                 f"with 95 % Welch intervals; the level band is ±{arms.MARGIN:g} points. All points "
                 "in an upright band have trained for the time in its middle, and stand side by "
-                "side to be told apart; between bands dense trained for other times.",
+                "side so that all are seen; between bands dense trained for other times.",
             ),
             "frontier_size": Plot(
                 _size_figure(table, outcome), table,
@@ -89,8 +88,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "skip training that ends dense, are set apart sideways, a little.",
             ),
         },
-        numbers=_numbers(table, outcome, found, equal) | _scale(found, records)
-        | {"as_many_steps": told(equal[equal["ratio"] == section.facts.get("ratio")])}
+        numbers=_numbers(table, outcome, found) | _scale(found, records)
+        | {"as_many_steps": as_many_steps(equal[equal["ratio"] == section.facts.get("ratio")])}
         | {"notes": arms.lost_note(every), "tuned": bool(section.facts.get("tuned"))},
     )  # fmt: skip
 
@@ -201,16 +200,15 @@ def _scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str
     }
 
 
-def _numbers(
-    table: pd.DataFrame, outcome: str, found: Sequence[Measured], equal: pd.DataFrame
-) -> dict[str, Any]:
-    sentences = [*findings(table, found), told(equal)]
+def _numbers(table: pd.DataFrame, outcome: str, found: Sequence[Measured]) -> dict[str, Any]:
     return {
         "values": {
             f"{row.label} at {row.budget:g}": text.number(
                 row.accuracy, row.low, row.high, row.n, digits=1, unit=" %"
             )
             for row in table.itertuples()
-        },
-        "outcome": outcome, "headline": sentences[0], "findings": sentences,
+        }
+        | same_size(found)
+        | speedup.values(table, found),
+        "outcome": outcome, "headline": headline(table, found),
     }  # fmt: skip

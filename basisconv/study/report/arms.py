@@ -33,7 +33,7 @@ class Measured:
         accuracy: last-step accuracy in per cent, by seed: test or validation, see `outcome`.
         val_accuracy: last-step validation accuracy in per cent, by seed.
         val_loss: last-step validation cross-entropy, by seed.
-        lost: runs that failed or diverged; they have no accuracy but must be told.
+        lost: runs that failed or diverged; they have no accuracy but must be reported.
     """
 
     arm: Arm
@@ -144,7 +144,7 @@ def verdict(difference: float, equivalence: float, p: float) -> str:
     """
     if math.isnan(p):
         return "untested"
-    if equivalence < ALPHA:  # a difference may be told and be negligible
+    if equivalence < ALPHA:  # a difference may be significant and negligible
         return "equal"
     if p < ALPHA:
         return "above" if difference > 0 else "below"
@@ -226,8 +226,8 @@ def shown_as(found: Sequence[Measured]) -> str:
         return "no runs"
     if counts[-1] == 1:
         return "single runs, without intervals"
-    told = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    return f"means with 95 % intervals ({told})"
+    each = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return f"means with 95 % intervals ({each})"
 
 
 def lost_note(found: Sequence[Measured]) -> list[str]:

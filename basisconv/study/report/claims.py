@@ -130,9 +130,9 @@ def _numbers(table: pd.DataFrame, profile: str, trial: bool) -> dict[str, Any]:
             "study works, not what is true."
         )
     else:
-        told = [f"{n} {verdict}" for verdict, n in counts.items() if n]
+        counted = [f"{n} {verdict}" for verdict, n in counts.items() if n]
         headline = (
-            f"Of the {len(table)} claims, judged at {profile} scale: {text.listed(told)}."
+            f"Of the {len(table)} claims, judged at {profile} scale: {text.listed(counted)}."
         )  # fmt: skip
     values = {verdict: text.count(n) for verdict, n in counts.items()}
-    return {"values": values, "headline": headline, "findings": [headline], "notes": []}
+    return {"values": values, "headline": headline, "notes": []}

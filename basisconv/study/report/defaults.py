@@ -122,24 +122,15 @@ def _figure(table: pd.DataFrame) -> Figure:
 
 
 def _numbers(table: pd.DataFrame, found: Sequence[Measured], outcome: str) -> dict[str, Any]:
-    variants = table[table["difference"].notna()]
-    findings = [_headline(variants)]
-    for verdict, said in (("above", "Better than our defaults"), ("below", "Worse")):
-        told = [
-            f"{r.label} ({text.gain(r)})"
-            for r in variants[variants["verdict"] == verdict].itertuples()
-        ]
-        if told:
-            findings.append(f"{said}: {text.listed(told)}.")
     return {
-        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
-        "notes": arms.lost_note(found),
+        "values": {}, "outcome": outcome, "notes": arms.lost_note(found),
+        "headline": _headline(table[table["difference"].notna()]),
     }  # fmt: skip
 
 
 def _headline(variants: pd.DataFrame) -> str:
     if variants.empty:
-        return "No variant was measured beside our defaults."
+        return "No variant was measured against our defaults."
     tested = arms.tested(variants)
     if tested.empty:
         return (

@@ -60,7 +60,7 @@ def ratio(m: Measured) -> float:
     return float(value)
 
 
-def told(table: pd.DataFrame) -> str:
+def as_many_steps(table: pd.DataFrame) -> str:
     """What dense's steps cost in accuracy and save in time, in one sentence."""
     each = [
         f"f = {text.share(r.ratio)} by {text.gain(r)}, in {100 * r.time:.0f} % of the time"

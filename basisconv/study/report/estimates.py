@@ -51,9 +51,12 @@ def speedup(e: Evidence) -> Estimate:
     faster = above[above["speedup_at_least"] >= PAPER_SPEEDUP]
     said = f"{text.at_budget(best)}: {bracket} at equal accuracy"
     if len(faster):
+        # Budgets that dense trained beyond by as much as the paper claims.
+        longest = e.frontier.loc[e.frontier["method"] == "dense", "budget"].max()
+        able = sum(PAPER_SPEEDUP * budget <= longest for budget in set(e.ours["budget"]))
         said += (
             f" (ahead of dense trained that long by {lead(best)}); ≥ {PAPER_SPEEDUP:g}× at "
-            f"{faster['budget'].nunique()} of {text.plural(_askable(e), 'budget')} that could "
+            f"{faster['budget'].nunique()} of {text.plural(able, 'budget')} that could "
             "show it"
         )
     return Estimate(
@@ -61,13 +64,6 @@ def speedup(e: Evidence) -> Estimate:
         REPRODUCED if best.speedup_at_least >= PAPER_SPEEDUP else PARTLY,
         best.speedup_at_least, best.speedup_at_least, best.speedup_below, int(best.n), "×",
     )  # fmt: skip
-
-
-def _askable(e: Evidence) -> int:
-    """Budgets beside which a dense network trained for as much longer as the paper claims."""
-    dense = e.frontier.loc[e.frontier["method"] == "dense", "budget"]
-    needed = PAPER_SPEEDUP * e.ours["budget"].drop_duplicates()
-    return int((needed <= dense.max()).sum())
 
 
 def compression(e: Evidence) -> Estimate:
@@ -91,12 +87,8 @@ def identified(e: Evidence) -> Estimate:
     trust, low, high = reliability_interval(scores)
     table = sensitivity.layer_frame(section, e.records)
     decided = int((table["p_holm"] < arms.ALPHA).sum())
-    if decided and trust >= arms.TRUSTED:
-        verdict = REPRODUCED
-    elif decided or trust >= arms.TRUSTED:
-        verdict = PARTLY
-    else:
-        verdict = UNDECIDED
+    held = (decided > 0, trust >= arms.TRUSTED)
+    verdict = REPRODUCED if all(held) else PARTLY if any(held) else UNDECIDED
     said = (
         f"reliability of the ranking {text.with_interval(trust, low, high, 2)}; {decided} of "
         f"{len(table)} layers told from dense (Holm)"
@@ -111,12 +103,9 @@ def effectiveness(e: Evidence) -> Estimate:
         return untested()
     budgets = sorted(set(e.ours["budget"]))
     at = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
+    verdict = PARTLY if at else unwon(e.ours["verdict"])
     if len(at) == len(budgets):
         verdict = REPRODUCED
-    elif at:
-        verdict = PARTLY
-    else:
-        verdict = unwon(e.ours["verdict"])
     best = rows.loc[rows["difference"].idxmax()]
     return of_row(
         f"dense of the same time is beaten at {len(at)} of {text.plural(len(budgets), 'budget')} "
@@ -193,11 +182,9 @@ def too_few(e: Evidence) -> Estimate:
 def uncompressed(e: Evidence) -> Estimate:
     """Training steps whose coefficient matrix is not compressed: does time improve after all?"""
     found, best = outcomes(e.networks), float(e.networks["speedup"].max())
-    # A step that is not told from dense speaks for neither side.
-    if found.faster:
-        verdict = PARTLY if found.slower else NOT
-    else:
-        verdict = REPRODUCED if found.slower else UNDECIDED
+    # A step that does not differ from dense speaks for neither side.
+    with_some = {(True, True): PARTLY, (True, False): NOT, (False, True): REPRODUCED}
+    verdict = with_some.get((found.faster > 0, found.slower > 0), UNDECIDED)
     counted = _counted(e.networks, "training step")
     said = f"coefficient matrix as it is: {counted}; best {best:.2f}×"
     return Estimate(said, verdict, best, n=e.network_turns, of="turns")
@@ -276,8 +263,7 @@ def skip(e: Evidence) -> Estimate:
 
 def early_switch(e: Evidence) -> Estimate:
     """The earliest switch to dense against basis throughout, at equal time."""
-    section = e.sections["05_skip_training"]
-    found = arms.measure(section, e.records)
+    found = arms.measure(e.sections["05_skip_training"], e.records)
     basis = arms.first(found, "basis")
     exact = [
         m

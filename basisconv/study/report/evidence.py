@@ -18,8 +18,8 @@ from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, equal_steps, places, selection, text
 from basisconv.study.report.arms import Comparison
 from basisconv.study.report.frontier import frontier
+from basisconv.study.report.skip_training import skip_frame
 from basisconv.study.report.statistics.stats import NAN
-from basisconv.study.report.switches import skip_frame
 from basisconv.study.report.timing_layers import layer_frame
 from basisconv.study.report.timing_networks import network_frame, training_steps
 

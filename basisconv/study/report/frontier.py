@@ -29,21 +29,17 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     return pd.concat([table, speedup.brackets(found, list(table["verdict"]))], axis=1)
 
 
-def findings(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
-    """What the frontier shows, in sentences; the first is its headline."""
-    tested = arms.tested(table)
-    # In one breath: what beats dense may still lose to a narrower network.
-    headline = " ".join([_headline(table, tested), *_against_narrow(found)])
-    told = [headline, *_winners(tested), *_by_budget(table, tested)]
-    return told + _against_same_size(found) + speedup.told(table, found)
+def headline(table: pd.DataFrame, found: Sequence[Measured]) -> str:
+    """How the arms compare with dense, and in one breath with the narrower network."""
+    return " ".join([_against_dense(table, arms.tested(table)), *_against_narrow(found)])
 
 
-def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
+def _against_dense(table: pd.DataFrame, tested: pd.DataFrame) -> str:
     """One sentence: how often dense trained for the same time is beaten, and by how much."""
     if tested.empty:
         several = table[table["method"] != "dense"]["difference"].dropna()
         if several.empty:
-            return "No arm was measured beside dense."
+            return "No arm was measured against dense."
         return (
             "With one run an arm there is no interval: at equal training time the arms differ "
             f"from dense by {text.fixed(several.min(), 1, True)} to "
@@ -63,57 +59,6 @@ def _headline(table: pd.DataFrame, tested: pd.DataFrame) -> str:
         f"{won_and_lost(ours['verdict'])} (Holm); the largest gain, budget by budget, is "
         f"{_best(above)}."
     )
-
-
-def _winners(tested: pd.DataFrame) -> list[str]:
-    """Which arms beat dense at which budgets; where more than a few all do, that in a word."""
-    ours = tested[~tested["method"].isin(DENSE)]
-    above = ours[ours["verdict"] == "above"]
-    if above.empty:
-        return []
-    return [f"Dense trained for the same time is beaten by {_beaten_by(ours, above)}."]
-
-
-def _beaten_by(ours: pd.DataFrame, above: pd.DataFrame) -> str:
-    number = ours["label"].nunique()
-    if len(above) == len(ours) and number > 3:
-        return (
-            f"each of {number} basis arms at every budget that the arm was trained for "
-            f"({_budgets(ours['budget'])} {_unit(ours['budget'])})"
-        )
-    where = [
-        f"{_quoted(str(label))} at {_budgets(rows['budget'])}"
-        for label, rows in above.groupby("label", sort=False)
-    ]
-    return f"{text.listed(where)} {_unit(above['budget'])}"
-
-
-def _by_budget(table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
-    sentences = []
-    for budget, rows in table.groupby("budget"):
-        reached = rows[rows["accuracy"].notna()]
-        if reached.empty or set(rows["method"]) == {"dense"}:
-            continue
-        best = reached.loc[reached["accuracy"].idxmax()]
-        sentence = (
-            f"At a budget of {text.epochs(float(budget))} the highest mean is that of "
-            f"{_quoted(best.label)} "
-            f"({text.with_interval(best.accuracy, best.low, best.high, 1, unit=' %')}, "
-            f"n = {best.n})"
-        )
-        at = tested[tested["budget"] == budget]
-        below, undecided = (
-            [_quoted(label) for label in at[at["verdict"] == verdict]["label"]]
-            for verdict in ("below", "open")
-        )
-        if below:
-            sentence += f"; dense beats {text.listed(below)}"
-        if undecided and len(undecided) == len(at):
-            sentence += "; no arm is decided against dense"
-        elif undecided:
-            sentence += f"; undecided against dense: {text.listed(undecided)}"
-        sentences.append(f"{sentence}.")
-    return sentences
 
 
 def _against_narrow(found: Sequence[Measured]) -> list[str]:
@@ -166,11 +111,11 @@ def won_and_lost(verdicts: pd.Series) -> str:
     )
 
 
-def _against_same_size(found: Sequence[Measured]) -> list[str]:
+def same_size(found: Sequence[Measured]) -> dict[str, Any]:
     """All layers in basis form against dense of as many parameters: is it worth its bytes."""
     rival = next((m for m in found if m.arm.method == "same_size" and m.n), None)
     if rival is None:
-        return []
+        return {}
 
     def apart(m: Measured) -> float:
         size: Any = m.arm.detail["parameters"]
@@ -180,14 +125,14 @@ def _against_same_size(found: Sequence[Measured]) -> list[str]:
         m for m in found if m.arm.method == "basis" and m.arm.budget == rival.arm.budget and m.n
     ]
     if not ours:
-        return []
+        return {}
     arm = min(ours, key=apart)
-    difference = arms.compare(arm, rival).difference
-    return [
-        f"At a budget of {rival.arm.budget:g}, {_quoted(arm.arm.label)} minus "
-        f"{_quoted(rival.arm.label)}, the narrower dense network of nearly as many parameters: "
-        f"{text.points(difference)}."
-    ]
+    return {
+        "same size": text.said(
+            f"{_quoted(arm.arm.label)} minus {text.at_budget(rival.arm)}: "
+            f"{text.points(arms.compare(arm, rival).difference)}"
+        )
+    }
 
 
 def _quoted(label: str) -> str:
@@ -197,7 +142,3 @@ def _quoted(label: str) -> str:
 
 def _unit(budgets: pd.Series) -> str:
     return "dense epoch" if (budgets == 1).all() else "dense epochs"
-
-
-def _budgets(budgets: pd.Series) -> str:
-    return text.listed([f"{b:g}" for b in sorted(set(budgets))])

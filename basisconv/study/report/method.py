@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -47,7 +47,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                  cell("relative error", "relative_error", text.small),
                  cell("best possible", "best_relative_error", text.small)],
                 "Relative error (Frobenius norm) of the kernel that the decomposition gives, "
-                "beside the least error that any kernel of that rank can have.",
+                "and the least error that any kernel of that rank can have.",
             ),
         },
         figures={
@@ -167,12 +167,7 @@ def _numbers(facts: Mapping[str, Any], exact: pd.DataFrame) -> dict[str, Any]:
         f"{values['parameters_ratio']['text']} fewer parameters and executes "
         f"{values['macs_ratio']['text']} fewer multiplications."
     )
-    findings: Sequence[str] = (
-        headline,
-        "Both forms reach the least error that their rank allows, to within "
-        f"{text.small(gap, 0)} of the kernel's norm.",
-    )
     return {
-        "values": values, "headline": headline, "findings": list(findings), "notes": [],
+        "values": values, "headline": headline, "notes": [],
         "where": where, "share": text.share(facts["ratio"]),
     }  # fmt: skip

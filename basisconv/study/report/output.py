@@ -57,7 +57,7 @@ class Report:
         tables: name -> `Table`.
         figures: name -> `Plot`.
         numbers: what the paper prints: "values" (name -> value, low, high, n, text), "headline"
-            and "findings" (sentences made from intervals and tests), "notes".
+            (a sentence made from intervals and tests), "notes".
     """
 
     name: str

@@ -93,7 +93,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "own); darker is worse. A field without a number: its runs diverged.",
             )
         },
-        numbers=_numbers(best, spread, sweeps, found),
+        numbers=_numbers(best, found),
     )  # fmt: skip
 
 
@@ -248,12 +248,9 @@ def _count(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.0f}"
 
 
-def _numbers(
-    best: pd.DataFrame, spread: pd.DataFrame, sweeps: pd.DataFrame, found: Sequence[Measured]
-) -> dict[str, Any]:
-    findings = [_headline(best), *_spread_told(spread), *_sweeps_told(sweeps)]
+def _numbers(best: pd.DataFrame, found: Sequence[Measured]) -> dict[str, Any]:
     return {
-        "values": {}, "outcome": "validation", "headline": findings[0], "findings": findings,
+        "values": {}, "outcome": "validation", "headline": _headline(best),
         "notes": arms.lost_note(found),
     }  # fmt: skip
 
@@ -269,31 +266,3 @@ def _headline(best: pd.DataFrame) -> str:
         f"{'lead' if clear > 1 else 'leads'} the next best by more than {CLEAR:g} standard errors "
         f"and {text.amount(edge)} {'lie' if edge > 1 else 'lies'} at an edge of the grid."
     )
-
-
-def _spread_told(spread: pd.DataFrame) -> list[str]:
-    told = [
-        f"{style.look(r.method).name} by "
-        + text.with_interval(r.accuracy_sd, r.accuracy_low, r.accuracy_high, 2, unit=" points")
-        + f" and {text.with_interval(r.loss_sd, r.loss_low, r.loss_high, 4)} of loss (n = {r.n})"
-        for r in spread.itertuples()
-        if r.n > 1
-    ]
-    if not told:
-        return []
-    return [f"Runs that differ in their seed alone scatter (sd, 95 % interval): {'; '.join(told)}."]
-
-
-def _sweeps_told(sweeps: pd.DataFrame) -> list[str]:
-    known = sweeps[sweeps["reliability"].notna()]
-    if known.empty:
-        return []
-    best = known.loc[known["reliability"].idxmax()]
-    need = "no number of seeds" if math.isinf(best.needed) else f"{best.needed:.0f}"
-    return [
-        f"Of {text.plural(len(known), 'candidate sweep')} the most reliable has "
-        + text.with_interval(best.reliability, best.reliability_low, best.reliability_high, 2)
-        + f" over {text.plural(int(best.seeds), 'seed')} "
-        f"(width {best.width:.0f}, {best.train_images:,.0f} images, {text.epochs(best.epochs)}, "
-        f"f = {text.share(best.ratio)}); for {arms.TRUSTED:g} it would need {need}."
-    ]

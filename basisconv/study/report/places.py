@@ -113,16 +113,6 @@ def outcomes(timings: pd.DataFrame, prefix: str = "") -> Outcomes:
     return Outcomes(faster, slower, len(timings) - faster - slower)
 
 
-def _expected(row: Mapping[str, Any]) -> dict[str, float | None]:
-    # Stored benchmarks call it a bound, which it is not: measurements exceed it.
-    return {"expected_speedup": row["bound_speedup"]}
-
-
-def _timed(timing: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    names = ("median_ms", "iqr_ms", "speedup", "speedup_low", "speedup_high")
-    return {f"{prefix}{name}": timing[name] for name in names}
-
-
 def benchmark_frame(
     devices: Sequence[Mapping[str, Any]], part: str, names: Sequence[str],
     timings: Mapping[str, str],

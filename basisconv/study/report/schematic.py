@@ -158,7 +158,7 @@ def _planes(axes: Axes, x: float, y: float, colours: Sequence[object]) -> None:
 
 
 def _filters(axes: Axes, x: float, y: float, colours: Sequence[object]) -> None:
-    """Small 3×3 kernels, four in a column at most beside each other."""
+    """Small 3×3 kernels, four in a column at most, in columns side by side."""
     cell, gap = 1.25, 1.4
     across = 4 if len(colours) > BASIS else 1
     down = len(colours) // across

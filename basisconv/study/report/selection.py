@@ -31,7 +31,7 @@ RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of 
           "inverted": "the inverted subset of equal time",
           "threshold": "the threshold's subset", "first_five": "the first five layers"}  # fmt: skip
 """What the selected subset is held against: method -> words."""
-_MAIN = ("dense", "basis", "random")  # of these, what the headline tells
+_MAIN = ("dense", "basis", "random")  # of these, those in the headline
 
 MEANS = ("predicted_time", "parameters", "macs")
 VALUES = ("seeds", "accuracy", "val_accuracy", "val_loss")
@@ -65,7 +65,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                  cell("n", lambda r: f"{r.n_selected} and {r.n_rival}", str),
                  tables.p_value(), tables.verdict()],
                 "The selected subset's accuracy minus that of its rivals (Welch, p by Holm). "
-                "Each random subset is drawn anew and trained once.",
+                "Each random subset is drawn by itself and trained once.",
             ),
             "selection_draws": make_table(
                 draws,
@@ -112,7 +112,7 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
 
 
 def _detail(m: Measured) -> dict[str, Any]:
-    """What the draft keeps beside an arm, of types that its experiment alone knows."""
+    """What the draft keeps of an arm, of types that its experiment alone knows."""
     return dict(m.arm.detail)
 
 
@@ -235,33 +235,19 @@ def _numbers(
             f"{values['accuracy']['text']} {outcome} accuracy"
         )
         # What it gains on dense is worth no more than what it gains on chance.
-        main = [told for rival in _MAIN if (told := _told(tests, rival))]
+        main = [held for rival in _MAIN if (held := _held_against(tests, rival))]
         headline += f": {text.listed(main)}." if main else "."
-    findings = [headline]
-    others = [told for r in RIVALS if r not in _MAIN and (told := _told(tests, r))]
-    if others:
-        findings.append(f"It is {'; '.join(others)}.")
-    if not section.facts.get("controls", True):
-        findings.append(
-            "The selection took all layers or none, so that there are no other subsets of its "
-            "time to hold it against."
-        )
+    facts: dict[str, Any] = section.facts
+    values |= {
+        "loss share": text.number(100 * facts["loss_share"], digits=0, unit=" %"),
+        "threshold": text.said(f"{facts['threshold']:g}"),
+    }
     return {
-        "values": values, "outcome": outcome, "headline": headline, "findings": findings,
-        "notes": arms.lost_note(found), "rules": _rules(section.facts),
+        "values": values, "outcome": outcome, "headline": headline, "notes": arms.lost_note(found),
     }  # fmt: skip
 
 
-def _rules(facts: Mapping[str, Any]) -> str:
-    """What we chose for the source's rule and for ours, which it leaves open."""
-    return (
-        f"Two numbers are our choices: the budget of predicted loss, {100 * facts['loss_share']:g} "
-        "% of the sum of all positive sensitivities, and the threshold of the source's rule, "
-        f"{facts['threshold']:g}."
-    )
-
-
-def _told(tests: pd.DataFrame, rival: str) -> str:
+def _held_against(tests: pd.DataFrame, rival: str) -> str:
     """As in "better than dense (+0.6 points [+0.2, +1.0])"; nothing without that rival.
 
     Args:
@@ -274,6 +260,6 @@ def _told(tests: pd.DataFrame, rival: str) -> str:
     r = rows.iloc[0]
     said = {
         "above": "better than", "below": "worse than", "equal": "equal to",
-        "open": "undecided against", "untested": "measured once beside",
+        "open": "undecided against", "untested": "measured once against",
     }  # fmt: skip
     return f"{said[r.verdict]} {RIVALS[rival]} ({text.gain(r)})"

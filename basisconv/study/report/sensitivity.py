@@ -1,4 +1,4 @@
-"""03_sensitivity: which single layers hurt, and how far the sweep can be trusted to tell."""
+"""03_sensitivity: which single layers hurt, and how far the sweep can be trusted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EXPLANATIONS = {
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
-    """Each layer's rise in validation cross-entropy, beside what its basis form saves."""
+    """Each layer's rise in validation cross-entropy, and what its basis form saves."""
     table = layer_frame(section, records)
     matrix = score_matrix(section, records)
     trust, bounds = rankings.Reliability(*[stats.NAN] * 3), rankings.Bootstrap(*[stats.NAN] * 3)
@@ -34,7 +34,6 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         trust, bounds = rankings.reliability(matrix), rankings.reliability_interval(matrix)
     share = text.share(float(section.facts["ratio"]))  # type: ignore[arg-type]
     unit = str(section.facts.get("unit", "the cost source"))
-    told = _trust_sentence(trust, bounds, len(matrix))
     found = arms.measure(section, records)
     where = (
         f"(width {section.facts['width']}, {section.facts['train_images']:,} training images, "
@@ -67,10 +66,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"of the same seeds {where}, {arms.shown_as(found)}: (a) rise of validation loss, "
                 "dark where it differs from none by its test (Holm); (b) fall of validation "
                 "accuracy; (c) parameters and (d) time of a training step saved "
-                f"(by {unit}). {told}",
+                f"(by {unit}).",
             )
         },
-        numbers=_numbers(table, matrix, bounds, trust.ceiling, told)
+        numbers=_numbers(table, matrix, bounds, trust)
         | {"notes": [*_fewest(section, records, found), *arms.lost_note(found)]},
     )  # fmt: skip
 
@@ -187,33 +186,14 @@ def _whisker_bars(axes: Axes, mean: pd.Series, low: pd.Series, high: pd.Series) 
     )
 
 
-def _trust_sentence(trust: rankings.Reliability, bounds: rankings.Bootstrap, seeds: int) -> str:
-    if np.isnan(trust.reliability):
-        return f"With {text.plural(seeds, 'seed')} the sweep's own noise cannot be told."
-    if trust.reliability == 0:
-        return (
-            f"Over {text.plural(seeds, 'seed')} one half of the sweep does not agree with the "
-            f"other (rank correlation {text.fixed(trust.halves, 2)}): it holds no ranking that "
-            "anything could predict."
-        )
-    told = text.with_interval(trust.reliability, bounds.low, bounds.high, 2)
-    return (
-        f"Over {text.plural(seeds, 'seed')} the ranking has a reliability of {told} (split halves, "
-        "stepped up; interval over resampled layers), so that no predictor of it can be "
-        f"expected to correlate with it above {trust.ceiling:.2f}; {needed(trust, seeds)}."
-    )
-
-
-def needed(trust: rankings.Reliability, seeds: int) -> str:
-    """How many seeds a sweep would need to be trusted, in words."""
-    count = rankings.seeds_for(trust.reliability, seeds, arms.TRUSTED)
-    if np.isinf(count):
-        return f"no number of seeds would bring it to {arms.TRUSTED:g}"
-    return f"by this estimate it takes {text.plural(int(count), 'seed')} to reach {arms.TRUSTED:g}"
+def _needed(trust: rankings.Reliability, seeds: int) -> str:
+    """How many seeds a sweep would need to be trusted."""
+    number = rankings.seeds_for(trust.reliability, seeds, arms.TRUSTED)
+    return "no number of seeds" if np.isinf(number) else text.plural(int(number), "seed")
 
 
 def _numbers(
-    table: pd.DataFrame, matrix: np.ndarray, bounds: rankings.Bootstrap, ceiling: float, told: str
+    table: pd.DataFrame, matrix: np.ndarray, bounds: rankings.Bootstrap, trust: rankings.Reliability
 ) -> dict[str, Any]:  # fmt: skip
     hurt = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] > 0)]
     gain = table[(table["p_holm"] < arms.ALPHA) & (table["loss_rise"] < 0)]
@@ -221,8 +201,8 @@ def _numbers(
     rise = text.with_interval(most.loss_rise, most.loss_low, most.loss_high, 4, True)
     if table["p_holm"].isna().all():
         headline = (
-            f"With one seed no layer's effect can be told from noise; the largest rise of loss is "
-            f"that of {most.layer} ({rise})."
+            "With one seed no layer's effect can be separated from noise; the largest rise of "
+            f"loss is that of {most.layer} ({rise})."
         )
     else:
         headline = (
@@ -230,18 +210,17 @@ def _numbers(
             f"{text.amount(len(hurt))} and falls for {text.amount(len(gain))} at the 5 % level "
             f"(Holm); the largest rise is that of {most.layer} ({rise})."
         )
-    findings = [headline, told]
-    if len(hurt) > 1:
-        findings.append(f"The layers that hurt: {text.listed(list(hurt['layer']))}.")
-    findings += [*_others(table, matrix), *_agreements(table, matrix)]
     values = {
         "reliability": text.number(*bounds, n=len(matrix), digits=2),
-        "ceiling": text.number(ceiling, n=len(matrix), digits=2),
+        "ceiling": text.number(trust.ceiling, n=len(matrix), digits=2),
         "layers_that_hurt": text.count(len(hurt)),
+        "seeds": text.said(text.plural(len(matrix), "seed")),
+        "trusted": text.said(f"{arms.TRUSTED:g}"),
     }
-    return {
-        "values": values, "outcome": "validation", "headline": headline, "findings": findings,
-    }  # fmt: skip
+    if not np.isnan(trust.reliability):
+        values["seeds needed"] = text.said(_needed(trust, len(matrix)))
+    values |= {**_others(table, matrix), **_agreements(table, matrix)}
+    return {"values": values, "outcome": "validation", "headline": headline}
 
 
 def _fewest(
@@ -259,41 +238,35 @@ def _fewest(
     ]
 
 
-def _others(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
-    """What is left without the layers that a test tells: a ranking may rest on those alone."""
-    told = (table["p_holm"] < arms.ALPHA).to_numpy()
-    if not matrix.size or not told.any() or (~told).sum() < 3:
-        return []
-    rest = matrix[:, ~told]
+def _others(table: pd.DataFrame, matrix: np.ndarray) -> dict[str, Any]:
+    """What is left without the layers that a test finds: a ranking may rest on those alone."""
+    found = (table["p_holm"] < arms.ALPHA).to_numpy()
+    if not matrix.size or not found.any() or (~found).sum() < 3:
+        return {}
+    rest = matrix[:, ~found]
     trust, rise = rankings.reliability_interval(rest), stats.mean_interval(rest.mean(axis=1))
-    return [
-        f"Without {text.listed(list(table['layer'][told]))} the ranking of the other "
-        f"{rest.shape[1]} has a reliability of "
-        f"{text.with_interval(trust.estimate, trust.low, trust.high, 2)}, and their mean rise of "
-        f"loss is {text.with_interval(rise.mean, rise.low, rise.high, 4, True)} nats."
-    ]
+    return {
+        "found": text.said(text.listed(list(table["layer"][found]))),
+        "others": text.count(rest.shape[1]),
+        "reliability of others": text.number(*trust, n=len(rest), digits=2),
+        "rise of others": text.number(
+            rise.mean, rise.low, rise.high, rise.n, digits=4, signed=True, unit=" nats"
+        ),
+    }
 
 
-def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> list[str]:
+def _agreements(table: pd.DataFrame, matrix: np.ndarray) -> dict[str, Any]:
     """Whether the ranking follows depth, size or time: Spearman, bootstrap over seeds."""
     if len(matrix) < 2 or len(table) < 3:
-        return []
-    told = []
-    for column, cause in _EXPLANATIONS.items():
+        return {}
+
+    def correlation(column: str) -> rankings.Bootstrap:
         known = list(table[column])
-        # mypy cannot infer a lambda whose default binds the loop's value.
-        found = rankings.bootstrap(
-            lambda scores, known=known: rankings.spearman(  # type: ignore[misc]
-                scores.mean(axis=0), known
-            ),
-            matrix,
+        return rankings.bootstrap(lambda s: rankings.spearman(s.mean(axis=0), known), matrix)
+
+    return {
+        f"correlation with {cause}": text.number(
+            *correlation(column), n=len(matrix), digits=2, signed=True
         )
-        if not np.isnan(found.estimate):
-            bounds = text.with_interval(found.estimate, found.low, found.high, 2, True)
-            told.append(f"{cause} ({bounds})")
-    if not told:
-        return []
-    return [
-        "Rank correlation (Spearman, interval by bootstrap over seeds) of a layer's rise of loss "
-        f"with {text.listed(told)}."
-    ]
+        for column, cause in _EXPLANATIONS.items()
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +15,16 @@ from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, tables, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.switches import PAIRS, SWITCHES, pair_frame, skip_frame
+from basisconv.study.report.statistics import stats
 from basisconv.study.report.tables import interval, make_table, percent, plain, words
+
+SWITCHES = ("carry", "momentum_carry", "schedule")
+# Switch -> (the setting, what it is set against), in words.
+PAIRS = {
+    "carry": ("exact", "reinit", "keeping the weights", "re-initialising"),
+    "momentum_carry": ("carried", "fresh", "carrying momentum over", "starting it fresh"),
+    "schedule": ("one", "restart", "one cosine over both phases", "a restart at the switch"),
+}
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
@@ -63,8 +72,70 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "throughout (dotted, hatched).",
             )
         },
-        numbers=_numbers(table, pairs, found, outcome, f"{images}, {time}"),
+        numbers=_numbers(table, found, outcome, f"{images}, {time}"),
     )  # fmt: skip
+
+
+def skip_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row an arm, with its difference from dense trained for the same time."""
+    dense = arms.first(found, "dense")
+    details = ("direction", "switch", *SWITCHES)
+    return arms.compare_table(
+        found,
+        rival=lambda _: dense,
+        before=lambda m: {"method": m.arm.method, **{k: m.arm.detail.get(k) for k in details}},
+    )
+
+
+def pair_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """Each switch's two settings over arms that differ in it alone, by direction.
+
+    The differences of one seed are averaged over switch points first: they share their seed, and
+    seeds are what is sampled.
+    """
+    rows = []
+    directions = dict.fromkeys(m.arm.detail.get("direction") for m in found if _is_skip(m))
+    for name, (one, other, *_) in PAIRS.items():
+        for direction in directions:
+            by_seed: dict[int, list[float]] = {}
+            for a, b in _twins(found, name, one, other, direction):
+                of_a = dict(zip(a.seeds, a.accuracy, strict=True))
+                of_b = dict(zip(b.seeds, b.accuracy, strict=True))
+                for seed in of_a.keys() & of_b.keys():
+                    by_seed.setdefault(seed, []).append(of_a[seed] - of_b[seed])
+            if by_seed:
+                means = [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]
+                d = stats.paired(means, [0.0] * len(means))
+                rows.append(
+                    {
+                        "switch": name, "setting": one, "against": other, "direction": direction,
+                        "difference": d.estimate, "low": d.low, "high": d.high, "p": d.p,
+                        "n": d.n_a, "pairs": max(len(v) for v in by_seed.values()),
+                    }
+                )  # fmt: skip
+    columns = ["switch", "setting", "against", "direction", "difference", "low", "high", "p", "n",
+               "pairs"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_holm"] = stats.holm(list(table["p"]))
+    return table
+
+
+def _is_skip(m: Measured) -> bool:
+    return m.arm.method == "skip" and "direction" in m.arm.detail
+
+
+def _twins(
+    found: Sequence[Measured], name: str, one: str, other: str, direction: Any
+) -> list[tuple[Measured, Measured]]:
+    def key(m: Measured) -> tuple[Any, ...]:
+        kept = [m.arm.detail.get(s) for s in SWITCHES if s != name]
+        return (m.arm.detail.get("direction"), m.arm.detail.get("switch"), *kept)
+
+    skips = [m for m in found if _is_skip(m) and m.arm.detail["direction"] == direction]
+    rivals = {key(m): m for m in skips if m.arm.detail.get(name) == other}
+    return [
+        (m, rivals[key(m)]) for m in skips if m.arm.detail.get(name) == one and key(m) in rivals
+    ]
 
 
 def _figure(table: pd.DataFrame, outcome: str) -> Figure:
@@ -113,7 +184,7 @@ def _references(axes: Axes, table: pd.DataFrame) -> None:
         if r.low == r.low and r.method == "dense":
             axes.axhspan(r.low, r.high, color=style.BAND, zorder=0)
         elif r.low == r.low:
-            # Hatched, so that it is told from dense's in grey, and where they overlap.
+            # Hatched, so that it differs from dense's in grey, and where they overlap.
             axes.axhspan(r.low, r.high, facecolor="none", edgecolor=colour, hatch="/////",
                          linewidth=0, alpha=0.5, zorder=0.5)  # fmt: skip
         axes.axhline(
@@ -123,7 +194,7 @@ def _references(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _kind(key: Sequence[Any]) -> str:
-    """What an arm does at the switch, in words; the usual choices are not told."""
+    """What an arm does at the switch, in words; the usual choices are left out."""
     carry, momentum, schedule = key
     words = ["weights kept" if carry == "exact" else "re-initialised"]
     words += ["momentum carried"] if momentum == "carried" else []
@@ -132,56 +203,31 @@ def _kind(key: Sequence[Any]) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame, pairs: pd.DataFrame, found: Sequence[Measured], outcome: str, where: str
+    table: pd.DataFrame, found: Sequence[Measured], outcome: str, where: str
 ) -> dict[str, Any]:
     skips = table[table["method"] == "skip"]
-    told = skips[skips["difference"].notna()]
-    findings = [_headline(skips, outcome, where)]
-    if len(told):
-        best = _best(told)
-        for direction, rows in told[told["direction"] != best.direction].groupby("direction"):
-            second = _best(rows)
-            findings.append(f"The best of {direction}: {_named(second)}, {text.gain(second)}.")
-        findings += _against_basis(best, found)
-    findings += _at_the_switch(pairs)
+    compared, basis = skips[skips["difference"].notna()], arms.first(found, "basis")
+    values = {}
+    if len(compared):
+        best = _best(compared)
+        # What beats dense may still lose to the rival that never switches.
+        if basis is not None and basis.n:
+            skip = next(m for m in found if m.arm.label == best.label)
+            difference = text.points(arms.compare(skip, basis).difference)
+            values["best minus basis"] = text.said(difference)
+        others = compared[compared["direction"] != best.direction]
+        if len(others):
+            second = _best(others)
+            values["other direction"] = text.said(f"{_named(second)}, {text.gain(second)}")
     return {
-        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
+        "values": values, "outcome": outcome, "headline": _headline(skips, outcome, where),
         "notes": arms.lost_note(found),
     }  # fmt: skip
 
 
-def _against_basis(best: Any, found: Sequence[Measured]) -> list[str]:
-    """The rival that never switches: what beats dense may still lose to it."""
-    basis = arms.first(found, "basis")
-    if basis is None or not basis.n:
-        return []
-    skip = next(m for m in found if m.arm.label == best.label)
-    difference = text.points(arms.compare(skip, basis).difference)
-    return [f"The best skip arm minus basis filters from start to end: {difference}."]
-
-
-def _at_the_switch(pairs: pd.DataFrame) -> list[str]:
-    """Which choices at the switch make a difference, and which cannot be told to."""
-    tested = pairs[pairs["p_holm"].notna()]
-    if tested.empty:
-        return []
-    told = [
-        f"{PAIRS[r.switch][2]} against {PAIRS[r.switch][3]} ({r.direction}) by "
-        + text.with_interval(r.difference, r.low, r.high, 2, True, " points")
-        for r in tested[tested["p_holm"] < arms.ALPHA].itertuples()
-    ]
-    count = text.plural(len(tested), "comparison")
-    if not told:
-        return [f"No choice at the switch is seen to matter ({count}, Holm, 5 %)."]
-    return [
-        f"Choices at the switch seen to matter ({len(told)} of {count}, Holm, 5 %): "
-        f"{'; '.join(told)}."
-    ]
-
-
 def _headline(skips: pd.DataFrame, outcome: str, where: str) -> str:
     if skips["difference"].isna().all():
-        return "No run of skip training is done beside dense."
+        return "No run of skip training can be held against dense."
     tested, best = arms.tested(skips), _best(skips)
     if tested.empty:
         return (

@@ -119,38 +119,26 @@ def fastest(table: pd.DataFrame) -> pd.DataFrame:
     return table[printed == printed.max()].sort_values("difference", ascending=False)
 
 
-def told(table: pd.DataFrame, found: Sequence[Measured]) -> list[str]:
-    """The largest speed-up at equal accuracy, and what the correction leaves open.
+def values(table: pd.DataFrame, found: Sequence[Measured]) -> dict[str, Any]:
+    """The largest speed-up at equal accuracy, and what the correction leaves undecided.
 
     Args:
         table: the frontier's, with its brackets.
         found: the arms that it is made of.
     """
-    return [*_largest(table), *_open(comparisons(found))]
-
-
-def _open(pairs: pd.DataFrame) -> list[str]:
-    ours = pairs[~pairs["dense_like"].astype(bool) & (pairs["longer"] > 0)]
-    near = ours[(ours["verdict"] == "open") & (ours["difference_low"] > 0)]
-    if near.empty:
-        return []
-    each = [f"{r.name} by {text.gain(r)} ({r.speedup:.2f} times)" for r in near.itertuples()]
-    return [
-        "By their intervals ahead of dense trained longer, and left undecided by Holm's correction "
-        f"over all comparisons of basis arms with dense of another budget: {text.listed(each)}."
-    ]
-
-
-def _largest(table: pd.DataFrame) -> list[str]:
+    made: dict[str, Any] = {}
     # A bound that rests on dense of the same time says no more than the verdict.
     longer = table["beaten_p_holm"].notna() & (table["speedup_at_least"] > 1)
     ours = table[~table["method"].isin(DENSE) & longer]
-    if ours.empty:
-        return []
-    best = fastest(ours)
-    winners = [f"{text.at_budget(r)} ({lead(r)})" for r in best.itertuples()]
-    return [
-        f"Dense trained {best.iloc[0].speedup_at_least:.2f} times as long is beaten by "
-        f"{text.listed(winners)}, the largest speed-up at equal accuracy that the measured budgets "
-        "show (p by Holm over all comparisons of basis arms with dense of another budget)."
-    ]
+    if len(ours):
+        best = fastest(ours)
+        winners = [f"{text.at_budget(r)} ({lead(r)})" for r in best.itertuples()]
+        made["speed-up"] = text.number(best["speedup_at_least"].iloc[0], digits=2)
+        made["fastest"] = text.said(text.listed(winners))
+    pairs = comparisons(found)
+    pairs = pairs[~pairs["dense_like"].astype(bool) & (pairs["longer"] > 0)]
+    near = pairs[(pairs["verdict"] == "open") & (pairs["difference_low"] > 0)]
+    if len(near):
+        each = [f"{r.name} by {text.gain(r)} ({r.speedup:.2f} times)" for r in near.itertuples()]
+        made["left open"] = text.said(text.listed(each))
+    return made

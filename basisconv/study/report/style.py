@@ -1,7 +1,7 @@
 """The one style of every figure: a colour, a marker and a line for each method.
 
 Colours are those of Okabe & Ito (2008), which readers with any common colour-vision deficiency
-tell apart, with black and grey for the two dense networks. Where two methods come close in
+distinguish, with black and grey for the two dense networks. Where two methods come close in
 greyscale their markers and line styles differ, so that a printed copy reads as well.
 """
 

@@ -78,6 +78,11 @@ def count(value: int) -> dict[str, Any]:
     return {"value": value, "low": None, "high": None, "n": None, "text": f"{value:,}"}
 
 
+def said(words: str) -> dict[str, Any]:
+    """What is printed as it is, such as a name."""
+    return {"text": words}
+
+
 def millions(value: float, digits: int = 2) -> str:
     """As in "11.17 M"."""
     return f"{fixed(value / 1e6, digits)} M"

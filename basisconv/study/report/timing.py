@@ -17,7 +17,7 @@ from basisconv.study.report.timing_layers import (
     layer_columns,
     layer_frame,
     realised,
-    rebuilt_told,
+    rebuilt_layers,
     roofline_figure,
     share_figure,
 )
@@ -34,13 +34,13 @@ _SHRUNK = "shrinking each convolution's time by its multiplications would give"
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
-    """Speed-ups of layers and networks beside what their arithmetic promises, on every device."""
+    """Speed-ups of layers and networks, and what their arithmetic promises, on every device."""
     devices: Any = section.facts["devices"]
     layers, networks, memory = layer_frame(devices), network_frame(devices), memory_frame(devices)
     ratio = headline_ratio(layers)
     steps = step_frame(networks, memory, ratio)
     here, f = layers[layers["ratio"] == ratio], text.share(ratio)
-    told, left_out = _settings(devices), _left_out(devices)
+    measured_on, left_out = _settings(devices), _left_out(devices)
     several = len(places.of(layers)) > 1
     return Report(
         section.name,
@@ -53,7 +53,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "Expected (no upper bound): if each convolution's time, measured alone, shrank by "
                 "its executed MACs and all else stayed; of expected: what is realised of it; "
                 "memory: the step's peak, of dense's; full: the full form's speed-up."
-                f"{_threads(devices)} {told}",
+                f"{_threads(devices)} {measured_on}",
                 steps,
             ),
             "timing_layers": place_table(
@@ -63,20 +63,20 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "executed MACs of the subset and full forms; of MACs: what the subset form "
                 "realises of it; expected (no upper bound): by the roofline, if dense and basis "
                 "both ran at the roof, of the forward pass alone. Peers are run at the same rank, "
-                f"CP with the subset form's parameters. {told}",
+                f"CP with the subset form's parameters. {measured_on}",
                 here[here["arm"] == FORMS[0]],
             ),
             "timing_networks": place_table(
                 networks, timing_networks.NETWORKS, ["network", "width", "ratio"],
                 "Speed-up of whole networks over dense, subset form, at every f: forward pass and "
                 "training step, columns as in the table of training steps at "
-                f"f = {f} in the results. {' '.join([told, *left_out])}",
+                f"f = {f} in the results. {' '.join([measured_on, *left_out])}",
                 forward_and_step(networks),
             ),
             "timing_memory": place_table(
                 memory, timing_networks.MEMORY, ["network", "width", "ratio"],
-                "Peak memory of a training step, subset form beside dense, neither of them "
-                f"compiled. {told}",
+                "Peak memory of a training step, subset form and dense, neither of them "
+                f"compiled. {measured_on}",
                 memory,
             ),
         },
@@ -87,7 +87,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "median and quartiles. In the row of each mark a grey bar, what that arm's "
                 "executed multiplications promise, and for our own forms a tick, what to expect "
                 "of the forward pass if dense and basis both ran at the roof (the roofline); "
-                f"peers have none. {told}",
+                f"peers have none. {measured_on}",
             ),
             "timing_roofline": Plot(
                 roofline_figure(layers, devices), layers,
@@ -97,7 +97,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 + (" Each panel has a range of rates of its own." if several else ""),
             ),
         },
-        numbers=_numbers(layers, networks, memory, told, left_out),
+        numbers=_numbers(layers, networks, memory, measured_on, left_out),
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _numbers(
     layers: pd.DataFrame,
     networks: pd.DataFrame,
     memory: pd.DataFrame,
-    told: str,
+    measured_on: str,
     left_out: Sequence[str],
 ) -> dict[str, Any]:
     steps = training_steps(networks)
@@ -164,21 +164,20 @@ def _numbers(
         f"{_SHRUNK} {text.listed(expected)}."
     )
     in_full = [f"{speedup(r)} on {places.name_of(r)}" for r in full.itertuples()]
-    findings = [
-        headline,
-        "In the full form, whose coefficients are there to be applied and not assembled first, "
-        f"the same step has one of {text.listed(in_full)}.",
-        f"The largest gain of a training step is that of {_step(best)} on {places.name_of(best)}: "
-        f"{speedup(best)} in the {best.arm} form, where {_SHRUNK} "
-        f"{best.expected_speedup:.2f}×.",
-        realised(layers[layers["arm"].isin(FORMS)]),
-        against_peers(layers),
-        f"Peak memory of a training step is at most {grown.max():.2f} times that of dense.",
-        rebuilt_told(layers),
-    ]
+    values = {
+        "full form": text.said(text.listed(in_full)),
+        "largest gain": text.said(
+            f"{_step(best)} on {places.name_of(best)}: {speedup(best)} in the {best.arm} form"
+        ),
+        "expected of it": text.number(best.expected_speedup, digits=2, unit="×"),
+        "realised": text.said(realised(layers[layers["arm"].isin(FORMS)])),
+        "memory": text.number(grown.max(), digits=2),
+        **rebuilt_layers(layers),
+        **against_peers(layers),
+    }
     return {
-        "values": {}, "headline": headline, "findings": [f for f in findings if f],
-        "notes": [f"Measured on {told}", *left_out], "settings": told,
+        "values": values, "headline": headline, "notes": [f"Measured on {measured_on}", *left_out],
+        "settings": measured_on,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""06_timing's single layers: speed-ups beside multiplications, roofline and other libraries."""
+"""06_timing's single layers: speed-ups against multiplications, roofline and other libraries."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _panels(
     for axes, place in zip(grid.flat, found, strict=False):
         device, *how = place.name.rsplit(", ", 2)
         title = f"{device}\n{', '.join(how)}"
-        # Captions tell letters of several alone.
+        # Captions explain the letters of several alone.
         style.panel(axes, place.letter if len(found) > 1 else "", title)
         axes.tick_params(labelbottom=True)
     return [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
@@ -195,7 +195,7 @@ def _handle(arm: str) -> Line2D:
     )  # fmt: skip
 
 
-def rebuilt_told(layers: pd.DataFrame) -> str:
+def rebuilt_layers(layers: pd.DataFrame) -> dict[str, Any]:
     """Whether rebuilding the dense kernel saves time, over dense and over the factored form."""
     keys, suffix = [*places.KEYS, "layer", "ratio", "arm"], ", rebuilt"
     rebuilt = layers[layers["arm"].str.endswith(suffix)]
@@ -203,11 +203,11 @@ def rebuilt_told(layers: pd.DataFrame) -> str:
         layers, on=keys, suffixes=("", "_factored")
     )
     ahead = int((pairs["median_ms"] < pairs["median_ms_factored"]).sum())
-    return (
-        "Rebuilding the dense kernel is faster than dense with its lower quartile in "
-        f"{text.amount(outcomes(rebuilt).faster)} of {len(rebuilt)} timings of layers, and faster "
-        f"than the factored form by median in {text.amount(ahead)}."
-    )
+    return {
+        "rebuilt": text.count(len(rebuilt)),
+        "rebuilt ahead of dense": text.said(text.amount(outcomes(rebuilt).faster)),
+        "rebuilt ahead of factored": text.said(text.amount(ahead)),
+    }
 
 
 def realised(ours: pd.DataFrame) -> str:
@@ -217,15 +217,12 @@ def realised(ours: pd.DataFrame) -> str:
         share, slow = 100 * place.rows["share"], outcomes(place.rows).slower
         parts.append(
             f"{share.min():.0f} to {share.max():.0f} % on {place.name}, where {slow} of "
-            f"{len(place.rows)} timings are slower than dense (quartiles clear of 1)"
+            f"{len(place.rows)} timings are slower than dense"
         )
-    return (
-        "Of what their multiplications promise, single layers, each form apart, realise forward "
-        f"and backward {'; '.join(parts)}."
-    )
+    return "; ".join(parts)
 
 
-def against_peers(layers: pd.DataFrame) -> str:
+def against_peers(layers: pd.DataFrame) -> dict[str, Any]:
     """How much faster the subset form is than each peer at the same share of basis filters."""
     parts: dict[str, list[str]] = {}
     for place in places.of(layers):
@@ -238,11 +235,5 @@ def against_peers(layers: pd.DataFrame) -> str:
                 f"{longer.median():.1f} ({longer.min():.1f} to {longer.max():.1f}; "
                 f"{(longer * room).median():.1f}) on {place.name}"
             )
-    if not parts:
-        return ""
-    told = "; ".join(f"{peer} {text.listed(part)}" for peer, part in parts.items())
-    return (
-        "How many times longer a peer takes than the subset form, forward and backward, median "
-        "over layers (range; then the median if the subset form ran at the speed expected by the "
-        f"roofline): {told}."
-    )
+    each = [f"{peer} {text.listed(part)}" for peer, part in parts.items()]
+    return {"peers": text.said("; ".join(each))} if each else {}

@@ -1,4 +1,4 @@
-"""06_timing's networks: training steps beside what is expected of them, and their memory."""
+"""06_timing's networks: training steps, what is expected of them, and their memory."""
 
 from __future__ import annotations
 

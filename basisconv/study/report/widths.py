@@ -180,19 +180,22 @@ def _lines(axes: Axes, best: pd.DataFrame) -> None:
 def _numbers(
     table: pd.DataFrame, envelope: pd.DataFrame, outcome: str, found: Sequence[Measured]
 ) -> dict[str, Any]:
-    findings = [
-        _headline(envelope), *_by_budget(envelope), *_at_an_edge(table, envelope),
-        *_by_width(table),
-    ]  # fmt: skip
+    tested = arms.tested(table)
+    ahead = [text.at_budget(r) for r in tested[tested["verdict"] == "above"].itertuples()]
+    values = {
+        "ahead": text.said(text.listed(ahead) or "none"),
+        "behind": text.said(text.amount(int((tested["verdict"] == "below").sum()))),
+        "comparisons": text.count(len(tested)),
+    }
     return {
-        "values": {}, "outcome": outcome, "headline": findings[0], "findings": findings,
+        "values": values, "outcome": outcome, "headline": _headline(envelope),
         "notes": arms.lost_note(found),
     }  # fmt: skip
 
 
 def _headline(envelope: pd.DataFrame) -> str:
     if envelope.empty:
-        return "No network with basis layers was measured beside a dense one."
+        return "No network with basis layers was measured against a dense one."
     tested = arms.tested(envelope)
     if tested.empty:
         return (
@@ -209,43 +212,3 @@ def _headline(envelope: pd.DataFrame) -> str:
         "With every width to choose from, and held against the best dense network of the same "
         f"time, the best one with basis layers is {text.listed(where)} (Holm)."
     )
-
-
-def _by_budget(envelope: pd.DataFrame) -> list[str]:
-    return [
-        f"At a budget of {text.epochs(float(r.budget))}: “{r.basis}” against “{r.dense}”, "
-        f"{text.gain(r)}."
-        for r in envelope.itertuples()
-    ]
-
-
-def _at_an_edge(table: pd.DataFrame, envelope: pd.DataFrame) -> list[str]:
-    """Where a best network is of the narrowest or widest width tried, which may not be the best."""
-    told = []
-    for r in envelope.itertuples():
-        tried = table.loc[(table["budget"] == r.budget) & (table["n"] > 0), "width"]
-        sides = {"best dense network": r.dense_width,
-                 "best network with basis layers": r.basis_width}  # fmt: skip
-        for edge, word in ((tried.min(), "narrowest"), (tried.max(), "widest")):
-            names = [f"the {name}" for name, width in sides.items() if width == edge]
-            if names and tried.nunique() > 1:
-                told.append(
-                    f"At a budget of {text.epochs(float(r.budget))} {text.listed(names)} "
-                    f"{'is' if len(names) == 1 else 'are'} of the {word} width tried: beyond it "
-                    "there may be a better one."
-                )
-    return told
-
-
-def _by_width(table: pd.DataFrame) -> list[str]:
-    """Where basis layers beat dense of the same width: the narrower question."""
-    tested = arms.tested(table)
-    if tested.empty:
-        return []
-    told = [text.at_budget(r) for r in tested[tested["verdict"] == "above"].itertuples()]
-    below = int((tested["verdict"] == "below").sum())
-    return [
-        f"Against dense of the same width and time, {text.listed(told) or 'no network'} "
-        f"{'wins' if len(told) < 2 else 'win'}; {text.amount(below)} of "
-        f"{text.plural(len(tested), 'comparison')} are losses (Holm)."
-    ]
