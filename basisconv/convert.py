@@ -10,18 +10,17 @@ as it was.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
+from basisconv.agreement import check_outputs
 from basisconv.layer import INITS, MODES, BasisConv2d, Init
-from basisconv.observe import Input, arguments, undisturbed
+from basisconv.observe import Input
 from basisconv.plan import Plan, check_plan, warn_costly
 from basisconv.surgery import Convolution, check_replaceable, convolutions, swap
 
@@ -81,7 +80,7 @@ def apply_plan(
         model = copy.deepcopy(model)
     warn_costly(model, plan, only_full=True)
     if example is not None:
-        _check_outputs(model, plan, example)
+        check_outputs(model, _at_full_rank(model, plan), example)
     replaced: dict[nn.Module, nn.Module] = {}
     for name, conv in convolutions(model).items():
         if name not in plan.layers:
@@ -100,66 +99,17 @@ def apply_plan(
     return model
 
 
-def _check_outputs(model: nn.Module, plan: Plan, example: Input) -> None:
-    """Raise ValueError unless the model computes the same with its layers at full rank."""
-    given = arguments(model, example)
-    changed: dict[str, tuple[nn.Module, nn.Module]] = {}
+def _at_full_rank(model: nn.Module, plan: Plan) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Each layer that a plan changes, with one of the same kernel in the form it will have."""
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
     for name, conv in convolutions(model).items():
         if name in plan.layers:
             dense = conv.to_conv2d() if isinstance(conv, BasisConv2d) else conv
             full = _basis_form(name, dense, n_basis=conv.out_channels, form=plan.form)
-            changed[name] = conv, full
+            pairs[name] = conv, full
         elif isinstance(conv, BasisConv2d):
-            changed[name] = conv, conv.to_conv2d()
-
-    def outputs(names: Iterable[str]) -> list[Any]:
-        """What the model returns with some layers replaced; its layers are put back."""
-        pairs = [changed[name] for name in names]
-        swap(model, dict(pairs))
-        try:
-            with undisturbed(model), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # for models that draw
-                returned = tree_leaves(model(*given.positional, **given.named))
-                return [y.clone() if isinstance(y, Tensor) else y for y in returned]
-        finally:
-            swap(model, {new: old for old, new in pairs})
-
-    want = outputs([])
-    try:
-        if _alike(outputs(changed), want):
-            return
-        cause = None
-    except Exception as error:
-        cause = error
-    guilty = []
-    for name in changed:
-        try:
-            good = _alike(outputs([name]), want)
-        except Exception as error:
-            good, cause = False, cause or error
-        guilty += [] if good else [name]
-    raise ValueError(
-        f"With {', '.join(guilty or changed)} in another form of the same kernel the model "
-        f"{'fails' if cause else 'computes something else'}: something asks what kind of layer it "
-        f"is, or uses it otherwise than by calling it. Leave it out of the plan."
-    ) from cause
-
-
-def _alike(got: list[Any], want: list[Any]) -> bool:
-    """Whether two outputs are the same up to rounding, relative to the largest value."""
-    if len(got) != len(want):
-        return False
-    for one, other in zip(got, want, strict=True):
-        if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-            continue  # no numbers of the network's
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return False
-        if one.is_floating_point() and one.numel() and not one.is_meta:
-            scale = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 1.0
-            slack = math.sqrt(torch.finfo(one.dtype).eps) * scale
-            if not torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True):
-                return False
-    return True
+            pairs[name] = conv, conv.to_conv2d()
+    return pairs
 
 
 def restore(model: nn.Module, inplace: bool = False) -> nn.Module:
