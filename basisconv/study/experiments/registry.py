@@ -34,30 +34,52 @@ if TYPE_CHECKING:
 
 
 class Experiment(NamedTuple):
-    """An experiment's module and the question that it answers."""
+    """An experiment's module, what the paper calls it, and the question that it answers.
+
+    Its report is the module of the same name in `basisconv.study.report`.
+    """
 
     module: ModuleType
+    title: str
     question: str
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "00_method": Experiment(method, "What is the decomposition, is it exact, what should it cost?"),
-    "01_baseline": Experiment(baseline, "Is our dense ResNet-18 as good as the field's?"),
-    PILOT: Experiment(pilot, "Which learning rate and batch size suits each arm?"),
+    "00_method": Experiment(
+        method,
+        "the cost of the method",
+        "What is the decomposition, is it exact, what should it cost?",
+    ),
+    "01_baseline": Experiment(
+        baseline, "the dense baseline", "Is our dense ResNet-18 as good as the field's?"
+    ),
+    PILOT: Experiment(pilot, "the pilot", "Which learning rate and batch size suits each arm?"),
     "02_all_layers": Experiment(
-        all_layers, "Basis filters in all layers against dense of the same time?"
+        all_layers,
+        "accuracy against training time",
+        "Basis filters in all layers against dense of the same time?",
     ),
-    "02b_widths": Experiment(widths, "And with the network's width free to choose?"),
+    "02b_widths": Experiment(
+        widths, "the best width", "And with the network's width free to choose?"
+    ),
     "03_sensitivity": Experiment(
-        sensitivity, "Which single layers hurt, and how sure is the ranking?"
+        sensitivity,
+        "the sensitivity of single layers",
+        "Which single layers hurt, and how sure is the ranking?",
     ),
-    "04_selection": Experiment(selection, "Does choosing layers by sensitivity beat chance?"),
+    "04_selection": Experiment(
+        selection, "the selected subset", "Does choosing layers by sensitivity beat chance?"
+    ),
     "05_skip_training": Experiment(
-        skip_training, "Basis first and dense later, or the reverse: when to switch?"
+        skip_training,
+        "skip training",
+        "Basis first and dense later, or the reverse: when to switch?",
     ),
-    "05b_defaults": Experiment(defaults, "What is each choice worth that the paper leaves open?"),
-    "06_timing": Experiment(timing, "How much of the saving does the clock see?"),
-    "10_claims": Experiment(claims, "What of the paper holds?"),
+    "05b_defaults": Experiment(
+        defaults, "our defaults", "What is each choice worth that the paper leaves open?"
+    ),
+    "06_timing": Experiment(timing, "timing", "How much of the saving does the clock see?"),
+    "10_claims": Experiment(claims, "the claims", "What of the paper holds?"),
 }
 """By name, in the order of notebooks, paper and README."""
 

@@ -12,22 +12,11 @@ Nothing here trains, and nothing knows networks: what a section holds is all tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
+from basisconv.study.experiments.registry import EXPERIMENTS, NOTEBOOKS
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import (
-    all_layers,
-    baseline,
-    defaults,
-    method,
-    pilot,
-    places,
-    selection,
-    sensitivity,
-    skip_training,
-    style,
-    timing,
-    widths,
-)
+from basisconv.study.report import places, style
 from basisconv.study.report.claims import NAME as CLAIMS_NAME
 from basisconv.study.report.claims import build_claims
 from basisconv.study.report.output import Plot, Report, Table
@@ -37,20 +26,14 @@ __all__ = [
     "CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
 ]  # fmt: skip
 
+# A report has the name of its experiment's module.
 _BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
-    "00_method": method.build,
-    "01_baseline": baseline.build,
-    "01b_pilot": pilot.build,
-    "02_all_layers": all_layers.build,
-    "02b_widths": widths.build,
-    "03_sensitivity": sensitivity.build,
-    "04_selection": selection.build,
-    "05_skip_training": skip_training.build,
-    "05b_defaults": defaults.build,
-    "06_timing": timing.build,
+    name: import_module(f"{__name__}.{experiment.module.__name__.rpartition('.')[2]}").build
+    for name, experiment in EXPERIMENTS.items()
+    if name != CLAIMS_NAME
 }
 
-SECTIONS: tuple[str, ...] = (*_BUILDERS, CLAIMS_NAME)
+SECTIONS: tuple[str, ...] = NOTEBOOKS
 """The sections of the paper, in its order."""
 
 

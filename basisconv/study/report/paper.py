@@ -10,26 +10,13 @@ from typing import Any, Literal
 import typst
 
 from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.registry import EXPERIMENTS
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import write_atomic
 from basisconv.study.report import style
 
 SOURCE = ROOT / "paper" / "paper.typ"
 
-# Section -> what its place in the paper is called.
-_TITLES = {
-    "00_method": "the cost of the method",
-    "01_baseline": "the dense baseline",
-    "01b_pilot": "the pilot",
-    "02_all_layers": "accuracy against training time",
-    "02b_widths": "the best width",
-    "03_sensitivity": "the sensitivity of single layers",
-    "04_selection": "the selected subset",
-    "05_skip_training": "skip training",
-    "05b_defaults": "our defaults",
-    "06_timing": "timing",
-    "10_claims": "the claims",
-}
 # A fixed instant, so that the same results give the same bytes.
 _TIMESTAMP = 0
 
@@ -80,7 +67,7 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
             is damaged.
     """
     found = {}
-    for name in _TITLES:
+    for name in EXPERIMENTS:
         path = results / "numbers" / f"{name}.json"
         if path.exists():
             try:
@@ -107,7 +94,7 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
                 "measured": name in found,
                 "text": f"{title[:1].upper()}{title[1:]}: not yet measured at this profile.",
             }
-            for name, title in _TITLES.items()
+            for name, title in ((n, e.title) for n, e in EXPERIMENTS.items())
         },
     }
 
