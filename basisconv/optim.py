@@ -103,12 +103,14 @@ class Muon(torch.optim.Optimizer):
         for member, tensor in zip(members, tensors, strict=True):
             name = f"Parameter {member[0]}" if isinstance(member, tuple) else "A parameter"
             _check_parameter(name, tensor)
-        if len({id(tensor) for tensor in tensors}) < len(tensors):
-            raise ValueError("A parameter stands twice in one group.")
+        held = [p for group in self.param_groups for p in group["params"]]
+        if len({id(p) for p in (*held, *tensors)}) < len(held) + len(tensors):
+            raise ValueError("A parameter is given twice.")
         parts: dict[Kind, list[Any]] = defaultdict(list)
         for member, tensor in zip(members, tensors, strict=True):
             usual: Kind = "kernels" if tensor.ndim in (2, 4) else "rest"
             parts[param_group.get("kind", usual)].append(member)
+        groups = []
         for kind, part in parts.items():
             if kind not in KINDS:
                 raise ValueError(f"kind={kind!r} is unknown. Kinds: {', '.join(KINDS)}.")
@@ -118,7 +120,14 @@ class Muon(torch.optim.Optimizer):
             _check_settings(group)
             if any(len(t) % group["blocks"] for t in tensors if t.ndim):
                 raise ValueError(f"Not every parameter of a group has {group['blocks']} blocks.")
-            super().add_param_group({**group, "kind": kind, "params": part})
+            groups.append({**group, "kind": kind, "params": part})
+        if param_group.get("kind", "rest") != "rest" and any(t.ndim < 2 for t in tensors):
+            raise ValueError(
+                f"A parameter of less than two dimensions is no matrix: kind="
+                f"{param_group['kind']!r} is not for it; 'rest' is."
+            )
+        for group in groups:
+            super().add_param_group(group)
 
     @overload
     def step(self, closure: None = None) -> None: ...

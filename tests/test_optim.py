@@ -358,7 +358,8 @@ ONE = nn.Parameter(torch.zeros(2, 2))
         ([torch.zeros(2, 2, dtype=torch.int64)], {}, "torch.int64"),
         ([torch.zeros(2, 2, dtype=torch.complex64)], {}, "torch.complex64"),
         ([ONE, ONE], {}, "twice"),
-        ([{"params": [ONE]}, {"params": [ONE]}], {}, "more than one"),
+        ([{"params": [ONE]}, {"params": [ONE]}], {}, "twice"),
+        ([{"params": [nn.Parameter(torch.zeros(3))], "kind": "kernels"}], {}, "two dimensions"),
         ([{"params": [ONE], "kind": "factor"}], {}, "'factor' is unknown.*kernels, factors, rest"),
         ([{"params": [ONE], "blocks": 3}], {}, "3 blocks"),
         ([{"params": []}], {}, "without parameters"),
@@ -369,6 +370,14 @@ ONE = nn.Parameter(torch.zeros(2, 2))
 def test_bad_input_is_refused_and_named(params: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         bc.Muon(params, **settings)
+
+
+def test_a_group_that_is_refused_adds_nothing() -> None:
+    optimizer = bc.Muon([ONE])
+    new = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2)), ONE]
+    with pytest.raises(ValueError, match="twice"):
+        optimizer.add_param_group({"params": new})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 
 def test_a_sparse_gradient_is_refused() -> None:

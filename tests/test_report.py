@@ -285,8 +285,8 @@ def test_an_arm_without_dense_of_its_budget_is_held_against_dense_of_others_alon
                   detail=detail | {"ratio": 0.25})  # fmt: skip
     section = maker.section(ratio=0.25)
     table = report.build(section, maker.records).tables["frontier"]
-    beside, alone = table.frame[table.frame["method"] == "basis"].itertuples()
-    assert beside.difference == pytest.approx(5) and beside.verdict == "above"
+    compared, alone = table.frame[table.frame["method"] == "basis"].itertuples()
+    assert compared.difference == pytest.approx(5) and compared.verdict == "above"
     assert math.isnan(alone.difference) and math.isnan(alone.p_holm) and alone.verdict == ""
     assert alone.speedup_at_least == 0.25  # ahead of dense of a quarter of its time
     assert list(table.shown["minus dense"] == NOTHING) == [True, False, True]

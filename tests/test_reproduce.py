@@ -172,7 +172,7 @@ def test_a_failure_after_a_success_is_no_success(study: Study) -> None:
         ('profile = ""\nsettings = []\nparameters = {}', r"lacks \['epochs'\]"),
         (PARAMETERS + "\nepoch = 1", r"has \['epoch'\]"),
         (PARAMETERS.replace("0}", "0, 'epoch': 1}"), r"has \['epoch'\]"),
-        ('profile = ""\nsettings = []\nhalf = len(profile)', "no parameters cell of literals"),
+        ('profile = ""\nsettings = []\nhalf = len(profile)', "more than literals"),
     ],
 )
 def test_parameters_that_do_not_fit_stop_the_driver_before_it_starts(

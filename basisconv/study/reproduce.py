@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,17 @@ def parameters_of(path: Path) -> dict[str, Any]:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     for cell in cells:
         if "parameters" in cell["metadata"].get("tags", []):
-            statements = ast.parse("".join(cell["source"])).body
-            try:
+            values: dict[str, Any] = {}
+            for statement in ast.parse("".join(cell["source"])).body:
                 # A value derived from another would stay as it was when that is replaced.
-                return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
-            except (AttributeError, ValueError):
-                break
-    raise ValueError(f"{path.name} has no parameters cell of literals.")
+                match statement:
+                    case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                        with suppress(ValueError):
+                            values[name] = ast.literal_eval(value)
+                            continue
+                raise ValueError(f"{path.name} has more than literals in its parameters cell.")
+            return values
+    raise ValueError(f"{path.name} has no parameters cell.")
 
 
 def _names(values: dict[str, Any]) -> set[str]:

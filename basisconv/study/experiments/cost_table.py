@@ -84,8 +84,8 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     those of their single layers and of all of them, always: a row that came later would change
     Runs already made.
     """
-    if "04_selection" in names:
-        names = [*names, "03_sensitivity"]  # whose scores it waits for
+    if "04_selection" in names:  # it waits for the other's scores
+        names = list(dict.fromkeys([*names, "03_sensitivity"]))
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
     found = [draft(study, name) for name in names if name != "04_selection"]
