@@ -449,3 +449,14 @@ def test_an_arm_of_another_batch_size_ends_on_the_same_budget(study: Study) -> N
     assert (large.detail["steps"], small.detail["steps"]) == ([12], [30])
     assert large.time == small.time == 2.0
     assert {run.batch_size for run in draft_.runs.values()} == {50, 20}
+
+
+def test_a_sweep_takes_the_layers_and_the_seeds_that_it_names(study: Study) -> None:
+    some = study.profile.parameters("03_sensitivity") | {"layers": ["layer4.*.conv?"], "seeds": 1}
+    sweep = draft(study, "03_sensitivity", some)
+    assert [arm.label for arm in sweep.arms[1:]] == [
+        "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2",
+    ]  # fmt: skip
+    assert {run.seed for run in sweep.runs.values()} == {study.profile.seeds.explore[0]}
+    with pytest.raises(ValueError, match=r"no convolution is called layer9\.\*"):
+        draft(study, "03_sensitivity", some | {"layers": ["layer4.*", "layer9.*"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from basisconv.plan import Plan
@@ -18,21 +19,22 @@ SAVINGS = ("time", "macs", "parameters")
 class Sweep(Strict):
     """One layer at a time, `epochs` passes over the training images.
 
-    `train_images` and `width` are the profile's where they are null.
+    `train_images` and `width` are the profile's where they are null. `layers` are names or globs,
+    null for every convolution; `seeds` is how many of the profile's are taken, null for all.
     """
 
     ratio: Share
     epochs: Positive
     train_images: Count | None
     width: Count | None
+    layers: list[str] | None
+    seeds: Count | None
 
 
 def add_layers(
     draft: Draft,
     setting: Sweep,
     settings: dict[str, Any],
-    layers: list[str] | None = None,
-    seeds: int | None = None,
     detail: dict[str, Any] | None = None,
 ) -> None:
     """Add dense and, for each layer, a network with that one in basis form.
@@ -42,21 +44,29 @@ def add_layers(
 
     Args:
         draft: gets the arms; its study has the training images of the setting.
-        setting: ratio, epochs and width.
+        setting: what is swept.
         settings: learning rate and batch size of every Run.
-        layers: which layers; None for every convolution.
-        seeds: how many of the notebook's; None for all.
         detail: what else to keep beside each arm.
+
+    Raises:
+        ValueError: for a name or glob that no convolution matches.
     """
     study, width = draft.study, setting.width or draft.study.profile.width
     batch_size: int = settings["batch_size"]
     steps = max(1, round(setting.epochs * (study.train_images // batch_size)))
     common: dict[str, Any] = {
         "budget": setting.epochs, "width": width, "steps": steps,
-        "seeds": study.seeds(draft.name, seeds), "changes": settings,
+        "seeds": study.seeds(draft.name, setting.seeds), "changes": settings,
     }  # fmt: skip
     draft.add("dense", "dense", Plan(), detail=detail, **common)
-    swept = [name for name in study.layers if layers is None or name in layers]
+    wanted = ["*"] if setting.layers is None else setting.layers
+    unknown = [glob for glob in wanted if not any(fnmatchcase(n, glob) for n in study.layers)]
+    if unknown:
+        raise ValueError(
+            f"{draft.name}: no convolution is called {', '.join(unknown)}. "
+            f"Convolutions: {', '.join(study.layers)}."
+        )
+    swept = [name for name in study.layers if any(fnmatchcase(name, glob) for glob in wanted)]
     every = study.plan(setting.ratio, swept, width)
     saved = {what: savings(study, every, what, width, batch_size) for what in SAVINGS}
     for name in swept:

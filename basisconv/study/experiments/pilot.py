@@ -162,7 +162,7 @@ def _sweep(result: Draft, study: Study, setting: CandidateSweep) -> None:
     number = len(result.facts["sweeps"])
     detail = {"part": "sweep", "sweep": number}
     training = study.profile.training.model_dump()
-    add_layers(own, setting, training, setting.layers, setting.seeds, detail)
+    add_layers(own, setting, training, detail)
     result.arms += own.arms
     result.runs |= own.runs
     dense, *layers = [arm.time or 0.0 for arm in own.arms]

@@ -18,7 +18,7 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     """03: each convolution alone in basis form, for as many steps as dense."""
     study = study.part(parameters.train_images)
     settings = study.profile.training.model_dump() | study.tuned("dense", parameters.epochs)
-    facts = parameters.model_dump() | {
+    facts = parameters.model_dump(exclude={"layers", "seeds"}) | {
         "train_images": study.train_images,
         "width": parameters.width or study.profile.width,
     }
