@@ -11,7 +11,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, sensitivity, style, tables, text
+from basisconv.study.report import arms, recipes, sensitivity, style, tables, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics import rankings, stats
@@ -30,9 +30,21 @@ CLEAR = 2.0
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
-    """The grid of settings and its best, the runs' spread, and the candidate sweeps."""
+    """The grid of settings and its best, the runs' spread, and the candidate sweeps; or recipes."""
     facts: dict[str, Any] = section.facts
     found = arms.measure(section, records)
+    tried = recipes.recipe_frame(found)
+    if not tried.empty:
+        return Report(
+            section.name,
+            section.profile,
+            tables={"pilot_recipes": recipes.recipe_table(tried)},
+            figures={"pilot_recipes": recipes.recipe_plot(tried)},
+            numbers={
+                "values": {}, "outcome": "validation", "notes": arms.lost_note(found),
+                "headline": recipes.recipe_headline(tried),
+            },
+        )  # fmt: skip
     spread = spread_frame(found)
     grid = grid_frame(found)
     best = best_frame(grid, spread)
@@ -108,7 +120,7 @@ def _setting(rate: float, batch: float) -> str:
 
 
 def part_of(m: Measured) -> str:
-    """Which part of the pilot an arm belongs to: "grid", "spread" or "sweep"."""
+    """Which part of the pilot an arm belongs to: "grid", "spread", "sweep" or "recipes"."""
     return str(m.arm.detail["part"])
 
 
