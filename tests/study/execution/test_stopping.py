@@ -25,7 +25,7 @@ from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
 from basisconv.study.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_stop_waits_for_its_time_or_a_signal() -> None:

@@ -126,7 +126,7 @@ def test_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     there = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code, run.model_dump_json(), tmp_path],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert there.returncode == 0, there.stderr
     record = Record.model_validate_json(there.stdout)

@@ -33,7 +33,7 @@ from basisconv.study.records.run import NUMERICS
 from basisconv.study.records.store import Store
 from basisconv.study.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"

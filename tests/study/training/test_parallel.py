@@ -41,7 +41,8 @@ from basisconv.study.training.parallel import ALONE, Group
 from basisconv.study.training.phases import first_network, switch
 from basisconv.study.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
+SEEN = (ROOT, ROOT / "tests", Path(__file__).parent)  # by the processes started here
 
 
 def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
@@ -96,7 +97,7 @@ def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SEEN))}
         | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip

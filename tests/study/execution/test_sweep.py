@@ -35,7 +35,7 @@ from basisconv.study.records.environment import Unfit
 from basisconv.study.records.files import DamagedFile
 from basisconv.study.records.store import ConflictingResults, Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

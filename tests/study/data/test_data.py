@@ -742,7 +742,7 @@ def test_commands_on_packs(checkout, publish, monkeypatch, tmp_path):
 
 def test_a_checkouts_data_folder_is_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     with contextlib.suppress(FileNotFoundError):
         (root / "pyproject.toml").stat()
         assert sources.data_folder() == root / "data"

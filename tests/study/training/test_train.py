@@ -44,7 +44,7 @@ def test_the_same_run_gives_the_same_result_in_another_process() -> None:
     there = subprocess.run(
         [sys.executable, "-c", code, run.model_dump_json()],
         capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert here.result is not None
     assert json.loads(there.stdout) == json.loads(here.result.model_dump_json())

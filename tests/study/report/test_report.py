@@ -80,7 +80,7 @@ def test_same_records_give_the_same_bytes_in_another_process(tmp_path: Path) -> 
         "TZ": "Asia/Tokyo",
         "SOURCE_DATE_EPOCH": "123456789",
     }
-    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], env=env, check=True)
     there = tmp_path / "there"
     assert {

@@ -29,7 +29,7 @@ from basisconv.study.records.store import Store
 from basisconv.study.report.make import make_report
 from basisconv.study.timing import bench, benchmarks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def fake_train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
