@@ -8,6 +8,7 @@ from basisconv.convert import (
     restore,
 )
 from basisconv.cost import LayerCost, Summary, summary
+from basisconv.knapsack import select, select_by_threshold
 from basisconv.layer import BasisConv2d
 from basisconv.optim import Muon, muon_groups
 from basisconv.plan import Plan, layers
@@ -32,6 +33,8 @@ __all__ = [
     "muon_groups",
     "plan_of",
     "restore",
+    "select",
+    "select_by_threshold",
     "summary",
     "tune",
 ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from basisconv.knapsack import inverted_subset, random_subset, select, select_by_threshold
 from basisconv.plan import Plan
-from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
 from basisconv.study.experiments import sensitivity
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.layer_sweep import savings

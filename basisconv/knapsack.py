@@ -1,4 +1,4 @@
-"""Scores and savings in, a plan out: which of the candidate layers go into basis form.
+"""Exact programs: which of the candidate layers go into basis form, and on which level.
 
 A layer's *score* is its sensitivity, the rise in loss when that layer alone is in basis form;
 its *saving* is the time (or MACs, or parameters) that this saves. Both are taken to add up over
@@ -7,28 +7,26 @@ layers. A score below zero is noise, and counts as no loss rather than as a gain
     predicted loss = Σ max(score, 0)        predicted time = total - Σ saving
 
 Layers that save nothing are chosen by the threshold and the inverted subset alone, and a plan that
-comes back has the candidates' form, n_basis and modes. The searches are exact (integer programs),
-and where two subsets are equally good a second criterion, stated with each, decides: a plan names
-runs, so it must not hang on a solver's mood.
+comes back has the candidates' form, n_basis and modes. Subsets are exact (integer programs), and
+where two are equally good a second criterion, stated with each, decides: a plan names runs, so it
+must not hang on a solver's mood. `choose_levels` takes one of several levels for each layer.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basisconv.plan import Plan
+from basisconv.program import Floats, Subset, fits, solve, total_of
 
-Floats = NDArray[np.float64]
-Bound = tuple[Floats, float, float]  # values, and the least and the most that they add up to
-Subset = tuple[bool, ...]
-ROUNDING = 1e-9  # of the largest value: 0.1 + 0.1 + 0.1 is within a budget of 0.3
+Level = TypeVar("Level", bound=Hashable)
 DRAWS = 100_000
+GAP = 1e-4  # of the loss of chosen levels; that of a large network takes minutes to close
 
 
 def select(
@@ -59,9 +57,9 @@ def select(
     if not names:
         return candidates.only([])
     bounds = [(loss, 0.0, budget)]
-    best = _solve(saving, bounds)
+    best = solve(saving, bounds)
     assert best is not None  # nothing at all fits every budget
-    kept = _solve(-loss, [*bounds, (saving, _sum(saving, best), math.inf)])
+    kept = solve(-loss, [*bounds, (saving, total_of(saving, best), math.inf)])
     return candidates.only(_names(names, best if kept is None else kept))
 
 
@@ -75,6 +73,63 @@ def select_by_threshold(scores: Mapping[str, float], threshold: float, candidate
     if not math.isfinite(threshold):
         raise ValueError(f"threshold={threshold} must be a finite number.")
     return candidates.only([name for name in candidates.layers if scores[name] <= threshold])
+
+
+def choose_levels(
+    losses: Mapping[str, Mapping[Level, float]],
+    costs: Mapping[str, Mapping[Level, float]],
+    budget: float,
+) -> dict[str, Level]:
+    """One level for each layer, with the smallest Σ loss whose Σ cost is within a budget.
+
+    A multiple-choice knapsack (Sinha & Zoltners, 1979), solved to within 1e-4 of the smallest loss.
+    Of levels of one layer with the same loss it takes the cheapest.
+
+    Args:
+        losses: of each layer, the loss on each of its levels, in any one unit; may be negative.
+        costs: the same levels, each with its cost.
+        budget: the most that the costs may add up to, in their unit.
+
+    Raises:
+        ValueError: if layers or levels differ between losses and costs, a layer has no level, a
+            number is not finite, or no choice is within the budget; the message gives the least
+            that the costs add up to.
+        ImportError: if scipy is not installed.
+    """
+    if losses.keys() != costs.keys():
+        raise ValueError(
+            f"losses name {list(losses)} and costs {list(costs)}: not the same layers."
+        )
+    for name, levels in losses.items():
+        if not levels or levels.keys() != costs[name].keys():
+            raise ValueError(
+                f"{name}: losses and costs need the same levels, at least one, not {list(levels)} "
+                f"and {list(costs[name])}."
+            )
+        if not all(map(math.isfinite, (*levels.values(), *costs[name].values()))):
+            raise ValueError(f"{name}: losses and costs must be finite numbers.")
+    _check_number("budget", budget, least=-math.inf)
+    if not losses:
+        if budget < 0:
+            raise ValueError(f"No choice is within budget={budget:g}: without layers it costs 0.")
+        return {}
+    pairs: list[tuple[str, Level]] = []
+    groups: list[list[int]] = []
+    for name in losses:
+        efficient = _efficient(losses[name], costs[name])
+        groups.append(list(range(len(pairs), len(pairs) + len(efficient))))
+        pairs += [(name, level) for level in efficient]
+    loss = np.array([float(losses[name][level]) for name, level in pairs])
+    cost = np.array([float(costs[name][level]) for name, level in pairs])
+    cheapest = tuple(i == group[0] for group in groups for i in group)
+    bound = cost, -math.inf, budget
+    if not fits(cheapest, bound):
+        raise ValueError(
+            f"No choice is within budget={budget:g}: the cheapest levels add up to "
+            f"{total_of(cost, cheapest):g}."
+        )
+    best = solve(-loss, [bound], groups, GAP)
+    return dict(pair for pair, chosen in zip(pairs, best or cheapest, strict=True) if chosen)
 
 
 def random_subset(
@@ -116,7 +171,7 @@ def random_subset(
     generator = random.Random(seed)
     for _ in range(DRAWS):
         drawn = _draw(steps, below, first, last, generator)
-        if _fits(drawn, (saving, low, high)):
+        if fits(drawn, (saving, low, high)):
             return candidates.only(_names(names, drawn))
     raise ValueError(f"No subset found in {DRAWS} draws: tolerance={tolerance} is too small.")
 
@@ -153,54 +208,20 @@ def inverted_subset(
     bounds = [(saving, *_window(saving, total, target, tolerance))]
     if not names:
         return candidates.only([])
-    best = _solve(loss, bounds)
+    best = solve(loss, bounds)
     assert best is not None  # _window has found one
     raw = np.array([scores[name] for name in names])
-    kept = _solve(raw, [*bounds, (loss, _sum(loss, best), math.inf)])
+    kept = solve(raw, [*bounds, (loss, total_of(loss, best), math.inf)])
     return candidates.only(_names(names, best if kept is None else kept))
 
 
-def _solve(gain: Floats, bounds: Sequence[Bound]) -> Subset | None:
-    """The subset with the largest gain whose sums lie in their bounds, or None.
-
-    Bounds hold up to `ROUNDING`. The solver's layers are whole numbers only up to 1e-6, so that
-    a subset of its own may break one by more: it is cut off and the program solved again.
-    """
-    optimize = _scipy_optimize()
-    count = len(gain)
-    rows: list[Floats] = []
-    lows: list[float] = []
-    highs: list[float] = []
-    for values, low, high in bounds:
-        # The solver keeps rows to 1e-6, which this scale makes ROUNDING of the largest value.
-        scale = (float(np.abs(values).max()) or 1.0) / 1e3
-        rows.append(values / scale)
-        lows.append(low / scale)
-        highs.append(high / scale)
-    # Gains far above the solver's absolute gap of 1e-6, so that near ties are told apart. It
-    # minimises.
-    objective = -gain / (float(np.abs(gain).max()) or 1.0) * 1e4
-    while True:
-        found = optimize.milp(
-            objective,
-            integrality=np.ones(count),
-            bounds=optimize.Bounds(0, 1),
-            constraints=optimize.LinearConstraint(np.array(rows), lows, highs),
-            # Presolve has lost the best subset where one that is better breaks a bound by little
-            # more than the tolerance. Without it a network's few dozen layers take milliseconds.
-            options={"mip_rel_gap": 0, "presolve": False},
-        )
-        if found.status == 2:  # infeasible
-            return None
-        if found.x is None:
-            raise RuntimeError(f"scipy.optimize.milp found no subset: {found.message}")
-        subset = tuple(bool(value > 0.5) for value in found.x)
-        if all(_fits(subset, bound) for bound in bounds):
-            return subset
-        # Σ over its layers (1 - x) + Σ over the others x >= 1: any subset but this one.
-        rows.append(np.where(subset, -1.0, 1.0))
-        lows.append(1.0 - sum(subset))
-        highs.append(math.inf)
+def _efficient(losses: Mapping[Level, float], costs: Mapping[Level, float]) -> list[Level]:
+    """The levels that no other one is as cheap and as good as, the cheapest first."""
+    kept: list[Level] = []
+    for level in sorted(losses, key=lambda level: (costs[level], losses[level])):
+        if not kept or losses[level] < losses[kept[-1]]:
+            kept.append(level)
+    return kept
 
 
 def _window(saving: Floats, total: float, target: float, tolerance: float) -> tuple[float, float]:
@@ -212,14 +233,14 @@ def _window(saving: Floats, total: float, target: float, tolerance: float) -> tu
     low, high = total - target * (1 + tolerance), total - target * (1 - tolerance)
     if low <= 0 <= high:
         return low, high  # dense itself is near enough
-    if len(saving) and _solve(np.zeros(len(saving)), [(saving, low, high)]) is not None:
+    if len(saving) and solve(np.zeros(len(saving)), [(saving, low, high)]) is not None:
         return low, high
     # What is there instead: the largest sum below the window and the smallest above it.
     near = [0.0]
     if len(saving):
         for gain, span in ((saving, (-math.inf, low)), (-saving, (high, math.inf))):
-            subset = _solve(gain, [(saving, *span)])
-            near += [] if subset is None else [_sum(saving, subset)]
+            subset = solve(gain, [(saving, *span)])
+            near += [] if subset is None else [total_of(saving, subset)]
     nearest = min((total - value for value in near), key=lambda time: abs(time - target))
     raise ValueError(
         f"No subset of these {len(saving)} layers has a predicted time within "
@@ -278,16 +299,6 @@ def _losses(scores: Mapping[str, float], names: Sequence[str]) -> Floats:
     return np.array([max(float(scores[name]), 0.0) for name in names])
 
 
-def _fits(subset: Subset, bound: Bound) -> bool:
-    values, low, high = bound
-    slack = ROUNDING * float(np.abs(values).max())
-    return low - slack <= _sum(values, subset) <= high + slack
-
-
-def _sum(values: Floats, subset: Subset) -> float:
-    return math.fsum(value for value, chosen in zip(values, subset, strict=True) if chosen)
-
-
 def _names(names: Sequence[str], subset: Subset) -> list[str]:
     return [name for name, chosen in zip(names, subset, strict=True) if chosen]
 
@@ -309,12 +320,3 @@ def _check_values(what: str, values: Mapping[str, float], candidates: Plan) -> N
 def _check_number(what: str, value: float, least: float) -> None:
     if not (math.isfinite(value) and value >= least):
         raise ValueError(f"{what}={value} must be a finite number of at least {least:g}.")
-
-
-def _scipy_optimize() -> Any:
-    # Here and not at the top: applying a plan needs no scipy.
-    try:
-        from scipy import optimize
-    except ImportError as error:
-        raise ImportError("The search needs scipy: pip install scipy.") from error
-    return optimize

@@ -1,4 +1,4 @@
-"""Selection and matched subsets, against enumeration of all subsets."""
+"""Selection, matched subsets and choices of levels, against enumeration of all."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import basisconv as bc
+from basisconv.knapsack import (
+    choose_levels,
+    inverted_subset,
+    random_subset,
+    select,
+    select_by_threshold,
+)
 from basisconv.plan import Plan
-from basisconv.search import inverted_subset, random_subset, select, select_by_threshold
 
 Values = dict[str, float]
 
@@ -244,9 +251,114 @@ def test_numbers_out_of_range_are_refused(bad):
             select_by_threshold(ones, bad, candidates)
 
 
+Levels = dict[str, dict[int, float]]
+
+
+def levels_of(seed: int) -> tuple[Levels, Levels, float]:
+    """Losses and costs of a few layers on a few levels each, and a budget that some choice meets.
+
+    Of odd seeds the values are continuous, of even ones few, so that ties abound; levels come in no
+    order, and not all of them are worth their cost.
+    """
+    rng = np.random.default_rng(seed)
+    losses, costs = Levels(), Levels()
+    for i in range(int(rng.integers(1, 5))):
+        count = int(rng.integers(1, 6))
+        keys = rng.permutation(100)[:count].tolist()
+        a, b = rng.normal(0.5, 0.6, count), rng.uniform(-0.2, 2, count)
+        if seed % 2 == 0:
+            a, b = np.round(a, 1), np.round(b, 1)
+        losses[f"layer{i}"] = dict(zip(keys, a.tolist(), strict=True))
+        costs[f"layer{i}"] = dict(zip(keys, b.tolist(), strict=True))
+    low, high = (math.fsum(f(c.values()) for c in costs.values()) for f in (min, max))
+    budget = low + float(rng.uniform(0, 1)) * (high - low)
+    return losses, costs, round(budget, 1) + 0.1 if seed % 2 == 0 else budget
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_levels_are_the_best_of_all_choices(seed):
+    losses, costs, budget = levels_of(seed)
+    chosen = choose_levels(losses, costs, budget)
+    assert list(chosen) == list(losses)
+
+    def total(values, levels):
+        return math.fsum(values[name][level] for name, level in zip(losses, levels, strict=True))
+
+    assert total(costs, chosen.values()) <= budget + 1e-8
+    best = min(
+        total(losses, levels)
+        for levels in product(*losses.values())
+        if total(costs, levels) <= budget + 1e-12
+    )
+    # A ten-thousandth of the loss, and as much of the largest for a loss near zero.
+    slack = 1e-4 * (abs(best) + max(abs(v) for levels in losses.values() for v in levels.values()))
+    assert total(losses, chosen.values()) <= best + slack
+
+
+def test_of_levels_with_the_same_loss_the_cheapest_is_taken():
+    losses = {"a": {8: 0.0, 16: 0.0, 0: 0.0}, "b": {8: 1.0, 0: 0.0}}
+    costs = {"a": {8: 3.0, 16: 2.0, 0: 4.0}, "b": {8: 1.0, 0: 5.0}}
+    assert choose_levels(losses, costs, 100.0) == {"a": 16, "b": 0}
+
+
+def test_a_budget_that_rounding_would_overrun_takes_the_levels_that_fill_it():
+    costs = {name: {1: 0.1, 2: 0.2} for name in "abc"}
+    losses = {name: {1: 0.0, 2: -1.0} for name in "abc"}
+    assert set(choose_levels(losses, costs, 0.6).values()) == {2}  # 0.2 · 3 is above 0.6
+    assert set(choose_levels(losses, costs, 0.3).values()) == {1}
+
+
+def test_many_layers_of_many_levels_are_chosen_to_within_the_gap():
+    rng = np.random.default_rng(1)
+    losses, costs = Levels(), Levels()
+    for i in range(40):
+        grid = np.arange(1, 33) / 32
+        size = float(rng.uniform(0.5, 2))
+        losses[f"{i}"] = dict(enumerate((size * (1 - grid) ** 2).tolist()))
+        costs[f"{i}"] = dict(enumerate((size * grid).tolist()))
+    total = math.fsum(max(levels.values()) for levels in costs.values())
+    chosen = choose_levels(losses, costs, 0.5 * total)
+    assert math.fsum(costs[n][m] for n, m in chosen.items()) <= 0.5 * total * (1 + 1e-9)
+    # By convexity each layer at a half is the best, and 16/32 is one of the levels.
+    best = math.fsum(losses[n][15] for n in losses)
+    assert math.fsum(losses[n][m] for n, m in chosen.items()) == pytest.approx(best, rel=2e-4)
+
+
+def test_a_choice_out_of_reach_is_refused_with_the_least_there_is():
+    costs = {"a": {1: 0.5, 2: 1.0}, "b": {1: 0.25}}
+    losses = {"a": {1: 1.0, 2: 0.0}, "b": {1: 0.0}}
+    with pytest.raises(ValueError, match=r"within budget=0.7: .* add up to 0.75"):
+        choose_levels(losses, costs, 0.7)
+    assert choose_levels(losses, costs, 0.75) == {"a": 1, "b": 1}
+    assert choose_levels({}, {}, 0.0) == {}
+    with pytest.raises(ValueError, match="without layers"):
+        choose_levels({}, {}, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "costs", "message"),
+    [
+        ({"a": {1: 0.0}}, {"b": {1: 0.0}}, "not the same layers"),
+        ({"a": {1: 0.0}}, {"a": {2: 0.0}}, "a: .*the same levels"),
+        ({"a": {}}, {"a": {}}, "a: .*at least one"),
+        ({"a": {1: math.nan}}, {"a": {1: 0.0}}, "a: .*finite"),
+        ({"a": {1: 0.0}}, {"a": {1: math.inf}}, "a: .*finite"),
+    ],
+)
+def test_losses_and_costs_must_have_the_same_finite_levels(losses, costs, message):
+    with pytest.raises(ValueError, match=message):
+        choose_levels(losses, costs, 1.0)
+    with pytest.raises(ValueError, match="budget="):
+        choose_levels({"a": {1: 0.0}}, {"a": {1: 0.0}}, math.nan)
+
+
+def test_selection_is_public():
+    assert bc.select is select and bc.select_by_threshold is select_by_threshold
+
+
 def test_scipy_is_imported_when_a_search_runs_and_not_before():
     code = (
-        "import sys, basisconv.search as s; assert 'scipy' not in sys.modules; "
+        "import sys, basisconv.knapsack as s; assert 'scipy' not in sys.modules; "
         "s.select_by_threshold({}, 0, s.Plan({})); sys.modules['scipy'] = None; "
         "s.select({'a': 1.0}, {'a': 1.0}, 1.0, s.Plan({'a': 1}))"
     )
