@@ -6,23 +6,40 @@ from typing import TYPE_CHECKING
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
+from basisconv.study.experiments.named_arms import Comparison, add_comparison
 from basisconv.study.experiments.parameters import Positive, Strict
+from basisconv.study.records.run import Count, Optimizer
 
 if TYPE_CHECKING:
     from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):
-    """Dense, trained for the longest budget."""
+    """Dense, trained for the longest budget.
+
+    Under a recipe of the profile, as 02's D at so many equal epochs; null for the profile's own
+    training. `threads` are those of a Run, null for the profile's.
+    """
 
     epochs: Positive
+    recipe: Optimizer | None
+    threads: Count | None
 
 
 def draft(study: Study, parameters: Parameters) -> Draft:
     """01: dense, for its longest budget."""
     cost = study.network_costs(Plan())
     result = Draft("01_baseline", study)
-    result.add("dense", "dense", Plan(), parameters.epochs)
+    threads = parameters.threads or study.profile.threads
+    if parameters.recipe is None:
+        changes = {"threads": threads}
+        result.add("dense", "dense", Plan(), parameters.epochs, changes=changes)
+    else:
+        longest = Comparison(
+            recipe=parameters.recipe, length=parameters.epochs, threads=threads,
+            arms={"D": len(study.seeds(result.name))},
+        )  # fmt: skip
+        add_comparison(result, longest, "equal epochs")
     run = next(iter(result.runs.values()))
     result.facts = {
         "parameters": cost.parameters,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from basisconv.plan import Plan
 from basisconv.study.data.sets import load
+from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, cost_table
@@ -111,8 +112,9 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
         selection = notebooks.selection
         tuned = study.tuned("selected", selection.budget)
         batch = tuned.get("batch_size", profile.training.batch_size)
-        every = study.plan(selection.ratio, study.layers)
-        plans = [every, *(every.only([name]) for name in study.layers)]
+        swept = swept_layers(study, notebooks.sensitivity)
+        every = study.plan(selection.ratio, swept)
+        plans = [every, *(every.only([name]) for name in swept)]
         wanted += [Step(plan, profile.width, batch, kind) for plan in plans]
     wanted += trained
     # The row of a single layer is its dense network's, less what the layer saves.

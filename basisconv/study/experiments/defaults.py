@@ -24,6 +24,7 @@ class Parameters(Strict):
 
     `optimizers` are tried with the profile's recipe of that name. Smaller coefficient matrices are
     tried in both forms: the subset form saves parameters by them, the full form time as well.
+    `others` are settings of a Run that are changed together, by what tables call them.
     """
 
     ratio: Share
@@ -34,12 +35,15 @@ class Parameters(Strict):
     train_images: Count | None
     seeds: Count | None
     optimizers: list[Optimizer]
+    others: dict[str, dict[str, Any]]
 
 
 def draft(study: Study, parameters: Parameters) -> Draft:
     """05b: all layers in basis form with our defaults, and with one of them changed."""
     study, ratio = study.part(parameters.train_images), parameters.ratio
-    facts = parameters.model_dump(exclude={"optimizers"}) | {"train_images": study.train_images}
+    facts = parameters.model_dump(exclude={"optimizers", "others"}) | {
+        "train_images": study.train_images
+    }
     result = Draft("05b_defaults", study, facts)
     seeds = study.seeds(result.name, parameters.seeds)
 
@@ -65,4 +69,6 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     for name in parameters.optimizers:
         recipe = study.profile.recipes[name].of("basis")
         add(f"trained by {NAMES[name]}", "optimizer", usual, **recipe)
+    for label, changes in parameters.others.items():
+        add(label, "other", usual, **changes)
     return result

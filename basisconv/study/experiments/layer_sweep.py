@@ -31,6 +31,22 @@ class Sweep(Strict):
     seeds: Count | None
 
 
+def swept_layers(study: Study, setting: Sweep) -> list[str]:
+    """The convolutions that a sweep puts into basis form, in forward order.
+
+    Raises:
+        ValueError: for a name or glob that no convolution matches.
+    """
+    wanted = ["*"] if setting.layers is None else setting.layers
+    unknown = [glob for glob in wanted if not any(fnmatchcase(n, glob) for n in study.layers)]
+    if unknown:
+        raise ValueError(
+            f"No convolution is called {', '.join(unknown)}. "
+            f"Convolutions: {', '.join(study.layers)}."
+        )
+    return [name for name in study.layers if any(fnmatchcase(name, glob) for glob in wanted)]
+
+
 def add_layers(
     draft: Draft,
     setting: Sweep,
@@ -49,7 +65,7 @@ def add_layers(
         detail: what else to keep beside each arm.
 
     Raises:
-        ValueError: for a name or glob that no convolution matches.
+        ValueError: as `swept_layers`.
     """
     study, width = draft.study, setting.width or draft.study.profile.width
     batch_size: int = settings["batch_size"]
@@ -59,14 +75,7 @@ def add_layers(
         "seeds": study.seeds(draft.name, setting.seeds), "changes": settings,
     }  # fmt: skip
     draft.add("dense", "dense", Plan(), detail=detail, **common)
-    wanted = ["*"] if setting.layers is None else setting.layers
-    unknown = [glob for glob in wanted if not any(fnmatchcase(n, glob) for n in study.layers)]
-    if unknown:
-        raise ValueError(
-            f"{draft.name}: no convolution is called {', '.join(unknown)}. "
-            f"Convolutions: {', '.join(study.layers)}."
-        )
-    swept = [name for name in study.layers if any(fnmatchcase(name, glob) for glob in wanted)]
+    swept = swept_layers(study, setting)
     every = study.plan(setting.ratio, swept, width)
     saved = {what: savings(study, every, what, width, batch_size) for what in SAVINGS}
     for name in swept:

@@ -10,6 +10,7 @@ selected    basis filters in the layers that the profile names, the rest dense
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,9 @@ class NamedArm:
         return [(n, plan) for n, (_, plan) in zip(counts, self.phases, strict=True)]
 
 
-def named_arm(study: Study, name: str, ratio: float, selected: list[str]) -> NamedArm:
+def named_arm(
+    study: Study, name: str, ratio: float = 0.25, selected: Sequence[str] = ()
+) -> NamedArm:
     """The arm of a name.
 
     Args:
@@ -78,7 +81,7 @@ def named_arm(study: Study, name: str, ratio: float, selected: list[str]) -> Nam
     if name == "selected":
         if not selected:
             raise ValueError("The arm 'selected' has no layers: the profile names none yet.")
-        plan = study.plan(ratio, selected)
+        plan = study.plan(ratio, list(selected))
         return NamedArm(name, "selected", "basis", [(1.0, plan)], width)
     letter, share = name[:1], _share(name[1:])
     if name == "D":
@@ -94,7 +97,7 @@ def named_arm(study: Study, name: str, ratio: float, selected: list[str]) -> Nam
 
 
 def add_comparison(
-    draft: Draft, setting: Comparison, part: str, ratio: float, selected: list[str]
+    draft: Draft, setting: Comparison, part: str, ratio: float = 0.25, selected: Sequence[str] = ()
 ) -> None:
     """Add a comparison's arms to a draft.
 

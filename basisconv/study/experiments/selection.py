@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from basisconv.knapsack import inverted_subset, random_subset, select, select_by_threshold
+from basisconv.knapsack import (
+    choose_levels,
+    inverted_subset,
+    random_subset,
+    select,
+    select_by_threshold,
+)
 from basisconv.plan import Plan
 from basisconv.study.experiments import sensitivity
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.layer_sweep import savings
+from basisconv.study.experiments.layer_sweep import savings, swept_layers
 from basisconv.study.experiments.parameters import Positive, Share, Strict
 from basisconv.study.records.run import Count, Method
 
@@ -22,12 +28,17 @@ if TYPE_CHECKING:
 class Parameters(Strict):
     """The selected subset and its controls, `draws` random ones of a run each.
 
-    `loss_share` is the budget of predicted loss, as a share of what all layers together are
-    predicted to cost; `threshold` is in nats of validation cross-entropy.
+    With a `target_time`, a share of dense's, the selected subset has the smallest predicted loss of
+    those that take no longer, and the controls have that time. Without, it saves most within
+    `loss_share` of what all layers together are predicted to lose, and the controls have its time.
+    `threshold` is in nats of validation cross-entropy. The budget is in dense epochs: of time, or
+    of steps where `equal` says epochs.
     """
 
     ratio: Share
     budget: Positive
+    equal: Literal["time", "epochs"]
+    target_time: Share | None
     loss_share: Annotated[float, Field(ge=0, le=1)]
     threshold: float
     save: Literal["time", "macs", "parameters"]
@@ -35,37 +46,51 @@ class Parameters(Strict):
 
 
 def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | None = None) -> Draft:
-    """04: the selected subset against all, none, random ones, the inverted one, the first five.
+    """04: the selected subset of the layers that 03 swept against all, none and other subsets.
 
     The scores are those that 03 measured, unless others are given.
     """
     if scores is None:
         scores = sensitivity.scores(study)
-    every = study.plan(parameters.ratio, study.layers)
+    every = study.plan(parameters.ratio, swept_layers(study, study.profile.notebooks.sensitivity))
     candidates = every.only(list(scores))
     batch = study.tuned("selected", parameters.budget).get("batch_size")
     saved = savings(study, candidates, parameters.save, batch_size=batch)
     time = savings(study, candidates, "time", batch_size=batch)
-    positive = sum(max(score, 0.0) for score in scores.values())
-    chosen = select(scores, saved, parameters.loss_share * positive, candidates)
-    target = 1 - sum(time[name] for name in chosen.layers)
+    if parameters.target_time is None:
+        positive = sum(max(score, 0.0) for score in scores.values())
+        chosen = select(scores, saved, parameters.loss_share * positive, candidates)
+        target = 1 - sum(time[name] for name in chosen.layers)
+    else:
+        target = parameters.target_time
+        levels = choose_levels(
+            {name: {"dense": 0.0, "basis": max(score, 0.0)} for name, score in scores.items()},
+            {name: {"dense": 0.0, "basis": -time[name]} for name in scores},
+            target - 1,
+        )
+        chosen = candidates.only([name for name in scores if levels[name] == "basis"])
     # The controls have the selected subset's predicted time; where it took none of the layers
     # that save time, or all, there is no other subset of that time.
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     facts = {
-        **parameters.model_dump(),
+        **parameters.model_dump(exclude={"equal", "target_time"}),
         "scores": dict(scores),
         "selected": list(chosen.layers),
         "controls": controls,
     }
     result = Draft("04_selection", study, facts)
     dense = study.cost(Plan(), batch_size=batch)
+    steps = None
+    if parameters.equal == "epochs":
+        each = study.train_images // (batch or study.profile.training.batch_size)
+        steps = round(parameters.budget * each)
+        result.facts["equal"] = "epochs"
 
     def add(label: str, method: Method, plan: Plan, seeds: list[int] | None = None) -> None:
         predicted = study.cost(plan, batch_size=batch) / dense
         result.add(
-            label, method, plan, parameters.budget, seeds=seeds,
+            label, method, plan, parameters.budget, steps=steps, seeds=seeds,
             detail={"layers": list(plan.layers), "predicted_time": predicted},
         )  # fmt: skip
 
@@ -73,7 +98,7 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
     add("all", "basis", every)
     add("selected", "selected", chosen)
     add("threshold", "threshold", select_by_threshold(scores, parameters.threshold, candidates))
-    add("first five", "first_five", every.only(study.layers[:5]))
+    add("first five", "first_five", every.only(list(every.layers)[:5]))
     if controls:
         drawn: dict[Plan, None] = {}
         for i in range(100):

@@ -19,31 +19,46 @@ class Parameters(Strict):
     """05_skip_training: `switches` are shares of the training time spent in the first form.
 
     `train_images` are the profile's where they are null, and budgets are in dense epochs of
-    them; `seeds` is how many of the profile's are taken, null for all.
+    them; `seeds` is how many of the profile's are taken, null for all. `others` are single ways to
+    switch beside those.
     """
 
     ratio: Share
     budget: Positive
-    switches: Annotated[list[Switch], Field(min_length=1)]
+    switches: list[Switch]
     carries: Annotated[list[Carry], Field(min_length=1)]
     momentum: list[MomentumCarry]
     schedules: list[Schedule]
+    others: list[Skip]
     train_images: Count | None
     seeds: Count | None
 
 
 def draft(study: Study, parameters: Parameters) -> Draft:
-    """05: basis and then dense, or the reverse, at several switch points.
-
-    Both carries at every switch point; the other switches of the protocol one at a time, at the
-    middle point.
-    """
+    """05: basis and then dense, or the reverse, at several switch points."""
     study = study.part(parameters.train_images)
     every, name = study.plan(parameters.ratio), "05_skip_training"
     seeds = study.seeds(name, parameters.seeds)
-    result = Draft(name, study, parameters.model_dump() | {"train_images": study.train_images})
+    facts = parameters.model_dump(exclude={"others"}) | {"train_images": study.train_images}
+    result = Draft(name, study, facts)
     result.add("dense", "dense", Plan(), parameters.budget, seeds=seeds)
     result.add("basis", "basis", every, parameters.budget, seeds=seeds)
+    for skip in [*_variants(parameters), *parameters.others]:
+        unusual = [v for v in (skip.carry, skip.momentum_carry, skip.schedule) if v not in _USUAL]
+        result.add_skip(
+            f"{skip.label}, {', '.join(unusual)}", skip, every, parameters.budget,
+            seeds=seeds, detail=skip.model_dump(),
+        )  # fmt: skip
+    return result
+
+
+_USUAL = ("fresh", "one")
+
+
+def _variants(parameters: Parameters) -> list[Skip]:
+    """Both carries at every switch point; the other choices one at a time, at the middle one."""
+    if not parameters.switches:
+        return []
     middle = parameters.switches[len(parameters.switches) // 2]
     usual: dict[str, Any] = {
         "carry": parameters.carries[0], "momentum_carry": "fresh", "schedule": "one",
@@ -52,12 +67,8 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     others: list[dict[str, Any]] = [{"momentum_carry": m} for m in parameters.momentum]
     others += [{"schedule": s} for s in parameters.schedules]
     variants += [(middle, usual | other) for other in others if usual | other != usual]
-    for direction in get_args(Direction):
-        for point, changes in variants:
-            unusual = [value for value in changes.values() if value not in ("fresh", "one")]
-            skip = Skip(direction=direction, switch=point, **changes)
-            result.add_skip(
-                f"{skip.label}, {', '.join(unusual)}", skip, every, parameters.budget,
-                seeds=seeds, detail=skip.model_dump(),
-            )  # fmt: skip
-    return result
+    return [
+        Skip(direction=direction, switch=point, **changes)
+        for direction in get_args(Direction)
+        for point, changes in variants
+    ]

@@ -45,6 +45,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     step_time, accuracy = percent("step time", "predicted_time"), tables.accuracy(outcome)
     unit = str(section.facts.get("unit", "the cost source"))
     budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
+    equal_time = section.facts.get("equal", "time") == "time"
+    length = f"the time of {budget} of dense" if equal_time else budget
     return Report(
         section.name,
         section.profile,
@@ -54,7 +56,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 [words("subset", "label"), cell("layers", "layer_count", "{:.3g}".format),
                  step_time, count("parameters", "parameters"), tables.seeds(), accuracy,
                  tables.difference()],
-                f"Subsets of layers in basis form, each trained for the time of {budget} of dense: "
+                f"Subsets of layers in basis form, each trained for {length}: "
                 f"{outcome} accuracy with its 95 % interval. Step time relative to dense, by "
                 f"{unit}.",
             ),
@@ -77,7 +79,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         figures={
             "selection": Plot(
                 _figure(table, draws, outcome), table,
-                f"(a) {text.capital(outcome)} accuracy after the time of {budget} of dense, "
+                f"(a) {text.capital(outcome)} accuracy after {length}, "
                 f"against the step time by {unit}: {arms.shown_as(found)}; points of nearly equal "
                 "time are set apart sideways. (b) Which layers each subset has in basis form; of "
                 "the random ones, a square's area is the share of draws with that layer.",

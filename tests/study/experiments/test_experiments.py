@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -458,5 +460,68 @@ def test_a_sweep_takes_the_layers_and_the_seeds_that_it_names(study: Study) -> N
         "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2",
     ]  # fmt: skip
     assert {run.seed for run in sweep.runs.values()} == {study.profile.seeds.explore[0]}
-    with pytest.raises(ValueError, match=r"no convolution is called layer9\.\*"):
+    with pytest.raises(ValueError, match=r"No convolution is called layer9\.\*"):
         draft(study, "03_sensitivity", some | {"layers": ["layer4.*", "layer9.*"]})
+
+
+def test_a_target_time_gives_the_subset_of_that_time_with_the_smallest_predicted_loss(
+    study: Study,
+) -> None:
+    swept = [n for n in study.layers if ".conv" in n]
+    scores = {name: 0.001 * (7 * i % 17 + 1) for i, name in enumerate(swept)}
+    changes = ("notebooks.03_sensitivity.layers=[layer*.conv*]",)
+    part = replace(study, profile=load_profile("smoke", changes))
+    assert [arm.label for arm in draft(part, "03_sensitivity").arms[1:]] == swept
+    sweep_done(part, scores)
+    given = part.profile.parameters("04_selection") | {
+        "target_time": 0.6, "equal": "epochs", "draws": 3,
+    }  # fmt: skip
+    arms = {arm.label: arm for arm in draft(part, "04_selection", given).arms}
+    assert arms["all"].detail["layers"] == swept
+    assert arms["first five"].detail["layers"] == swept[:5]
+    time = savings(part, part.plan(0.25, swept), "time")
+    least = min(
+        sum(scores[n] for n in names)
+        for size in range(len(swept) + 1)
+        for names in combinations(swept, size)
+        if 1 - sum(time[n] for n in names) <= 0.6
+    )
+    chosen = arms["selected"].detail["layers"]
+    assert sum(scores[n] for n in chosen) == pytest.approx(least, rel=2e-4)  # type: ignore[union-attr]
+    for label in ("random 1", "random 2", "random 3", "inverted"):
+        assert arms[label].detail["predicted_time"] == pytest.approx(0.6, rel=0.02)
+    # As many steps as dense, whatever they cost.
+    assert {tuple(arm.detail["steps"]) for arm in arms.values()} == {(6,)}  # type: ignore[arg-type]
+
+
+def test_other_ways_to_switch_stand_beside_the_usual_ones(study: Study) -> None:
+    other = {
+        "direction": "dense→basis", "switch": 0.25, "carry": "exact", "momentum_carry": "carried",
+        "schedule": "restart",
+    }  # fmt: skip
+    given = study.profile.parameters("05_skip_training") | {"switches": [], "others": [other]}
+    arms = draft(study, "05_skip_training", given).arms
+    assert [arm.label for arm in arms] == [
+        "dense", "basis", "dense→basis at 0.25, exact, carried, restart",
+    ]  # fmt: skip
+    assert {k: arms[-1].detail[k] for k in other} == other
+
+
+def test_other_settings_are_changed_together(study: Study) -> None:
+    given = study.profile.parameters("05b_defaults") | {
+        "others": {"start from SVD, decay of the product": {"init": "svd", "decay": "product"}}
+    }
+    made = draft(study, "05b_defaults", given)
+    run = made.runs[made.arms[-1].run_ids[0]]
+    assert (run.init, run.decay) == ("svd", "product")
+    with pytest.raises(ValueError, match="no_such"):
+        draft(study, "05b_defaults", given | {"others": {"a": {"no_such": 1}}})
+
+
+def test_the_baseline_of_a_recipe_is_the_named_arm_of_the_same_epochs(study: Study) -> None:
+    given = study.profile.parameters("01_baseline") | {"recipe": "muon", "threads": 2}
+    (arm,) = draft(study, "01_baseline", given).arms
+    assert arm.label == "D, muon, equal epochs, 2"
+    runs = [draft(study, "01_baseline", given).runs[i] for i in arm.run_ids]
+    assert [r.seed for r in runs] == study.profile.seeds.confirm
+    assert {(r.optimizer, r.threads, r.steps) for r in runs} == {("muon", 2, 12)}
