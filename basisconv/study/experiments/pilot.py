@@ -132,11 +132,15 @@ def _recipes(result: Draft, grid: Grid) -> None:
                 "learning_rate": rate, "factor_lr_ratio": ratio, "batch_size": batch,
                 "label_smoothing": smoothing,
             }  # fmt: skip
-            result.add(
+            label = (
                 f"{kind}, width {width}, {grid.epochs:g} epochs, {name} {rate:g}"
                 + (f", factors {ratio:g}" if with_factors else "")
-                + f", batch {batch}, smoothing {smoothing:g}",
-                kind, plan, grid.epochs, channels,
+                + f", batch {batch}, smoothing {smoothing:g}"
+            )
+            # A later grid may give a recipe more seeds.
+            result.arms = [arm for arm in result.arms if arm.label != label]
+            result.add(
+                label, kind, plan, grid.epochs, channels,
                 steps=round(grid.epochs * (study.train_images // batch)),
                 seeds=study.seeds(result.name, grid.seeds),
                 detail={"part": "recipes", **changes}, changes=changes,
