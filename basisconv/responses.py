@@ -1,0 +1,355 @@
+"""What a network's layers compute on data: batches, forward passes, and spectra of responses.
+
+A layer's *responses* are its outputs at all positions of all samples. Passes run in evaluation
+mode without gradients and leave the network and all random streams as they were.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from basisconv.holders import wrapped
+from basisconv.layer import whole
+from basisconv.moments import Moments
+from basisconv.observe import Arguments, arguments, undisturbed
+from basisconv.surgery import Convolution, convolutions
+
+# How to call the model on a batch, for batches that it does not take as they are.
+Forward = Callable[[nn.Module, Any], object]
+# What a hook on a layer's calls is given: its positional arguments and its output.
+Hook = Callable[[tuple[Any, ...], Any], Any]
+
+_FLOOR = 1e-3  # least weight of a channel, relative to the largest
+
+
+class Stop(BaseException):
+    """Ends a forward pass early. No Exception, which a model's own code may catch."""
+
+
+def take_batches(data: object, samples: int, forward: Forward | None = None) -> list[Any]:
+    """The first batches of some data, held in a list for several passes over them.
+
+    Args:
+        data: an iterable of batches. A batch is a tensor, `model(batch)`; a mapping of names,
+            `model(**batch)`; or a tuple or list whose first element is one of these, as a
+            DataLoader gives it. A tensor or a mapping alone is one batch.
+        samples: the most that are taken, counted along the first dimension of a batch's first
+            tensor. A tensor is cut where it would be more; other batches are taken whole or not.
+        forward: calls the model otherwise, `forward(model, batch)`; a batch is then anything.
+
+    Returns:
+        The batches: what `observe.arguments` takes or, with `forward`, as they came.
+
+    Raises:
+        TypeError: for data that is not iterable, or batches of no such kind.
+        ValueError: if there is no batch, the first alone has more than `samples`, or `samples` is
+            no whole number above zero.
+
+    Warns:
+        UserWarning: if there is more data than was taken.
+    """
+    if (whole(samples) or 0) < 1:
+        raise ValueError(f"samples={samples!r} is not a whole number >= 1.")
+    if isinstance(data, Tensor | Mapping):
+        data = [data]
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise TypeError(f"data is an iterable of batches, not a {type(data).__name__}.")
+    taken: list[Any] = []
+    count, left = 0, False
+    with streams_kept():
+        for item in data:
+            if left := count >= samples:
+                break
+            batch = _as_arguments(item) if forward is None else item
+            size = _samples(batch)
+            if left := count + size > samples:
+                if forward is None and batch.positional:
+                    # A copy: a view would hold all of the tensor.
+                    first = batch.positional[0][: samples - count].clone()
+                    taken.append(Arguments((first,), {}))
+                    count = samples
+                break
+            taken.append(batch)
+            count += size
+    if not taken:
+        raise ValueError(
+            f"The first batch has more than samples={samples}: make batches smaller or give a "
+            f"larger samples=."
+            if left
+            else "data holds no batch."
+        )
+    if left:
+        warnings.warn(
+            f"data holds more than samples={samples}: {count} in {len(taken)} batches were taken, "
+            f"the rest was left.",
+            stacklevel=3,
+        )
+    return taken
+
+
+def _as_arguments(item: object) -> Arguments:
+    batch = item[0] if isinstance(item, tuple | list) and item else item
+    if isinstance(batch, Tensor):
+        return Arguments((batch,), {})
+    if isinstance(batch, Mapping) and all(isinstance(name, str) for name in batch):
+        return Arguments((), dict(batch))
+    raise TypeError(
+        f"A batch is a tensor, a mapping of keyword arguments, or a tuple or list that begins with "
+        f"one, not a {type(batch).__name__}. Tell how to call the model with "
+        f"forward=lambda model, batch: ..."
+    )
+
+
+def _samples(batch: object) -> int:
+    """The first dimension of a batch's first tensor; a batch without one counts as a sample."""
+    leaves = tree_leaves(tuple(batch) if isinstance(batch, Arguments) else batch)
+    return next((len(t) for t in leaves if isinstance(t, Tensor) and t.ndim), 1)
+
+
+@contextmanager
+def streams_kept() -> Iterator[None]:
+    """Random streams, torch's, numpy's and Python's, go on afterwards as if nothing was drawn."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers run as shards or replicas."""
+    reasons = list(wrapped(model).values())
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        reasons.append("a DataParallel runs copies of its layers; use its .module")
+    if reasons:
+        raise ValueError(f"This model's responses cannot be collected: {reasons[0]}.")
+
+
+def forward_pass(
+    model: nn.Module,
+    batch: Any,
+    forward: Forward | None,
+    hooks: Mapping[nn.Module, Hook],
+    seed: int = 0,
+) -> Any:
+    """What a model returns for a batch, in evaluation mode; None if a hook raised `Stop`.
+
+    The model and the random streams are left as they were (see `undisturbed`), and so is the
+    batch, which the model gets a copy of. Compiled models run eagerly.
+
+    Args:
+        model: the network.
+        batch: one that `take_batches` gave.
+        forward: as `take_batches` takes it.
+        hooks: called after each call of some modules, before the user's hooks. What a hook
+            returns, unless it is None, replaces the module's output.
+        seed: passes with the same seed draw the same random numbers.
+    """
+
+    def register(module: nn.Module, hook: Hook) -> Any:
+        return module.register_forward_hook(
+            lambda _, args, kwargs, output: hook((*args, *kwargs.values()), output),
+            prepend=True,
+            with_kwargs=True,
+        )
+
+    # Inference tensors count no versions, which tell whether one was written to.
+    with torch.inference_mode(False), undisturbed(model), streams_kept(), ExitStack() as stack:
+        for module, hook in hooks.items():
+            stack.callback(register(module, hook).remove)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            if forward is not None:
+                return forward(model, tree_map_only(Tensor, torch.clone, batch))
+            given = arguments(model, batch)
+            positional, named = tree_map_only(Tensor, torch.clone, tuple(given))
+            return model(*positional, **named)
+        except Stop:
+            return None
+
+
+class Followers:
+    """Finds the normalisations that get a layer's output as it is, in passes with `hooks`.
+
+    A normalisation is a module with buffers `running_mean` and `running_var` and an `eps`:
+    batch-norms of torch and frozen ones of torchvision.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._norms = [m for m in model.modules() if _normalises(m)]
+        # Of each call of a layer, the normalisations that got its output.
+        self._calls: dict[str, list[list[nn.Module]]] = {name: [] for name in layers}
+        self._latest: dict[int, tuple[Any, int, list[nn.Module]]] = {}
+
+    def hooks(self) -> dict[nn.Module, Hook]:
+        """Hooks for `forward_pass`, on layers and normalisations."""
+
+        def called(name: str) -> Hook:
+            def hook(_: tuple[Any, ...], output: Any) -> None:
+                receivers: list[nn.Module] = []
+                self._calls[name].append(receivers)
+                # No reference is held, or all outputs would stay in memory. The version tells a
+                # tensor that an operation in place has changed since.
+                self._latest[id(output)] = weakref.ref(output), output._version, receivers
+
+            return hook
+
+        def normalised(norm: nn.Module) -> Hook:
+            def hook(args: tuple[Any, ...], _: Any) -> None:
+                x = next((v for v in args if isinstance(v, Tensor)), None)
+                found, version, receivers = self._latest.get(id(x), (lambda: None, 0, []))
+                if x is not None and found() is x and x._version == version:
+                    receivers.append(norm)
+
+            return hook
+
+        return {layer: called(name) for name, layer in self._layers.items()} | {
+            norm: normalised(norm) for norm in self._norms
+        }
+
+    def of(self, name: str, channels: int) -> list[nn.Module]:
+        """The normalisations of a layer's outputs; none if one call's output goes to none."""
+        calls = self._calls[name]
+        norms = list(dict.fromkeys(norm for receivers in calls for norm in receivers))
+        fit = all(len(_variance(norm)) == channels for norm in norms)
+        return norms if fit and all(calls) else []
+
+
+def _normalises(module: nn.Module) -> bool:
+    statistics = [module._buffers.get(name) for name in ("running_mean", "running_var")]
+    return all(value is not None for value in statistics) and "eps" in vars(module)
+
+
+def _variance(norm: nn.Module) -> Tensor:
+    """σ² + ε of a normalisation, float64, on the CPU."""
+    variance = norm.get_buffer("running_var").detach().cpu().double()
+    return variance + float(vars(norm)["eps"])
+
+
+def channel_weights(norms: Sequence[nn.Module], channels: int) -> Tensor:
+    """How much a layer's following batch-norm makes of each channel: |γ|/√(σ² + ε).
+
+    Args:
+        norms: the normalisations of the layer's outputs: of several the root mean square, of none
+            ones.
+        channels: the layer's outputs.
+
+    Returns:
+        (channels,), float64, on the CPU; at least a thousandth of the largest.
+    """
+    squares = torch.zeros(channels, dtype=torch.float64)
+    for norm in norms:
+        scale = getattr(norm, "weight", None)
+        gamma = torch.ones(()) if scale is None else scale.detach()
+        squares += gamma.cpu().double() ** 2 / _variance(norm)
+    weights = squares.sqrt()
+    if not (norms and weights.isfinite().all() and weights.any()):
+        return torch.ones(channels, dtype=torch.float64)
+    return (weights / len(norms) ** 0.5).clamp_min(_FLOOR * weights.max().item())
+
+
+def layers_named(model: nn.Module, names: Iterable[str]) -> dict[str, Convolution]:
+    """Convolutions of a model by their names.
+
+    Raises:
+        ValueError: for a name that is none's.
+    """
+    found, names = convolutions(model), list(names)
+    if unknown := [name for name in names if name not in found]:
+        raise ValueError(
+            f"The model has no convolutions {', '.join(map(repr, unknown))}. Available: "
+            f"{', '.join(found) or 'none'}."
+        )
+    return {name: found[name] for name in names}
+
+
+def spectra(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Sequence[str],
+    forward: Forward | None = None,
+) -> dict[str, Tensor]:
+    """The energies that each layer's responses have along their principal directions.
+
+    With Σ the covariance of the responses over all positions and d the weights of the batch-norm
+    that follows the layer (`channel_weights`; ones where none does), these are the eigenvalues of
+    diag(d) · Σ · diag(d), so that the sum of those from the m-th on is the energy, the mean square
+    at a position, that is lost with m basis filters (Zhang et al., 2015). With groups each group
+    has its own m/groups filters: every eigenvalue is then the mean of those of its rank in all
+    groups, `groups` times over, and the sums hold for multiples of `groups`.
+
+    Every batch is passed forward once.
+
+    Args:
+        model: the network, with dense layers.
+        batches: what `take_batches` gave.
+        layers: names of convolutions.
+        forward: as `take_batches` takes it.
+
+    Returns:
+        By name, (C_out,), float64, the largest first.
+
+    Raises:
+        ValueError: for layers that are unknown, that the data never reach, or whose responses are
+            not finite; and for models that run as shards or replicas.
+    """
+    check_whole(model)
+    found = layers_named(model, layers)
+    moments = {name: Moments(conv.groups) for name, conv in found.items()}
+    followers = Followers(model, found)
+    hooks = followers.hooks()
+
+    def watch(name: str, inner: Hook) -> Hook:
+        def hook(args: tuple[Any, ...], output: Any) -> None:
+            inner(args, output)
+            moments[name].add(output)
+
+        return hook
+
+    hooks |= {conv: watch(name, hooks[conv]) for name, conv in found.items()}
+    for seed, batch in enumerate(batches):
+        forward_pass(model, batch, forward, hooks, seed)
+    check_reached([name for name, m in moments.items() if not m.count])
+    result = {}
+    for name, conv in found.items():
+        covariance = moments[name].covariance()[0, 0]  # (groups, c, c)
+        check_finite(name, covariance)
+        d = channel_weights(followers.of(name, conv.out_channels), conv.out_channels)
+        d = d.view(conv.groups, -1)
+        values = torch.linalg.eigvalsh(d[:, :, None] * covariance * d[:, None, :])
+        level = values.clamp_min(0).flip(1).mean(0)  # (c,)
+        result[name] = level.repeat_interleave(conv.groups)
+    return result
+
+
+def check_reached(missed: Sequence[str]) -> None:
+    """Raise ValueError for layers that no batch reached."""
+    if missed:
+        raise ValueError(
+            f"The data never reach {', '.join(missed)}: give data that do, or leave these layers "
+            f"out."
+        )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise ValueError unless a layer's moments are finite numbers."""
+    if not values.isfinite().all():
+        raise ValueError(f"{name}: its responses to the data are not finite numbers.")
