@@ -43,7 +43,7 @@ def check_outputs(
 
     want = outputs([])
     try:
-        if _alike(outputs(changed), want):
+        if alike(outputs(changed), want):
             return
         cause = None
     except Exception as error:
@@ -51,7 +51,7 @@ def check_outputs(
     guilty = []
     for name in changed:
         try:
-            good = _alike(outputs([name]), want)
+            good = alike(outputs([name]), want)
         except Exception as error:
             good, cause = False, cause or error
         guilty += [] if good else [name]
@@ -62,7 +62,7 @@ def check_outputs(
     ) from cause
 
 
-def _alike(got: list[Any], want: list[Any]) -> bool:
+def alike(got: list[Any], want: list[Any]) -> bool:
     """Whether two outputs are the same up to rounding, relative to the largest value."""
     if len(got) != len(want):
         return False

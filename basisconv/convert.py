@@ -10,6 +10,7 @@ as it was.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from basisconv.agreement import check_outputs
-from basisconv.layer import INITS, MODES, BasisConv2d, Init
+from basisconv.layer import INITS, MODES, BasisConv2d, Init, check_alone
 from basisconv.observe import Input
+from basisconv.pairing import Changes, Pending, apply_changes, fit_layers
 from basisconv.plan import Plan, check_plan, warn_costly
-from basisconv.surgery import Convolution, check_replaceable, convolutions, swap
+from basisconv.responses import Forward, check_whole, take_batches
+from basisconv.surgery import Convolution, check_replaceable, convolutions
 
 
 def apply_plan(
@@ -32,6 +35,9 @@ def apply_plan(
     inplace: bool = False,
     generator: torch.Generator | None = None,
     example: Input | None = None,
+    data: object = None,
+    forward: Forward | None = None,
+    samples: int = 512,
 ) -> nn.Module:
     """Make every convolution of a model match a plan, from whatever form it is in.
 
@@ -46,42 +52,73 @@ def apply_plan(
     another branch for a `BasisConv2d`, without an error; `example` finds that out. What writes to
     a basis layer's `weight` in place has no effect: see `BasisConv2d`.
 
+    With `init="responses"` each new layer is fitted, in the order in which they run, to what the
+    layer in its place computes on `data` in the model that is given, for the input that the new
+    one gets: reduced-rank regression of those responses (see `basisconv.regression`). Layers that
+    match the plan already are left alone. A fit needs a bias. Where nothing but a batch-norm
+    receives the layer's output, which outputs for one batch prove, it goes into that one's running
+    mean; a layer in another place gets one if it has none, so that the result, and what `restore`
+    makes of it, have parameters that the model's class has not. A fifth of the batches is held out.
+    On these a fit that is worse than projecting the original's own responses gives way to that, and
+    errors are measured: the result's attribute `fit_report` is a `FitReport` and prints as a table.
+    All passes run in evaluation mode without gradients; a model that is compiled runs eagerly.
+
     Args:
         model: the network.
         plan: what it should be; `Plan({})` for dense.
         init: "svd" for a trained network, whose kernels it keeps as close as this rank can; "qr"
-            to keep real filters of them; "random" for training from scratch. See
-            `BasisConv2d.from_conv2d`.
+            to keep real filters of them; "random" for training from scratch (see
+            `BasisConv2d.from_conv2d`); "responses" for a trained network and `data`, of which it
+            keeps what the layers compute.
         inplace: change `model` itself rather than a deep copy, which a model that keeps an
             activation (a tensor with a history) does not have.
         generator: source of the random factors (`init="random"` alone uses it).
         example: an input, as `summary` takes it. The model's outputs for it are compared with those
             that it has with every layer of the plan in a basis form of full rank, which must be the
             same: in evaluation mode, three or more forward passes. None for no comparison.
+        data: for `init="responses"`, batches of the network's usual input, on its device: an
+            iterable of tensors, `model(batch)`; of mappings, `model(**batch)`; or of tuples or
+            lists whose first element is one of these, as a DataLoader gives them. A few hundred
+            images do, without labels.
+        forward: for other batches, `forward(model, batch)` calls the model.
+        samples: the most that are taken of `data`, and held in memory.
 
     Returns:
         The model that matches.
 
     Raises:
-        TypeError: if `plan` is not a `Plan`, or `example` no input.
+        TypeError: if `plan` is not a `Plan`, `example` no input, or `data` no batches.
         ValueError: for unknown layers, layers that have no basis form, n_basis that does not
-            fit, kernels that are not finite, and outputs that differ at full rank. The model is
-            then unchanged, as it is after any error.
+            fit, kernels that are not finite, and outputs that differ at full rank; for
+            `init="responses"` without data or data without it; and for layers that the data never
+            reach, responses that are not finite, and models in DataParallel,
+            DistributedDataParallel or FSDP. The model is then unchanged, as it is after any error.
 
     Warns:
-        UserWarning: for layers with all their filters in the basis, which saves nothing.
+        UserWarning: for layers with all their filters in the basis, which saves nothing; for data
+            that are left, layers with few positions in the data, and where no layer is left to be
+            fitted.
     """
     basis = _basis_layers(model)
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
+    if init == "responses" and data is None:
+        raise ValueError("init='responses' fits layers to what they compute: give data=batches.")
+    if init != "responses" and not (data is None and forward is None):
+        raise ValueError(f"data= and forward= are for init='responses', not for init={init!r}.")
     check_plan(model, plan)
     check_replaceable(model, {n: layer for n, layer in basis.items() if n not in plan.layers})
+    batches: list[Any] = []
+    if init == "responses":
+        check_whole(model)
+        batches = take_batches(data, samples, forward)
     if not inplace:
         model = copy.deepcopy(model)
     warn_costly(model, plan, only_full=True)
     if example is not None:
         check_outputs(model, _at_full_rank(model, plan), example)
     replaced: dict[nn.Module, nn.Module] = {}
+    pending: dict[str, Pending] = {}
     for name, conv in convolutions(model).items():
         if name not in plan.layers:
             if isinstance(conv, BasisConv2d):
@@ -91,8 +128,21 @@ def apply_plan(
         if isinstance(conv, BasisConv2d) and _matches(conv, config):
             continue
         dense = conv.to_conv2d() if isinstance(conv, BasisConv2d) else conv
-        replaced[conv] = _basis_form(name, dense, init=init, generator=generator, **config)
-    swap(model, replaced)
+        if init != "responses":
+            replaced[conv] = _basis_form(name, dense, init=init, generator=generator, **config)
+        elif dense.weight.is_meta:
+            raise ValueError(f"{name}: on the device meta it has no responses.")
+        else:
+            pending[name] = Pending(conv, dense, _basis_form(name, dense, init="svd", **config))
+    changes, report = Changes(replaced, {}), None
+    if pending:
+        changes, report = fit_layers(model, pending, replaced, batches, forward)
+    elif init == "responses":
+        warnings.warn("Every layer of the plan matches it: nothing is fitted.", stacklevel=2)
+    apply_changes(model, changes)
+    vars(model).pop("fit_report", None)  # of a fit that this model is no longer
+    if report is not None:
+        vars(model)["fit_report"] = report
     for name, conv in convolutions(model).items():
         if isinstance(conv, BasisConv2d):
             conv.mode = plan.modes.get(name, MODES[0])
@@ -177,7 +227,9 @@ def load_dense_state_dict(
 
     Args:
         model: the network; its parameters stay the same objects.
-        state_dict: of the dense network.
+        state_dict: of the dense network. A basis layer whose bias is missing in it gets one of
+            zeros, and a basis layer without a bias for which it has one gets a new parameter:
+            fitting to responses adds biases (see `apply_plan`).
         init: "svd" or "qr" (see `BasisConv2d.from_conv2d`); "random" makes new factors of each
             kernel's size.
 
@@ -192,11 +244,17 @@ def load_dense_state_dict(
         *report: Any,
     ) -> None:  # fmt: skip
         assert isinstance(layer, BasisConv2d)
+        key = prefix + "bias"
+        if layer.bias is None and key in state:
+            layer._add_bias()
+        elif layer.bias is not None and key not in state:
+            state[key] = torch.zeros_like(layer.bias)
         dense = layer.to_conv2d()
         dense._load_from_state_dict(state, prefix, metadata, *report)  # which tells what is amiss
         basis = _basis_form(prefix.removesuffix("."), dense, init=init, **layer.config())
         _replace_entries(state, prefix, basis)
 
+    check_alone(init)
     layers = _basis_layers(model)
     check_replaceable(model, layers, keep=True)
     with _put_back_on_error(model):

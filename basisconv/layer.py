@@ -30,12 +30,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import skip_init
 
 from basisconv.assembly import Templates, memory_format, multiplied
-from basisconv.decompose import FORMS, Factors, Form, decompose, low_rank
+from basisconv.decompose import FORMS, Factors, Form, Method, decompose, low_rank
 
 torch.fx.wrap("multiplied")  # it asks for strides, which a symbolic trace does not have
 
 Mode = Literal["factored", "rebuilt"]
-Init = Literal["svd", "qr", "random"]
+Init = Literal["svd", "qr", "random", "responses"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 INITS: tuple[Init, ...] = get_args(Init)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -276,7 +276,8 @@ class BasisConv2d(nn.Module):
                 untrained kernel's SVD falls short of. On the device `meta` none has values. With
                 `coef_groups` each block is decomposed by itself, which is the best
                 block-diagonal approximation; with `coef_rank` the coefficients are then cut
-                to that rank with the least error in the kernel.
+                to that rank with the least error in the kernel. "responses" takes a network and
+                data: see `basisconv.apply_plan`.
             form: "subset" or "full".
             coef_groups: as in the class.
             coef_rank: as in the class.
@@ -295,8 +296,7 @@ class BasisConv2d(nn.Module):
             raise ValueError(f"This layer has no basis form: {why}.")
         if not (conv.weight.is_meta or torch.isfinite(conv.weight).all()):
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
-        if init not in INITS:
-            raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
+        check_alone(init)
         # skip_init: nothing is drawn from torch's generator for values that are replaced.
         layer: BasisConv2d = skip_init(
             cls, **_arguments(conv, conv.weight), n_basis=n_basis, form=form,
@@ -312,7 +312,11 @@ class BasisConv2d(nn.Module):
             else:
                 rows = layer.out_channels // layer.blocks
                 flat = conv.weight.detach().reshape(layer.blocks, rows, -1)
-                layer._fill([decompose(w, n_basis // layer.blocks, init, form) for w in flat])
+                method: Method = "qr" if init == "qr" else "svd"
+                parts = [decompose(w, n_basis // layer.blocks, method, form) for w in flat]
+                layer._fill(parts, [] if coef_rank is None else [
+                    low_rank(p.coef, p.basis, coef_rank) for p in parts
+                ])  # fmt: skip
             if layer.bias is not None and conv.bias is not None:
                 layer.bias.copy_(conv.bias)
         _match_format(layer.basis, conv.weight)
@@ -321,16 +325,27 @@ class BasisConv2d(nn.Module):
             parameter.requires_grad_(given is not None and given.requires_grad)
         return layer.train(conv.training)
 
-    def _fill(self, parts: list[Factors]) -> None:
+    def _fill(self, parts: Sequence[Factors], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take each block's factors; with a `coef_rank`, its coefficients as two matrices."""
         self.basis.copy_(torch.cat([p.basis for p in parts]).view_as(self.basis))
         if self.coef_rank is None:
             self.coef.copy_(torch.cat([p.coef for p in parts]))
         else:
-            pairs = [low_rank(p.coef, p.basis, self.coef_rank) for p in parts]
             self.coef_out.copy_(torch.cat([outer for outer, _ in pairs]))
             self.coef_in.copy_(torch.cat([inner for _, inner in pairs]))
         if self.passed is not None:
             self.passed.copy_(torch.cat([p.passed for p in parts if p.passed is not None]))
+
+    def _add_bias(self) -> None:
+        """A bias of zeros, which trains if the basis does."""
+        zeros = self.basis.new_zeros(self.out_channels)
+        self.bias = nn.Parameter(zeros, requires_grad=self.basis.requires_grad)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
+        # Fitting to responses may have given the layer a bias that the network's class has not.
+        if self.bias is None and prefix + "bias" in state_dict:
+            self._add_bias()
+        super()._load_from_state_dict(state_dict, prefix, *further)
 
     def to_conv2d(self) -> nn.Conv2d:
         """The dense layer with kernel `weight`: same function, device, dtype and memory format."""
@@ -413,6 +428,17 @@ def unfit(conv: nn.Conv2d | BasisConv2d) -> str | None:
             f"padding_mode={conv.padding_mode!r} does not heed; make it with that padding"
         )
     return None
+
+
+def check_alone(init: str) -> None:
+    """Raise ValueError for an init that does not give one layer its factors from its kernel."""
+    if init == "responses":
+        raise ValueError(
+            "init='responses' fits factors to what layers of a network compute on data: use "
+            "basisconv.apply_plan(model, plan, init='responses', data=batches)."
+        )
+    if init not in INITS:
+        raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
 
 
 def check_basis(

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +22,8 @@ from torch.utils._pytree import tree_map_only
 
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.observe import Input, Observed, arguments, observe
+from basisconv.progress import progress
 from basisconv.surgery import check_replaceable, swap
-
-_T = TypeVar("_T")
 
 # Seconds of a sample on CUDA: many launches, and many ticks of its events' clock.
 _CUDA_SAMPLE = 5e-3
@@ -216,7 +213,7 @@ def tune(
     if drop:  # any of them may be
         check_replaceable(model, {name: seen.module for name, seen in found.items()})
     rows = []
-    for name, seen in _progress(found.items()):
+    for name, seen in progress(found.items(), "tune"):
         try:
             row = _measure(name, seen, given.tensors(), repeats)
         except ValueError as error:
@@ -259,18 +256,6 @@ def _measure(name: str, seen: Observed, inputs: list[Tensor], repeats: int) -> T
             median[arm] += times[same] * timing.median
     best = min(MODES, key=median.__getitem__)
     return TunedLayer(name, median["dense"], median["factored"], median["rebuilt"], best)
-
-
-def _progress(layers: Collection[_T]) -> Iterator[_T]:
-    """The same, with a bar where there is a terminal or a notebook, and tqdm."""
-    notebook = "ipykernel" in sys.modules
-    if sys.stderr is not None and (notebook or sys.stderr.isatty()):
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            return iter(layers)
-        return iter(tqdm(layers, desc="tune", unit="layer", leave=False))
-    return iter(layers)
 
 
 def _cpu_seconds(arm: Callable[[], object], calls: int) -> float:

@@ -360,7 +360,7 @@ def test_tucker_with_all_input_and_kernel_ranks_is_the_same_kernel(form):
     torch.testing.assert_close(layer(x), tucker(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("init", [init for init in INITS if init != "responses"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_what_a_layer_takes_over_from_the_dense_one_and_gives_back(dtype, init):
     conv = nn.Conv2d(4, 8, 3, dtype=dtype).to(memory_format=torch.channels_last).eval()

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basisconv import moments as moments_module
+from basisconv.followers import Followers, channel_weights
 from basisconv.moments import Moments
-from basisconv.responses import Followers, channel_weights, forward_pass, spectra, take_batches
+from basisconv.responses import forward_pass, spectra, take_batches
 
 X = torch.randn(12, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
