@@ -193,11 +193,12 @@ class _Network:
             hooks, shifts = dict[nn.Module, Hook](), dict[nn.Module, Tensor]()
             for seed, name in enumerate(names):
                 layer, norms = candidates[name]
-                # As large as responses are, with signs of the layer's own.
+                # Far larger than responses are, so that weak branches tell, too, with signs of the
+                # layer's own.
                 signs = torch.randn(
                     layer.out_channels, generator=torch.Generator().manual_seed(seed)
                 ).sign()
-                bias = variance(norms[0]).sqrt() * signs
+                bias = 32 * variance(norms[0]).sqrt() * signs
                 hooks[layer] = _adding(bias)
                 shifts.update(dict.fromkeys(norms, bias) if means else {})
             return self.outputs(0, hooks, Changes({}, shifts))
