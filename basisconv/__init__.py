@@ -9,6 +9,7 @@ from basisconv.convert import (
 )
 from basisconv.cost import LayerCost, Summary, summary
 from basisconv.effects import Effects, Estimate, effects
+from basisconv.fitting import FitReport, LayerFit
 from basisconv.knapsack import select, select_by_threshold
 from basisconv.layer import BasisConv2d
 from basisconv.optim import Muon, muon_groups
@@ -22,7 +23,9 @@ __all__ = [
     "BasisConv2d",
     "Effects",
     "Estimate",
+    "FitReport",
     "LayerCost",
+    "LayerFit",
     "Muon",
     "Plan",
     "Screening",

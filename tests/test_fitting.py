@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv import BasisConv2d, Plan
+from basisconv import BasisConv2d, Plan, moments
+from basisconv.responses import spectra, take_batches
 
 fit = dict[str, Any](init="responses")
 
@@ -340,6 +341,44 @@ def test_a_checkpoint_that_fails_takes_the_new_bias_back() -> None:
     assert model.also.bias is None and "also.bias" not in model.state_dict()
 
 
+class Pyramid(nn.Module):
+    """One head on maps of three sizes, each followed by a batch-norm of its own."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bns = nn.ModuleList(nn.BatchNorm2d(6) if norms else nn.Identity() for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = [F.adaptive_avg_pool2d(x, size) for size in (8, 4, 6)]
+        return [
+            F.relu(bn(self.head(x)), inplace=True) for bn, x in zip(self.bns, levels, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_layer_that_is_called_several_times_is_fitted_to_all_calls(norms: bool) -> None:
+    model, data = trained(Pyramid(norms)), images(5)
+    small = bc.apply_plan(model, Plan({"head": 3}), data=data, **fit)
+    assert (small.head.bias is None) == norms
+    d = torch.ones(6, dtype=torch.float64)
+    if norms:  # the root mean square of three
+        scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).double() for bn in model.bns]
+        d = torch.stack(scales).square().mean(0).sqrt()
+        means = [small.bns[i].running_mean - model.bns[i].running_mean for i in range(3)]
+        torch.testing.assert_close(means[0], means[1])
+        torch.testing.assert_close(means[0], means[2])
+
+    def values(head: nn.Module, shift: Any) -> Tensor:
+        levels = [F.adaptive_avg_pool2d(data[4], size) for size in (8, 4, 6)]
+        return torch.cat([head(x).transpose(0, 1).flatten(1) - shift for x in levels], 1).double()
+
+    y, fitted = values(model.head, 0), values(small.head, means[0][:, None] if norms else 0)
+    total = (d[:, None] * (y - y.mean(1, keepdim=True))).square().sum()
+    want = ((d[:, None] * (y - fitted)).square().sum() / total).item()
+    assert small.fit_report.layers[0].error == pytest.approx(want, rel=1e-4)
+
+
 # Where a fit is not to be had.
 
 
@@ -509,6 +548,36 @@ def test_a_model_in_another_form_is_its_own_reference() -> None:
     assert torch.equal(again(x), small(x)) and not hasattr(again, "fit_report")
 
 
+def peak(run: Callable[[], object]) -> int:
+    """The most bytes of tensors at once that a call adds to those there were."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def test_memory_is_three_times_that_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "CHUNK", 2**18)
+    layers = [nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(8)]
+    parts = [m for conv in layers for m in (conv, nn.BatchNorm2d(8), nn.ReLU(inplace=True))]
+    model = nn.Sequential(*parts).eval()
+    x = torch.randn(8, 8, 48, 48)
+    with torch.no_grad():
+        plain = peak(lambda: model(x))
+    assert plain > 2 * x.nbytes
+    plan, data = Plan({"3": 4, "18": 4}), [x, x.clone()]
+    assert peak(lambda: bc.apply_plan(model, plan, data=data, **fit)) < 3 * plain
+    batches = take_batches(data, 99)
+    assert peak(lambda: spectra(model, batches, ["0", "3", "6", "9", "12", "18"])) < 3 * plain
+    pair = x, x.clone()
+    assert peak(lambda: moments.Moments(1).add(*pair)) < 1.1 * 2**18 < x.nbytes
+
+
 def test_a_compiled_model_runs_eagerly() -> None:
     def backend(*given: Any) -> Any:
         raise AssertionError("compiled")
@@ -524,12 +593,22 @@ def test_a_compiled_model_runs_eagerly() -> None:
         torch.testing.assert_close(got.state_dict()[name], value)
 
 
+def test_under_inference_mode_and_autocast() -> None:
+    model = trained(Residual())
+    want = bc.apply_plan(model, plan_for(model, 4), data=images(5), **fit)
+    with torch.inference_mode():
+        got = bc.apply_plan(model, plan_for(model, 4), data=images(5), **fit)
+        torch.testing.assert_close(got.convs[3].weight, want.convs[3].weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = bc.apply_plan(model, plan_for(model, 4), data=images(5), **fit)
+    assert error(got, want) < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_and_formats(dtype: torch.dtype) -> None:
     model = trained(Residual()).to(dtype).to(memory_format=torch.channels_last)
     data = [x.to(dtype, memory_format=torch.channels_last) for x in images(5)]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
-        small = bc.apply_plan(model, plan_for(model, 4), data=data, **fit)
+    small = bc.apply_plan(model, plan_for(model, 4), data=data, **fit)
     assert small.convs[0].basis.dtype == dtype and small.bns[1].running_mean.dtype == dtype
     assert small.convs[0].basis.is_contiguous(memory_format=torch.channels_last)
     x = torch.cat(data)
