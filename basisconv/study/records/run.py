@@ -36,7 +36,7 @@ DataName = Literal["cifar10", "cifar10-sample", "cifar100"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Optimizer = Literal["sgd", "muon"]
 Schedule = Literal["one", "restart"]
-Carry = Literal["exact", "reinit"]
+Carry = Literal["exact", "reinit", "responses"]
 MomentumCarry = Literal["fresh", "carried"]
 Method = Literal[
     "dense",

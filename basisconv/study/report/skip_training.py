@@ -193,10 +193,15 @@ def _references(axes: Axes, table: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
+_CARRIES = {
+    "exact": "weights kept", "reinit": "re-initialised", "responses": "fitted to responses",
+}  # fmt: skip
+
+
 def _kind(key: Sequence[Any]) -> str:
     """What an arm does at the switch, in words; the usual choices are left out."""
     carry, momentum, schedule = key
-    words = ["weights kept" if carry == "exact" else "re-initialised"]
+    words = [_CARRIES[carry]]
     words += ["momentum carried"] if momentum == "carried" else []
     words += ["restart of the cosine"] if schedule == "restart" else []
     return ", ".join(words)

@@ -92,23 +92,30 @@ def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tens
     return model
 
 
-def switch(model: nn.Module, run: Run, phase: int, buffers: Buffers) -> Buffers:
+def switch(
+    model: nn.Module, run: Run, phase: int, buffers: Buffers, images: Tensor | None = None
+) -> Buffers:
     """Change a network in place to the plan of `run.phases[phase]`.
 
     With `run.carry == "exact"` dense layers become the best basis form (SVD) and basis layers
-    are multiplied out; with "reinit" the converted layers, and those alone, start anew.
+    are multiplied out; with "responses" dense layers are fitted to their responses on images
+    instead; with "reinit" the converted layers, and those alone, are drawn again.
 
     Args:
         model: the network as the last phase left it.
         run: the Run.
         phase: index of the phase that begins.
         buffers: momentum of the parameters, by name.
+        images: what "responses" fits to: a batch of the network's input.
 
     Returns:
         The momentum to begin with: empty unless `run.momentum_carry == "carried"`.
     """
-    before = convolutions(model)
-    apply_plan(model, run.phases[phase].plan, inplace=True)
+    before, plan = convolutions(model), run.phases[phase].plan
+    if run.carry == "responses" and plan.layers:
+        apply_plan(model, plan, init="responses", data=images, inplace=True)
+    else:
+        apply_plan(model, plan, inplace=True)
     converted = {n: m for n, m in convolutions(model).items() if m is not before[n]}
     if run.carry == "reinit":
         for name, layer in converted.items():
@@ -119,7 +126,7 @@ def switch(model: nn.Module, run: Run, phase: int, buffers: Buffers) -> Buffers:
     if run.momentum_carry == "fresh" or not buffers:  # SGD without momentum has no buffers
         return {}
     carried = {n: b for n, b in buffers.items() if n.rpartition(".")[0] not in converted}
-    if run.carry == "exact":
+    if run.carry != "reinit":
         for name, layer in converted.items():
             old = {n: buffers[f"{name}.{n}"] for n, _ in before[name].named_parameters()}
             kernel = kernel_momentum(before[name], old)

@@ -37,6 +37,9 @@ from basisconv.study.training.precision import autocast, check_native, convoluti
 from basisconv.study.training.rng import global_streams, restore_global_streams, seed_global_streams
 from basisconv.study.training.stopwatch import Stopwatch
 
+FITTED_IMAGES = 512
+"""Training images, the first ones and not augmented, that a switch fits responses to."""
+
 
 class Diverged(ArithmeticError):
     """A loss is no longer finite."""
@@ -153,7 +156,8 @@ class _Training:
     def _switch(self, phase: int) -> None:
         with self.clock.part("switch"):
             momentum = momentum_of(self.model, self.optimizer)
-            momentum = switch(self.model, self.run, phase, momentum)
+            images, _ = next(evaluation_batches(self.data.train, self.device, FITTED_IMAGES))
+            momentum = switch(self.model, self.run, phase, momentum, images)
             self.optimizer = make_optimizer(self.model, self.run, momentum)
         self.phase, self.eager = phase, False
 

@@ -70,6 +70,23 @@ def test_an_exact_switch_to_dense_keeps_the_function(form: str) -> None:
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-12)
 
 
+def test_a_switch_fitted_to_responses_keeps_outputs_that_svd_does_not() -> None:
+    plan = bc.Plan({"layer1.0.conv1": 2, "layer2.1.conv1": 4, "layer4.1.conv2": 8})
+    torch.manual_seed(0)
+    # Inputs of few directions, as images are: what a kernel does to the others is lost on them.
+    images = torch.einsum("nk,kchw->nchw", torch.randn(64, 6), torch.randn(6, 3, 32, 32))
+    errors = {}
+    for carry in ("exact", "responses"):
+        run = make_run(bc.Plan(), plan, carry=carry, momentum_carry="carried")
+        model = first_network(run, 10).eval()
+        before = model(images)
+        carried = switch(model, run, 1, buffers_of(model), images)
+        assert bc.plan_of(model) == plan
+        assert carried.keys() == {n for n, _ in model.named_parameters()}
+        errors[carry] = (model(images) - before).square().mean().item()
+    assert errors["responses"] < 0.7 * errors["exact"]
+
+
 def test_reinit_starts_the_converted_layers_anew_and_those_alone() -> None:
     run = make_run(bc.Plan(BASIS), bc.Plan(), carry="reinit", momentum_carry="carried")
     model = first_network(run, 10)

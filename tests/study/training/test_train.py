@@ -165,6 +165,16 @@ def test_every_switch_of_the_protocol_changes_the_result() -> None:
     assert len(set(losses)) == len(changes) + 1
 
 
+def test_a_switch_to_basis_filters_can_fit_responses_and_does_so_repeatably() -> None:
+    run = make_run((2, bc.Plan()), (2, BASIS), carry="responses")
+    exact, first, second = (
+        train(run.model_copy(update={"carry": carry})).result
+        for carry in ("exact", "responses", "responses")
+    )
+    assert exact is not None and first is not None
+    assert first == second and first.val_loss != exact.val_loss
+
+
 def test_the_sample_is_what_the_digest_says() -> None:
     assert load("cifar10-sample").sha256 == DIGESTS["cifar10-sample"]
 
