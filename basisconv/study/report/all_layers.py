@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, speedup, style, tables, text
+from basisconv.study.report import arms, comparisons, speedup, style, tables, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.equal_steps import as_many_steps, equal_steps, on_budget
 from basisconv.study.report.frontier import frontier, headline, same_size
@@ -22,6 +22,8 @@ _NAMED = [words("arm", "label"), plain("budget", "budget")]
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The frontier: every arm at every time budget against dense trained for the same time."""
+    if "equal_time" in section.facts:
+        return comparisons.build(section, records)
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, equal = on_budget(every), equal_steps(section, records)
     table = frontier(section, records)

@@ -1,0 +1,123 @@
+"""02 by named arms: differences by seed, dense shortened, and the plan's contrasts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+
+from basisconv.study import report
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
+from basisconv.study.records.run import Record, Section
+from basisconv.study.report import arms, comparisons
+
+LEVELS = {"D": 92.0, "S¼": 91.9, "S½": 90.5, "B¼": 88.0, "D½": 89.0, "B½": 90.0, "D¾": 91.5}
+
+
+def make(path: Path, lost: str = "") -> tuple[Section, dict[str, Record]]:
+    """The section of the profile desk2, its runs made up; one run of the arm `lost` diverged."""
+    study = Study.open("desk2", ["costs=macs"], path)
+    drafted = draft(study, "02_all_layers")
+    records = {}
+    noise = np.random.default_rng(0)
+    for arm in drafted.arms:
+        for i, run_id in enumerate(arm.run_ids):
+            run = drafted.runs[run_id]
+            seed = 0.5 * np.random.default_rng(run.seed).normal()
+            assert arm.time is not None
+            accuracy = LEVELS[str(arm.detail["arm"])] - 14 / arm.time + seed + 0.05 * noise.normal()
+            accuracy -= 6 * (arm.detail["recipe"] == "sgd")
+            diverged = arm.label == lost and i == 0
+            records[run_id] = synthetic.make_record(run, accuracy / 100, 0.4, diverged=diverged)
+    return drafted.section(), records
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Section, dict[str, Record]]:
+    return make(tmp_path_factory.mktemp("runs"))
+
+
+def accuracies(
+    section: Section, records: dict[str, Record], label: str
+) -> dict[int, float]:  # fmt: skip
+    arm = next(a for a in section.arms if a.label == label)
+    found = {records[i].run.seed: records[i].result for i in arm.run_ids}
+    return {seed: 100 * (r.test_accuracy or 0.0) for seed, r in found.items() if r is not None}
+
+
+def test_differences_are_taken_within_seeds(made: tuple[Section, dict[str, Record]]) -> None:
+    table = comparisons.epoch_frame(arms.measure(*made))
+    row = table[(table["recipe"] == "sgd") & (table["arm"] == "S½")].iloc[0]
+    ours = accuracies(*made, "S½, sgd, equal epochs, 12")
+    dense = accuracies(*made, "D, sgd, equal epochs, 12")
+    pairs = [ours[seed] - dense[seed] for seed in ours]
+    assert len(pairs) == 3 and row.difference == pytest.approx(np.mean(pairs))
+    # Between seeds the arms scatter by half a point, and within them by far less.
+    assert row.difference_high - row.difference_low < 0.5
+    assert row.high - row.low > 1.0
+    assert row.share == pytest.approx(7.75 / 12, abs=0.01)
+    assert row.smallest_margin == pytest.approx(-row.difference, abs=0.25)
+
+
+def test_dense_shortened_lies_on_its_own_curve(made: tuple[Section, dict[str, Record]]) -> None:
+    table = comparisons.epoch_frame(arms.measure(*made))
+    row = table[(table["recipe"] == "muon") & (table["arm"] == "S¼")].iloc[0]
+    seeds = np.mean([0.5 * np.random.default_rng(s).normal() for s in (110, 111, 112)])
+    assert row.shortened == pytest.approx(92 - 14 / row.time + seeds, abs=0.4)
+    # Nothing is read off beyond the measured lengths; S½'s time lies between SGD's 6 and 12.
+    short = table[(table["recipe"] == "sgd") & (table["arm"] == "S½")].iloc[0]
+    assert 83 < short.shortened < 86
+
+
+def test_equal_time_is_held_against_dense_and_against_half_the_width(
+    made: tuple[Section, dict[str, Record]],
+) -> None:
+    table = comparisons.time_frame(arms.measure(*made))
+    at = table[(table["recipe"] == "muon") & (table["length"] == 2)].set_index("arm")
+    assert at.loc["B¼", "from_half"] == pytest.approx(-1.0, abs=0.2)
+    assert at.loc["B¼", "difference"] == pytest.approx(-4.0, abs=0.2)
+    assert np.isnan(at.loc["D½", "from_half"]) and np.isnan(at.loc["D", "difference"])
+
+
+def test_the_plans_contrasts_are_those_of_its_own_arms_and_lengths(
+    made: tuple[Section, dict[str, Record]],
+) -> None:
+    table = comparisons.contrast_frame(arms.measure(*made)).set_index("contrast")
+    # CIFAR-100 and the selected layers are not trained here.
+    assert "basis-narrow-100" not in table.index and "selected-muon" not in table.index
+    assert table.loc["skip-muon", "answer"] == "yes"
+    assert table.loc["basis-muon", "answer"] == "no"
+    # The narrow rival of the longest equal time, not that of the equal epochs.
+    found = accuracies(*made, "B¼, muon, equal epochs, 16")
+    rival = accuracies(*made, "D½, muon, equal time, 7")
+    expected = np.mean([found[s] - rival[s] for s in rival])
+    assert table.loc["basis-narrow", "difference"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_that_diverged_leaves_its_contrasts_out(tmp_path: Path) -> None:
+    found = arms.measure(*make(tmp_path, lost="S¼, muon, equal epochs, 16"))
+    table = comparisons.contrast_frame(found).set_index("contrast")
+    assert "skip-muon" not in table.index and "early-muon" not in table.index
+    assert "skip-sgd" in table.index
+    assert any(
+        "diverged" in note
+        for note in report.build(*make(tmp_path, "D, sgd, equal time, 6")).numbers["notes"]
+    )
+
+
+def test_the_figure_joins_an_arms_lengths_under_each_recipe(
+    made: tuple[Section, dict[str, Record]],
+) -> None:
+    built = report.build(*made)
+    panels = built.figures["comparisons"].figure.axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["(a) SGD", "(b) Muon"]
+    dense = built.figures["comparisons"].data
+    dense = dense[(dense["arm"] == "D") & (dense["recipe"] == "muon")].sort_values("time")
+    assert list(dense["time"]) == pytest.approx([2, 4, 8, 16])
+    lines = [line.get_xydata() for line in panels[1].get_lines()]
+    wanted = dense[["time", "accuracy"]].to_numpy()
+    assert any(xy.shape == wanted.shape and np.allclose(xy, wanted) for xy in lines)
+    assert "18 % of dense's time" in built.numbers["headline"]
