@@ -16,6 +16,7 @@ import numpy as np
 from basisconv.study.data.sets import EVALUATED_IMAGES, TRAINING_IMAGES
 from basisconv.study.experiments import selection
 from basisconv.study.experiments.design import Draft, Waiting
+from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import paths, step_of
@@ -188,7 +189,8 @@ def _with_scores(study: Study, name: str) -> tuple[Draft, str]:
     try:
         return draft(study, name), ""
     except Waiting as waiting:
-        equal = dict.fromkeys(study.layers, 1.0)
+        swept = swept_layers(study, study.profile.notebooks.sensitivity)
+        equal = dict.fromkeys(swept, 1.0)
         return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
 
 
