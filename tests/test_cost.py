@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import basisconv as bc
-from basisconv.study.training.models import build, initialise
+from basisconv.study.training.models import build_network, initialise
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def test_a_plan_costs_what_the_model_that_follows_it_costs(settings: dict[str, o
 
 
 def test_the_published_network_has_the_published_counts() -> None:
-    model = build("resnet18", 64, 10)
+    model = build_network("resnet18", 64, 10)
     dense = bc.summary(model, (1, 3, 32, 32))
     assert dense.parameters == 11_173_962
     assert dense.macs == 555_422_720
@@ -119,7 +119,7 @@ def test_the_published_network_has_the_published_counts() -> None:
 
 
 def test_time_and_parameters_rank_layers_differently() -> None:
-    model = build("resnet18", 64, 10)
+    model = build_network("resnet18", 64, 10)
     rows = bc.summary(model, (1, 3, 32, 32)).rows
     last = [r for r in rows if r.name in ("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2")]
     assert round(sum(r.parameters for r in last) / 11_173_962, 2) == 0.63
@@ -140,7 +140,7 @@ def test_the_roofline_takes_the_slower_of_arithmetic_and_memory() -> None:
 
 
 def test_a_summary_prints_and_frames_and_leaves_the_model_alone() -> None:
-    model = build("resnet18", 8, 10)
+    model = build_network("resnet18", 8, 10)
     initialise(model, 0)
     model.train()
     model.layer1[0].eval()

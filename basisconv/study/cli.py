@@ -176,9 +176,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from basisconv.study.reproduce import declared
+    from basisconv.study.reproduce import check_outputs
 
-    print(f"{len(declared(_study(options)))} declared files are there.")
+    print(f"{len(check_outputs(_study(options)))} declared files are there.")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace) -> None:
     from basisconv.study.experiments.cost_table import ensure_costs
     from basisconv.study.experiments.pipeline import Unfinished, make_section
     from basisconv.study.experiments.registry import TRAINED
-    from basisconv.study.records.checkpoint import SECONDS
+    from basisconv.study.records.checkpoint import CHECKPOINT_SECONDS
 
     study = _study(options)
     unknown = [name for name in options.sections if name not in TRAINED]
@@ -199,7 +199,9 @@ def _run(options: argparse.Namespace) -> None:
     if not ensure_costs(study, options.sections or TRAINED, stop):
         print("Step times are left to be measured, before any run: the same command goes on.")
         return
-    seconds = SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
+    seconds = (
+        CHECKPOINT_SECONDS if options.checkpoint_seconds is None else options.checkpoint_seconds
+    )
     failed: dict[str, None] = {}  # by id: 04 fails over the runs of 03 that it waits for
     for name in options.sections or TRAINED:
         try:
@@ -213,8 +215,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from basisconv.study.execution.stopping import Stop, signals_noted
-    from basisconv.study.execution.together import train_together
+    from basisconv.study.execution.stopping import Stop, stop_on_signals
+    from basisconv.study.execution.together import train_distributed
     from basisconv.study.records.run import Run
     from basisconv.study.training.parallel import torchrun_group
 
@@ -222,8 +224,8 @@ def _train(options: argparse.Namespace) -> None:
     run = _find(study, options.run_id)
     with torchrun_group() as group:
         run = Run.model_validate(run.model_dump() | {"processes": group.size})
-        with signals_noted(stop):
-            outcome = train_together(run, study.store, group, stop)
+        with stop_on_signals(stop):
+            outcome = train_distributed(run, study.store, group, stop)
     if outcome is None:
         return
     if outcome.status not in ("done", "diverged"):
@@ -249,17 +251,17 @@ def _find(study: Study, run_id: str) -> Run:
 def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
     from basisconv.study.experiments.design import Waiting
     from basisconv.study.experiments.registry import draft
-    from basisconv.study.progress import Clock, steps_done
+    from basisconv.study.progress import RunTimes, steps_done
 
-    clock = Clock.of(study)
+    clock = RunTimes.of(study)
     for name in sections:
         try:
             found = draft(study, name)
-            runs = study.store.missing(found.runs.values(), retry_failed)
+            runs = study.store.untrained(found.runs.values(), retry_failed)
         except Waiting as waiting:
             print(f"{name}: {waiting}")
             continue
-        hours = clock.left(runs)
+        hours = clock.hours_left(runs)
         told = "unknown time" if hours is None else f"{hours:.1f} h"
         print(f"{name}: {len(runs)} runs to train{f', {told}' if runs else ''}")
         left = {run.run_id: run for run in runs}
@@ -278,20 +280,20 @@ def _dry_run(study: Study, sections: Iterable[str], retry_failed: bool) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from basisconv.study.experiments.study import published_folder
-    from basisconv.study.progress import table, workload
+    from basisconv.study.progress import progress_by_section, table
     from basisconv.study.records.environment import ROOT
-    from basisconv.study.records.publish import manifest
+    from basisconv.study.records.publish import read_manifest
 
     study = _study(options)
     print(f"profile {study.profile.name}: {study.profile.about}")
-    rows, by_macs = workload(study)
+    rows, by_macs = progress_by_section(study)
     print(table(rows))
     if by_macs:
         print(
             "The runs are sized by multiplications, for not all step times are measured yet: "
             f"python -m basisconv bench --costs {study.profile.name}"
         )
-    if there := manifest(published_folder(study.profile.name)):
+    if there := read_manifest(published_folder(study.profile.name)):
         folder = published_folder(study.profile.name).relative_to(ROOT)
         whole = [name for name, entry in there.items() if entry.complete]
         parts = [name for name, entry in there.items() if not entry.complete]
@@ -321,11 +323,13 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from basisconv.study.records.publish import manifest
+    from basisconv.study.records.publish import read_manifest
 
     study = _study(options)
     profile = study.profile.name
-    if others := {entry.section.profile for entry in manifest(options.folder).values()} - {profile}:
+    if others := {entry.section.profile for entry in read_manifest(options.folder).values()} - {
+        profile
+    }:
         raise ValueError(
             f"{options.folder} holds records of profile {', '.join(others)}, not of {profile}: "
             f"add --profile {min(others)}."
@@ -347,14 +351,14 @@ def _publish(options: argparse.Namespace) -> None:
     from basisconv.study.experiments.pipeline import make_section
     from basisconv.study.experiments.registry import TRAINED, draft
     from basisconv.study.experiments.study import published_folder
-    from basisconv.study.records.publish import lacking, publish, published
+    from basisconv.study.records.publish import publish, published, unpublished
 
     study, name = _study(options), options.section
     # Publishing trains nothing: what is missing is named.
     section = draft(study, name).section() if name in TRAINED else make_section(study, name)
     folder = published_folder(study.profile.name)
     report = publish(study.store, section, folder, options.incomplete)
-    left = len(lacking(section, folder))
+    left = len(unpublished(section, folder))
     parts = [_told(report, "records published")]
     if left:
         parts.append(f"{left} missing")
@@ -386,9 +390,9 @@ def _bench(options: argparse.Namespace) -> None:
     if options.costs:
         path = measure_table(Study.open(options.costs), **turns)
     else:
-        facts = bench.measure_device(**turns)
+        facts = bench.benchmark_device(**turns)
         print(benchmarks.markdown(facts))
-        path = benchmarks.save(facts)
+        path = benchmarks.save_benchmark(facts)
     print(path.relative_to(ROOT))
 
 

@@ -19,7 +19,7 @@ from basisconv.study.experiments.design import Draft, Waiting
 from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.checkpoint import paths, step_of
+from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
 from basisconv.study.records.environment import device_kind
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
@@ -27,7 +27,7 @@ from basisconv.study.timing.costs import Unmeasured
 
 
 @dataclass(frozen=True)
-class Status:
+class Counts:
     """How many runs stand where.
 
     Attributes:
@@ -43,7 +43,7 @@ class Status:
     missing: int
 
 
-def status(runs: Iterable[Run], store: Store) -> Status:
+def count_runs(runs: Iterable[Run], store: Store) -> Counts:
     """Count the runs that are done, failed, running and missing.
 
     Args:
@@ -56,19 +56,19 @@ def status(runs: Iterable[Run], store: Store) -> Status:
     records = {run_id: store.get(run_id) for run_id in {run.run_id for run in runs}}
     counts = Counter(record.status for record in records.values() if record)
     left = [run_id for run_id, record in records.items() if record is None]
-    running = sum(map(store.training, left))
-    return Status(
+    running = sum(map(store.is_training, left))
+    return Counts(
         counts["done"] + counts["diverged"], counts["failed"], running, len(left) - running
     )
 
 
 def steps_done(run: Run, store: Store) -> int:
     """The step that a run's latest checkpoint says it stands at; 0 without one."""
-    return max(map(step_of, paths(store.checkpoints(run.run_id))), default=0)
+    return max(map(step_of_file, checkpoint_files(store.checkpoints(run.run_id))), default=0)
 
 
 @dataclass(frozen=True)
-class Work:
+class Progress:
     """What a section of the study takes, and how far it is.
 
     Attributes:
@@ -94,11 +94,11 @@ class Work:
     step_ms: float | None
     hours: float | None
     left: float | None
-    status: Status
+    status: Counts
     waits: str = ""
 
 
-def workload(study: Study) -> tuple[list[Work], bool]:
+def progress_by_section(study: Study) -> tuple[list[Progress], bool]:
     """What each section takes, in the order in which they are trained.
 
     Returns:
@@ -111,9 +111,9 @@ def workload(study: Study) -> tuple[list[Work], bool]:
     every = [_drafted(study, name) for name in TRAINED]
     drafts = [(found, waits) for found, waits, _ in every]
     by_macs = any(estimated for *_, estimated in every)
-    clock = Clock.of(study, [found for found, _ in drafts])
+    clock = RunTimes.of(study, [found for found, _ in drafts])
     workers, store = study.profile.workers, study.store
-    rows: list[Work] = []
+    rows: list[Progress] = []
     counted: set[str] = set()
     for found, waits in drafts:
         own = [run for run_id, run in found.runs.items() if run_id not in counted]
@@ -121,7 +121,7 @@ def workload(study: Study) -> tuple[list[Work], bool]:
         hours = clock.hours(own)
         steps = sum(run.steps for run in own)
         rows.append(
-            Work(
+            Progress(
                 section=found.name,
                 arms=len(found.arms),
                 seeds=tuple(sorted({len(arm.run_ids) for arm in found.arms})),
@@ -129,15 +129,15 @@ def workload(study: Study) -> tuple[list[Work], bool]:
                 steps=steps / max(1, len(own)),
                 step_ms=None if hours is None else hours * workers * 3.6e6 / max(1, steps),
                 hours=hours,
-                left=clock.left(own),
-                status=status(own, store),
+                left=clock.hours_left(own),
+                status=count_runs(own, store),
                 waits=waits,
             )
         )
     return rows, by_macs
 
 
-def table(rows: Sequence[Work]) -> str:
+def table(rows: Sequence[Progress]) -> str:
     """The rows as text, with their sums."""
     head = f"{'section':<18}{'arms':>5}{'seeds':>6}{'runs':>6}{'steps':>7}{'ms':>6}{'hours':>7}"
     lines = [f"{head}{'done':>7}{'failed':>8}{'running':>9}{'missing':>9}{'hours left':>12}"]
@@ -145,19 +145,21 @@ def table(rows: Sequence[Work]) -> str:
         seeds = "–".join(str(n) for n in sorted({row.seeds[0], row.seeds[-1]}))
         lines.append(
             f"{row.section:<18}{row.arms:>5}{seeds:>6}{row.runs:>6}{row.steps:>7.0f}"
-            f"{_told(row.step_ms, 0):>6}{_state([row])}"
+            f"{_number(row.step_ms, 0):>6}{_state([row])}"
             + (f"  (its runs are a guess: it {row.waits})" if row.waits else "")
         )
     lines.append(f"{'all':<29}{sum(r.runs for r in rows):>6}{'':>13}{_state(rows)}")
     return "\n".join(lines)
 
 
-def _state(rows: Sequence[Work]) -> str:
+def _state(rows: Sequence[Progress]) -> str:
     counts = [row.status for row in rows]
     done, failed = sum(c.done for c in counts), sum(c.failed for c in counts)
     running, missing = sum(c.running for c in counts), sum(c.missing for c in counts)
     hours, left = _sum(row.hours for row in rows), _sum(row.left for row in rows)
-    return f"{_told(hours, 1):>7}{done:>7}{failed:>8}{running:>9}{missing:>9}{_told(left, 1):>12}"
+    return (
+        f"{_number(hours, 1):>7}{done:>7}{failed:>8}{running:>9}{missing:>9}{_number(left, 1):>12}"
+    )
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -170,7 +172,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return total
 
 
-def _told(value: float | None, digits: int) -> str:
+def _number(value: float | None, digits: int) -> str:
     return "?" if value is None else f"{value:.{digits}f}"
 
 
@@ -199,7 +201,7 @@ def _by_macs(study: Study) -> Study:
 
 
 @dataclass(frozen=True)
-class Clock:
+class RunTimes:
     """How long runs take on this machine; None where nobody knows.
 
     Attributes:
@@ -212,7 +214,7 @@ class Clock:
     dense_seconds: dict[int | None, float]
 
     @classmethod
-    def of(cls, study: Study, drafts: Iterable[Draft] | None = None) -> Clock:
+    def of(cls, study: Study, drafts: Iterable[Draft] | None = None) -> RunTimes:
         """By the records of this kind of device, or, where there are none, as the profile says.
 
         Args:
@@ -229,7 +231,7 @@ class Clock:
         """All of the runs together, from their first step to their last."""
         return _sum(self._hours(run) for run in runs)
 
-    def left(self, runs: Iterable[Run]) -> float | None:
+    def hours_left(self, runs: Iterable[Run]) -> float | None:
         """Of those without a result, less the steps that a checkpoint holds."""
         store = self.study.store
         total = 0.0

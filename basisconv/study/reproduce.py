@@ -62,10 +62,10 @@ def reproduce(study: Study, settings: list[str]) -> list[Path]:
     from basisconv.study.paper import build_paper
 
     build_paper(study)
-    return declared(study)
+    return check_outputs(study)
 
 
-def declared(study: Study) -> list[Path]:
+def check_outputs(study: Study) -> list[Path]:
     """What a finished reproduction has written.
 
     Raises:

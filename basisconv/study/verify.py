@@ -10,7 +10,7 @@ from pathlib import Path
 from basisconv.study.experiments.study import Study, cost_table, published_folder
 from basisconv.study.records import checkpoint
 from basisconv.study.records.files import DamagedFile, read_json
-from basisconv.study.records.publish import manifest, manifest_file
+from basisconv.study.records.publish import manifest_path, read_manifest
 from basisconv.study.records.store import Store
 from basisconv.study.timing.costs import MeasuredCosts
 
@@ -51,9 +51,9 @@ def verify(study: Study) -> Findings:
     folder = published_folder(study.profile.name)
     _check_records(findings, "records", study.store)
     for path in sorted((study.store.folder / "checkpoints").glob("*/*.pt")):
-        findings.check("checkpoints", partial(checkpoint.read, path, path.parent.name))
+        findings.check("checkpoints", partial(checkpoint.read_checkpoint, path, path.parent.name))
     _check_records(findings, "published records", Store(folder))
-    if manifest_file(folder).exists() or _records(Store(folder)):
+    if manifest_path(folder).exists() or _records(Store(folder)):
         findings.check("manifests", partial(_check_manifest, folder))
     table = cost_table(study.profile.name)
     if table.exists():
@@ -72,19 +72,19 @@ def _check_records(findings: Findings, kind: str, store: Store) -> None:
 
 
 def _records(store: Store) -> list[Path]:
-    beside = {manifest_file(store.folder).name, cost_table("").name}
+    beside = {manifest_path(store.folder).name, cost_table("").name}
     return sorted(path for path in store.folder.glob("*.json") if path.name not in beside)
 
 
 def _check_manifest(folder: Path) -> None:
     records, named = Store(folder), set[str]()
-    for entry in manifest(folder).values():
+    for entry in read_manifest(folder).values():
         if entry.complete:
             records.records(entry.section.run_ids)
         named.update(run_id for section in entry.sections() for run_id in section.run_ids)
     if unnamed := sorted({path.stem for path in _records(records)} - named):
         raise DamagedFile(
-            f"{manifest_file(folder)} is gone or older than the records beside it: no section "
+            f"{manifest_path(folder)} is gone or older than the records beside it: no section "
             f"names {', '.join(unnamed)}. Put it back, or publish their sections again; or, where "
             "they are what publishing had replaced when it was killed, delete them."
         )

@@ -15,8 +15,8 @@ import basisconv
 from basisconv.study.cli import main
 from basisconv.study.execution import stopping
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import SweepReport
-from basisconv.study.execution.sweep import sweep as real_sweep
+from basisconv.study.execution.sweep import RunsReport
+from basisconv.study.execution.sweep import train_runs as real_sweep
 from basisconv.study.experiments import cost_table, pipeline
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.registry import draft
@@ -51,7 +51,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     def sweep(runs: list[Run], store: Store, **options: object) -> object:
         return real_sweep(runs, store, **{**options, "train": fake_train, "workers": 1})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "sweep", sweep)
+    monkeypatch.setattr(pipeline, "train_runs", sweep)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_minutes_are_those_of_the_command_and_not_of_each_sweep(
 ) -> None:
     now, over = [0.0], []
 
-    def sweep(runs: list[Run], store: Store, stop: Stop, **_: object) -> SweepReport:
+    def sweep(runs: list[Run], store: Store, stop: Stop, **_: object) -> RunsReport:
         over.append(stop())
         now[0] += 60.0
         for run in runs:
             store.put(make_record(run))
-        return SweepReport(len(runs), (), ())
+        return RunsReport(len(runs), (), ())
 
-    monkeypatch.setattr(pipeline, "sweep", sweep)
+    monkeypatch.setattr(pipeline, "train_runs", sweep)
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     # 03 first, which 04 waits for; then 04, and 02 is too late.
@@ -446,9 +446,9 @@ def test_a_published_profile_shows_the_benchmarks_of_every_machine(
     profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
     there: list[dict[str, object]] = []
-    monkeypatch.setattr(benchmarks, "kept", lambda: list(there))
-    monkeypatch.setattr(bench, "measure_device", lambda repeats: {"repeats": repeats})
-    monkeypatch.setattr(benchmarks, "save", there.append)
+    monkeypatch.setattr(benchmarks, "saved_benchmarks", lambda: list(there))
+    monkeypatch.setattr(bench, "benchmark_device", lambda repeats: {"repeats": repeats})
+    monkeypatch.setattr(benchmarks, "save_benchmark", there.append)
     assert pipeline.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
     there.append({"device": "another"})
     facts = pipeline.make_section(study, "06_timing").facts
@@ -480,7 +480,7 @@ def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
         raise ValueError("measured")
 
     monkeypatch.setattr(cost_table, "measure_table", measure)
-    monkeypatch.setattr(bench, "measure_device", measure)
+    monkeypatch.setattr(bench, "benchmark_device", measure)
     for how in ([], ["--costs", "smoke"]):
         for turns in ([], ["--repeats", "3"]):
             assert main(["bench", *how, *turns]) == 1

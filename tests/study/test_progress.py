@@ -12,13 +12,13 @@ from basisconv.study.data.sets import EVALUATED_IMAGES, load
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.progress import Clock, Status, Work, table, workload
+from basisconv.study.progress import Counts, Progress, RunTimes, progress_by_section, table
 from basisconv.study.records.run import Run
-from basisconv.study.timing.costs import Step, add_rows, reference, settings
+from basisconv.study.timing.costs import Step, add_rows, reference_step, table_settings
 
 
-def rows(study: Study) -> dict[str, Work]:
-    found, _ = workload(study)
+def rows(study: Study) -> dict[str, Progress]:
+    found, _ = progress_by_section(study)
     return {row.section: row for row in found}
 
 
@@ -57,7 +57,7 @@ def test_hours_are_steps_by_their_costs_and_the_profiles_dense_step(study: Study
     assert row.hours == pytest.approx(2 * each / 2 / 3600)
     assert row.step_ms == pytest.approx(each / 12 * 1000)
     assert row.hours == pytest.approx(row.runs * row.steps * row.step_ms / 2 / 3.6e6)
-    assert (row.runs, row.steps, row.status) == (2, 12, Status(0, 0, 0, 2))
+    assert (row.runs, row.steps, row.status) == (2, 12, Counts(0, 0, 0, 2))
     assert row.left == row.hours
 
 
@@ -68,7 +68,7 @@ def test_records_of_this_kind_of_device_say_better(study: Study) -> None:
     study.store.put(other)
     row = rows(study)["01_baseline"]
     assert row.hours == pytest.approx(2 * 30 / 2 / 3600)
-    assert (row.status, row.left) == (Status(2, 0, 0, 0), 0.0)
+    assert (row.status, row.left) == (Counts(2, 0, 0, 0), 0.0)
     # Other widths than those measured go by all of them: half the width costs as its MACs say.
     frontier = draft(study, "02_all_layers")
     found = rows(study)["02_all_layers"]
@@ -91,7 +91,7 @@ def test_a_machine_that_nobody_timed_is_unknown(tmp_path: Path) -> None:
     lines = table(list(found.values())).splitlines()
     runs = str(sum(row.runs for row in found.values()))
     assert lines[-1].split() == ["all", runs, "?", "0", "0", "0", runs, "?"]
-    assert Clock.of(study).left(draft(study, "01_baseline").runs.values()) is None
+    assert RunTimes.of(study).hours_left(draft(study, "01_baseline").runs.values()) is None
 
 
 def test_the_pace_of_a_run_beside_other_work_is_not_the_machines(study: Study) -> None:
@@ -109,9 +109,9 @@ def test_what_is_left_is_what_has_no_result_less_the_steps_of_checkpoints(study:
     (folder / f"{9:09d}-{'0' * 64}.pt").touch()
     study.store.put(make_record(runs[1], "failed"))
     row = rows(study)["01_baseline"]
-    assert (row.hours, row.status) == (hours, Status(0, 1, 0, 1))
+    assert (row.hours, row.status) == (hours, Counts(0, 1, 0, 1))
     assert row.left == pytest.approx(hours / 2 * (1 - 9 / 12) + hours / 2)
-    assert Clock.of(study).left(runs) == pytest.approx(row.left)
+    assert RunTimes.of(study).hours_left(runs) == pytest.approx(row.left)
 
 
 def test_a_profile_without_its_cost_table_is_planned_by_macs(
@@ -120,26 +120,26 @@ def test_a_profile_without_its_cost_table_is_planned_by_macs(
     path = tmp_path / "costs.json"
     monkeypatch.setattr(study_module, "cost_table", lambda name: path)
     opened = ["costs=table", "dense_step_ms=1"]
-    found, by_macs = workload(Study.open("smoke", opened, runs=tmp_path / "runs"))
+    found, by_macs = progress_by_section(Study.open("smoke", opened, runs=tmp_path / "runs"))
     assert by_macs and all(row.hours for row in found)
     # Half measured, as `run --minutes` may leave it: no more is known of most steps.
     study = Study.open("smoke", opened, runs=tmp_path / "runs")
-    dense = reference(study.profile)
+    dense = reference_step(study.profile)
     row = {"plan": Plan().to_dict(), "width": dense.width, "batch_size": dense.batch_size}
-    add_rows(path, {"device": "d", "device_kind": "k", **settings(study.profile)},
+    add_rows(path, {"device": "d", "device_kind": "k", **table_settings(study.profile)},
              [row | {"ratio": 1.0, "quartiles": [1.0, 1.0]}])  # fmt: skip
     assert study.cost(*Step(Plan(), dense.width, dense.batch_size)) == 1
-    again, by_macs = workload(study)
+    again, by_macs = progress_by_section(study)
     assert by_macs and again == found
     # By executed MACs nothing stands in for anything.
-    assert not workload(Study.open("smoke", runs=tmp_path / "runs"))[1]
+    assert not progress_by_section(Study.open("smoke", runs=tmp_path / "runs"))[1]
 
 
 def test_the_table_adds_up() -> None:
     made = [
-        Work("01_baseline", 1, (3,), 3, 1000.0, 500.0, 0.5, 0.25, Status(1, 0, 1, 1)),
-        Work(
-            "04_selection", 9, (1, 2, 3), 18, 400.0, 250.0, 1.5, 1.5, Status(0, 2, 0, 16), "waits"
+        Progress("01_baseline", 1, (3,), 3, 1000.0, 500.0, 0.5, 0.25, Counts(1, 0, 1, 1)),
+        Progress(
+            "04_selection", 9, (1, 2, 3), 18, 400.0, 250.0, 1.5, 1.5, Counts(0, 2, 0, 16), "waits"
         ),
     ]
     head, first, second, last = table(made).splitlines()

@@ -19,7 +19,7 @@ from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import NOTEBOOKS
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.store import Store
-from basisconv.study.reproduce import NotebookFailed, check_notebook, declared, fingerprint
+from basisconv.study.reproduce import NotebookFailed, check_notebook, check_outputs, fingerprint
 
 NAME = "01_baseline"
 PARAMETERS = 'profile = ""\nsettings = []\nparameters = {"epochs": 0}'
@@ -84,7 +84,7 @@ def test_a_notebook_gets_the_settings_and_runs_in_the_checkout(
     reproduce.reproduce(study, ["width=8"])
     (study.folder / "table.csv").write_text("")
     with pytest.raises(NotebookFailed, match="lacks table.csv"):
-        declared(study)
+        check_outputs(study)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_failure_is_one(study: Study, cell: str, words: str) -> None:
     assert not (study.folder / "notebooks" / f"{NAME}.ipynb").exists()
     assert not (study.folder / "paper.pdf").exists()
     with pytest.raises(NotebookFailed, match="lacks .*make reproduce PROFILE=smoke"):
-        declared(study)
+        check_outputs(study)
 
 
 INTERRUPTED = """
@@ -157,13 +157,13 @@ def test_a_failure_after_a_success_is_no_success(study: Study) -> None:
     with pytest.raises(NotebookFailed, match="ended without"):
         reproduce.reproduce(study, [])
     with pytest.raises(NotebookFailed, match=f"lacks {NAME}"):
-        declared(study)
+        check_outputs(study)
     # Nor does a list of outputs, where a later cell failed.
     write_notebook(study, WRITES, "1 / 0")
     with pytest.raises(NotebookFailed, match="ZeroDivisionError"):
         reproduce.reproduce(study, [])
     with pytest.raises(NotebookFailed, match=f"lacks {NAME}"):
-        declared(study)
+        check_outputs(study)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,12 @@ from torture.subjects import cost_table as write_costs
 from basisconv.study import cli
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.study import Study, cost_table, published_folder
-from basisconv.study.records.checkpoint import Checkpoints, Position, State, paths
+from basisconv.study.records.checkpoint import (
+    Checkpoints,
+    Position,
+    TrainingState,
+    checkpoint_files,
+)
 from basisconv.study.records.publish import publish
 from basisconv.study.records.run import Arm, Section
 from basisconv.study.training.rng import global_streams
@@ -32,7 +37,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         phase=0, step=3, first=0, eager=False, history=(), seconds={}, notes=(),
         device_kinds=("abacus",),
     )  # fmt: skip
-    state = State(position, {"a": losses}, {}, losses, {})
+    state = TrainingState(position, {"a": losses}, {}, losses, {})
     Checkpoints(study.store.checkpoints(run.run_id), run).save(state)
     arm = Arm(label="dense", method="dense", run_ids=(make_run(0).run_id,))
     section = Section(name="01_baseline", profile="desk", arms=(arm,), facts={})
@@ -74,7 +79,7 @@ def record(study: Study) -> Path:
 
 
 def checkpoint(study: Study) -> Path:
-    return paths(study.store.checkpoints(make_run(2).run_id))[0]
+    return checkpoint_files(study.store.checkpoints(make_run(2).run_id))[0]
 
 
 def published_record(study: Study) -> Path:
@@ -147,7 +152,7 @@ def test_a_checkpoint_that_a_training_has_just_removed_is_no_problem(
     def gone(path: Path, run_id: str) -> None:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("basisconv.study.records.checkpoint.read", gone)
+    monkeypatch.setattr("basisconv.study.records.checkpoint.read_checkpoint", gone)
     findings = verify(study)
     assert findings.problems == [] and findings.sound["checkpoints"] == 0
 

@@ -13,7 +13,7 @@ from unittest import mock
 from basisconv.plan import Plan
 from basisconv.study import verify
 from basisconv.study.data import sets
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.study import Study
 from basisconv.study.records import checkpoint
@@ -61,7 +61,9 @@ def _subjects(folder: Path, store: Store) -> Iterator[Subject]:
     one, two = (store.path(run.run_id) for run in RUNS[:2])
     yield Subject("record", one, two, lambda: store.records([one.stem]))
     (path, _), (other, _) = (put_aside(run, folder / run.run_id, 2) for run in RUNS[:2])
-    yield Subject("checkpoint", path, other, lambda: checkpoint.read(path, RUNS[0].run_id))
+    yield Subject(
+        "checkpoint", path, other, lambda: checkpoint.read_checkpoint(path, RUNS[0].run_id)
+    )
     study = Study.open("desk", runs=store.folder)
     table = cost_table(study_module.cost_table("desk"), "desk")
     other = cost_table(folder / "other.json", "smoke")
@@ -134,11 +136,11 @@ def _records_recover(store: Store) -> Line:
     for damaged in cases:
         path.write_bytes(damaged)
         try:
-            sweep(runs, store, workers=1, train=_untouched)
+            train_runs(runs, store, workers=1, train=_untouched)
         except ValueError as error:
             stopped = path.name in str(error)
         path.unlink()
-        sweep(runs, store, workers=1)
+        train_runs(runs, store, workers=1)
         good += stopped and _results(store.all()) == _results(wanted)
     found = f"{good} times the sweep named it, trained nothing, and made it again once deleted"
     return Line("a sweep over a damaged record", len(cases), found, good == len(cases))

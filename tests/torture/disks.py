@@ -14,7 +14,7 @@ from unittest import mock
 from basisconv.plan import Plan
 from basisconv.study import cli
 from basisconv.study.data import sets
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.experiments import cost_table as cost_table_module
 from basisconv.study.experiments import pipeline
 from basisconv.study.experiments import study as study_module
@@ -106,11 +106,11 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
     run = ["run", *_OPTIONS, "--retry-failed"]
     yield Write("checkpoint", ".pt", [*run, "--checkpoint-seconds", "0"], put_aside)
 
-    stack.enter_context(mock.patch.object(pipeline, "sweep", _without_training))
+    stack.enter_context(mock.patch.object(pipeline, "train_runs", _without_training))
 
     def failed() -> None:
         if study.store.get(second.run_id) is None:
-            sweep([second], study.store, workers=1, train=_no_luck)
+            train_runs([second], study.store, workers=1, train=_no_luck)
 
     yield Write("record", second.run_id, run, failed)
     assert quiet(run)[0] == 0
@@ -143,7 +143,7 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
 
 
 def _without_training(runs: Any, store: Any, **options: Any) -> Any:
-    return sweep(runs, store, **options | {"train": counted, "workers": 1})
+    return train_runs(runs, store, **options | {"train": counted, "workers": 1})
 
 
 def _no_luck(run: object, checkpoints: object) -> Record:

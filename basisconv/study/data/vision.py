@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 
-from basisconv.study.records.environment import Unfit
+from basisconv.study.records.environment import UnsuitableMachine
 
 # All operators that torchvision's own import refers to by name. Declared, not implemented: a call
 # of one still fails.
@@ -27,7 +27,7 @@ _SCHEMAS = {
 _MISSING = re.compile(r"operator torchvision::\w+ does not exist")
 
 
-class MissingTorchvision(Unfit, ImportError):
+class MissingTorchvision(UnsuitableMachine, ImportError):
     """torchvision is not installed, or does not fit the torch that is."""
 
 

@@ -10,8 +10,18 @@ from typing import NamedTuple
 
 from filelock import Timeout
 
-from basisconv.study.records.checkpoint import SECONDS, Checkpoints, NotSaved, Paused
-from basisconv.study.records.environment import Unfit, computes, environment, peak_memory_bytes
+from basisconv.study.records.checkpoint import (
+    CHECKPOINT_SECONDS,
+    CheckpointNotSaved,
+    Checkpoints,
+    Paused,
+)
+from basisconv.study.records.environment import (
+    UnsuitableMachine,
+    environment,
+    peak_memory_bytes,
+    still_computes,
+)
 from basisconv.study.records.run import Measurement, Record, Run
 from basisconv.study.records.store import Store
 
@@ -30,13 +40,13 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-def attend(
+def train_under_lock(
     run: Run,
     seen: Record | None,
     store: Store,
     train: Train | None,
     stop: Callable[[], bool] = lambda: False,
-    checkpoint_seconds: float = SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
     """Train a run, unless somebody else is at it or has been since the sweep looked.
 
@@ -53,33 +63,33 @@ def attend(
 
     Raises:
         OSError: when the record or a checkpoint cannot be written.
-        Unfit: if this machine lacks what the run needs; or can compute no more after a failure of
-            this run, of which there is a record then: the next ones would all fail with it.
+        UnsuitableMachine: if this machine lacks what the run needs, or its GPU computes no more
+            after this run failed; the failure is on record, and the next runs would fail too.
         ConflictingResults: if another result was merged in meanwhile; see `Store.add`.
     """
-    claimed = claim(run, seen, store)
+    claimed = try_lock(run, seen, store)
     if isinstance(claimed, Outcome):
         return claimed
     with claimed:
         folder = store.checkpoints(run.run_id)
         checkpoints = Checkpoints(folder, run, checkpoint_seconds, stop)
         try:
-            record = recorded(run, checkpoints, train)
+            record = train_to_record(run, checkpoints, train)
         except Paused as paused:
             return Outcome(run, "paused", str(paused))
-        store.settle(record, seen)
+        store.write_result(record, seen)
         if record.status != "failed":
             checkpoints.remove()
-        elif not computes():
+        elif not still_computes():
             reason = (record.error or "").strip().rpartition("\n")[2]
-            raise Unfit(
+            raise UnsuitableMachine(
                 f"After run {run.run_id} the GPU computes nothing more in this process ({reason}). "
                 "The same command goes on from the records, without that run."
             )
     return Outcome(run, record.status, record.error)
 
 
-def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack | Outcome:
+def try_lock(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack | Outcome:
     """A run's lock, held until the stack is closed; or the outcome, if there is nothing to do.
 
     Args:
@@ -98,7 +108,7 @@ def claim(run: Run, seen: Record | None, store: Store) -> contextlib.ExitStack |
     return Outcome(run, record.status, record.error)
 
 
-def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
+def train_to_record(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
     """Train a run; an exception becomes its record.
 
     Args:
@@ -108,13 +118,13 @@ def recorded(run: Run, checkpoints: Checkpoints, train: Train | None) -> Record:
 
     Raises:
         Paused: when the checkpoints' `stop` asks for it.
-        NotSaved: if a checkpoint cannot be written.
-        Unfit: if this machine lacks what the run needs: another may have it.
+        CheckpointNotSaved: if a checkpoint cannot be written.
+        UnsuitableMachine: if this machine lacks what the run needs: another may have it.
     """
     start = time.perf_counter()
     try:
         return (train or _default())(run, checkpoints)
-    except (Paused, NotSaved, Unfit):
+    except (Paused, CheckpointNotSaved, UnsuitableMachine):
         raise
     except Exception:  # whatever it was: its record tells, and the sweep's other runs go on
         return Record(

@@ -20,14 +20,14 @@ from basisconv.study.records.environment import ROOT, environment
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-def load_ray() -> Any:
+def import_ray() -> Any:
     """The module `ray`.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
     """
     try:
-        with _unheard():
+        with _silenced():
             import ray
             import ray.exceptions
     except ModuleNotFoundError as error:
@@ -39,7 +39,7 @@ def load_ray() -> Any:
 
 
 @contextmanager
-def cluster(ray: Any) -> Iterator[None]:
+def ray_cluster(ray: Any) -> Iterator[None]:
     """A connection to a cluster: the one that there is, the one at $RAY_ADDRESS, or a new one.
 
     A new one is of this machine alone, ends with the context, and writes to a temporary folder.
@@ -86,7 +86,7 @@ def cluster(ray: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """As it is loaded in a notebook, Ray asks for widgets, which nothing here shows."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

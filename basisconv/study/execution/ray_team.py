@@ -17,11 +17,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Self
 
-from basisconv.study.execution.attempt import Outcome, Train, attend, claim, recorded
-from basisconv.study.execution.ray_cluster import cluster, load_ray
+from basisconv.study.execution.attempt import (
+    Outcome,
+    Train,
+    train_to_record,
+    train_under_lock,
+    try_lock,
+)
+from basisconv.study.execution.ray_cluster import import_ray, ray_cluster
 from basisconv.study.execution.stopping import Stop
 from basisconv.study.records.checkpoint import Checkpoints
-from basisconv.study.records.environment import ROOT, Unfit
+from basisconv.study.records.environment import ROOT, UnsuitableMachine
 from basisconv.study.records.files import temporary_path
 from basisconv.study.records.run import NUMERICS, Record, Run
 from basisconv.study.records.store import Store
@@ -59,7 +65,7 @@ class RayTeam:
         checkpoint_seconds: float,
         gpu_per_run: float,
     ) -> None:
-        self._ray = load_ray()
+        self._ray = import_ray()
         self._store, self._train, self._stop = store, train, stop
         self._checkpoint_seconds, self._gpu_per_run = checkpoint_seconds, gpu_per_run
         self._remote = self._ray.remote(max_retries=RETRIES)(_task)
@@ -72,7 +78,7 @@ class RayTeam:
         self._cluster = ExitStack()
 
     def __enter__(self) -> Self:
-        self._cluster.enter_context(cluster(self._ray))
+        self._cluster.enter_context(ray_cluster(self._ray))
         self._cluster.callback(self._token.unlink, missing_ok=True)
         self._token.parent.mkdir(parents=True, exist_ok=True)
         return self
@@ -94,7 +100,7 @@ class RayTeam:
                     if claimed is not None:
                         claimed.close()
 
-    def has_idle(self, run: Run) -> bool:
+    def has_room(self, run: Run) -> bool:
         return len(self._busy) < self._room()
 
     def busy(self) -> bool:
@@ -104,7 +110,7 @@ class RayTeam:
         self._threads = max(self._threads, run.threads)
         self._token.touch()
         task = self._submit(
-            run, _in_store, seen, self._store, self._token.name, self._checkpoint_seconds,
+            run, _train_in_store, seen, self._store, self._token.name, self._checkpoint_seconds,
             self._train,
         )  # fmt: skip
         self._busy[task] = _Task(run, seen, None)
@@ -131,14 +137,14 @@ class RayTeam:
         with claimed or nullcontext():
             answer = self._answer(task, run)
             if isinstance(answer, Record):
-                self._store.settle(answer, seen)
+                self._store.write_result(answer, seen)
                 if answer.status != "failed":
                     Checkpoints(self._store.checkpoints(run.run_id), run).remove()
                 answer = Outcome(run, answer.status, answer.error)
         if answer is None and self._ending:
             answer = Outcome(run, "paused", "before its first step")
         if answer is None:
-            self._start_apart(run, seen)
+            self._start_without_store(run, seen)
         else:
             self._known.append(answer)
 
@@ -161,14 +167,14 @@ class RayTeam:
             raise answer
         return answer
 
-    def _start_apart(self, run: Run, seen: Record | None) -> None:
+    def _start_without_store(self, run: Run, seen: Record | None) -> None:
         """Have a run trained where its store is not seen."""
-        claimed = claim(run, seen, self._store)
+        claimed = try_lock(run, seen, self._store)
         if isinstance(claimed, Outcome):
             self._known.append(claimed)
             return
         with claimed:
-            task = self._submit(run, _apart, self._train)
+            task = self._submit(run, _train_without_store, self._train)
             self._busy[task] = _Task(run, seen, claimed.pop_all())
 
     def _submit(self, run: Run, work: Callable[..., object], *arguments: object) -> Any:
@@ -207,13 +213,13 @@ def _task(run: Run, work: Callable[..., object], *arguments: object) -> object:
                 "where there is none."
             )
         return work(run, *arguments)
-    except Unfit as unfit:
+    except UnsuitableMachine as unfit:
         return RuntimeError(f"{platform.node()} cannot train run {run.run_id}: {unfit}")
     except Exception as error:
         return error
 
 
-def _in_store(
+def _train_in_store(
     run: Run,
     seen: Record | None,
     store: Store,
@@ -225,16 +231,16 @@ def _in_store(
     path = store.folder / token
     if not path.exists():
         return None
-    return attend(run, seen, store, train, _Gone(path), checkpoint_seconds)
+    return train_under_lock(run, seen, store, train, _FileGone(path), checkpoint_seconds)
 
 
-def _apart(run: Run, train: Train | None) -> Record:
+def _train_without_store(run: Run, train: Train | None) -> Record:
     """Train a run away from its store."""
     with TemporaryDirectory() as folder:
-        return recorded(run, Checkpoints(folder, run, math.inf), train)
+        return train_to_record(run, Checkpoints(folder, run, math.inf), train)
 
 
-class _Gone:
+class _FileGone:
     """Called before every step: whether a file is gone, looked for once a second."""
 
     def __init__(self, path: Path) -> None:

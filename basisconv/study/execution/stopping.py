@@ -44,7 +44,7 @@ class Stop:
     def __call__(self) -> bool:
         return self.signal is not None or time.monotonic() >= self._deadline
 
-    def note(self, number: int, frame: FrameType | None = None) -> None:
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal.
 
         Raises:
@@ -58,7 +58,7 @@ class Stop:
 
 
 @contextmanager
-def signals_noted(stop: Stop) -> Iterator[None]:
+def stop_on_signals(stop: Stop) -> Iterator[None]:
     """In this block SIGINT and SIGTERM are noted; after it, the one that came is raised again.
 
     Signals that are ignored (as SIGINT under nohup) stay so, and in another thread than the main
@@ -70,7 +70,7 @@ def signals_noted(stop: Stop) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in ours:
-        signal.signal(number, stop.note)
+        signal.signal(number, stop.handle)
     try:
         yield
     finally:

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from basisconv.study.execution.attempt import Outcome, Train
 from basisconv.study.execution.ray_team import RayTeam
-from basisconv.study.execution.stopping import Stop, signals_noted
-from basisconv.study.execution.workers import Executor, Here, Processes, Team
-from basisconv.study.records.checkpoint import SECONDS
-from basisconv.study.records.files import sweep_stray
+from basisconv.study.execution.stopping import Stop, stop_on_signals
+from basisconv.study.execution.workers import Executor, InProcess, ProcessTeam, Team
+from basisconv.study.records.checkpoint import CHECKPOINT_SECONDS
+from basisconv.study.records.files import remove_stray_files
 from basisconv.study.records.run import Record, Run
-from basisconv.study.records.store import Store, to_train
+from basisconv.study.records.store import Store, needs_training
 
 # Workers that a sweep may lose before it stops: a machine without memory would kill every one.
 MOST_KILLED = 5
@@ -31,7 +31,7 @@ _LOOK_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
-class SweepReport:
+class RunsReport:
     """Where the runs of a sweep stand at its end.
 
     Attributes:
@@ -48,7 +48,7 @@ class SweepReport:
     killed: tuple[str, ...] = ()
 
 
-def sweep(
+def train_runs(
     runs: Sequence[Run],
     store: Store,
     *,
@@ -56,11 +56,11 @@ def sweep(
     threads: int = 1,
     stop: Stop | None = None,
     retry_failed: bool = False,
-    checkpoint_seconds: float = SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     train: Train | None = None,
     executor: Executor = "local",
     gpu_per_run: float = 1.0,
-) -> SweepReport:
+) -> RunsReport:
     """Train the runs that have no record yet.
 
     Several sweeps may share a store: each run is trained by one of them, and the others wait for
@@ -100,12 +100,12 @@ def sweep(
             "and no negative time."
         )
     stop = stop or Stop()
-    sweep_stray(store.folder)
+    remove_stray_files(store.folder)
     wanted = {run.run_id: run for run in runs}
     seen = {run_id: store.get(run_id) for run_id in wanted}
     # Those of more threads first: they are the long ones.
     ordered = sorted(wanted.values(), key=lambda run: run.threads, reverse=True)
-    todo = deque(run for run in ordered if to_train(seen[run.run_id], retry_failed))
+    todo = deque(run for run in ordered if needs_training(seen[run.run_id], retry_failed))
     killed: list[str] = []
     _remove_leftovers(seen, store)
     if todo:
@@ -114,19 +114,19 @@ def sweep(
         if executor == "ray":
             team = RayTeam(store, train, stop, checkpoint_seconds, gpu_per_run)
         elif count > 1:
-            team = Processes(count * threads, store, train, stop, checkpoint_seconds)
+            team = ProcessTeam(count * threads, store, train, stop, checkpoint_seconds)
         else:
-            team = Here(store, train, stop, checkpoint_seconds)
-        with signals_noted(stop):
+            team = InProcess(store, train, stop, checkpoint_seconds)
+        with stop_on_signals(stop):
             try:
                 with _Progress(wanted.values(), todo) as progress, team:
                     _train_all(todo, seen, team, stop, progress, killed)
             finally:
-                sweep_stray(store.folder)
+                remove_stray_files(store.folder)
     records = {run_id: store.get(run_id) for run_id in wanted}
     failed = tuple(i for i, record in records.items() if record and record.status == "failed")
     left = tuple(wanted[i] for i, record in records.items() if record is None)
-    return SweepReport(len(records) - len(failed) - len(left), failed, left, tuple(killed))
+    return RunsReport(len(records) - len(failed) - len(left), failed, left, tuple(killed))
 
 
 def _train_all(
@@ -140,7 +140,7 @@ def _train_all(
     locked: list[Run] = []
     while True:
         # Time is looked at before each start: training in this process happens inside it.
-        while todo and team.has_idle(todo[0]) and len(killed) < MOST_KILLED and not stop():
+        while todo and team.has_room(todo[0]) and len(killed) < MOST_KILLED and not stop():
             run = todo.popleft()
             team.start(run, seen[run.run_id])
         if team.busy():

@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable
 
-from basisconv.study.execution.attempt import Outcome, attend
+from basisconv.study.execution.attempt import Outcome, train_under_lock
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.records.checkpoint import Checkpoints, Paused, State
+from basisconv.study.records.checkpoint import Checkpoints, Paused, TrainingState
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
 from basisconv.study.training.parallel import Group
@@ -22,7 +22,7 @@ from basisconv.study.training.train import train
 _LOOK_AGAIN = 0.5
 
 
-def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome | None:
+def train_distributed(run: Run, store: Store, group: Group, stop: Stop) -> Outcome | None:
     """Train a run that has no record yet, or a failure's.
 
     Args:
@@ -42,40 +42,40 @@ def train_together(run: Run, store: Store, group: Group, stop: Stop) -> Outcome 
     def stopping() -> bool:
         return group.any(stop())
 
-    return (_lead if group.rank == 0 else _follow)(run, store, group, stopping)
+    return (_train_as_first if group.rank == 0 else _train_as_other)(run, store, group, stopping)
 
 
-def _lead(run: Run, store: Store, group: Group, stopping: Callable[[], bool]) -> Outcome:
+def _train_as_first(run: Run, store: Store, group: Group, stopping: Callable[[], bool]) -> Outcome:
     begun = False
 
     def train_with_all(run: Run, checkpoints: Checkpoints) -> Record:
         nonlocal begun
-        begun = group.of_first(True)
+        begun = group.broadcast(True)
         return train(run, checkpoints, group)
 
     record = store.get(run.run_id)
     failure = record if record is not None and record.status == "failed" else None
-    outcome = attend(run, failure, store, train_with_all, stopping)
+    outcome = train_under_lock(run, failure, store, train_with_all, stopping)
     if outcome.status == "locked":  # perhaps by somebody who only looked whether it is
         time.sleep(_LOOK_AGAIN)
-        outcome = attend(run, failure, store, train_with_all, stopping)
+        outcome = train_under_lock(run, failure, store, train_with_all, stopping)
     if not begun:
-        group.of_first(False)
+        group.broadcast(False)
     return outcome
 
 
-def _follow(run: Run, store: Store, group: Group, stopping: Callable[[], bool]) -> None:
-    if group.of_first(False):
-        checkpoints = _Followed(store.checkpoints(run.run_id), run, math.inf, stopping)
+def _train_as_other(run: Run, store: Store, group: Group, stopping: Callable[[], bool]) -> None:
+    if group.broadcast(False):
+        checkpoints = _ReadOnlyCheckpoints(store.checkpoints(run.run_id), run, math.inf, stopping)
         try:
             train(run, checkpoints, group)
         except Paused:
             pass
 
 
-class _Followed(Checkpoints):
+class _ReadOnlyCheckpoints(Checkpoints):
     """Checkpoints that the first process writes and the others read."""
 
-    def keep(self, state: Callable[[], State]) -> None:
+    def save_if_due(self, state: Callable[[], TrainingState]) -> None:
         if self.stop():
             raise Paused("put aside with the first process")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Literal, Protocol, Self
 
-from basisconv.study.execution.attempt import Outcome, Train, attend
+from basisconv.study.execution.attempt import Outcome, Train, train_under_lock
 from basisconv.study.execution.stopping import Stop
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
@@ -31,7 +31,7 @@ class Team(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
 
-    def has_idle(self, run: Run) -> bool:
+    def has_room(self, run: Run) -> bool:
         """Whether a run can be started now."""
         ...
 
@@ -40,7 +40,7 @@ class Team(Protocol):
         ...
 
     def start(self, run: Run, seen: Record | None) -> None:
-        """Have a run trained; see `attend`."""
+        """Have a run trained; see `train_under_lock`."""
         ...
 
     def outcomes(self, timeout: float) -> list[Outcome]:
@@ -52,7 +52,7 @@ class Team(Protocol):
         ...
 
 
-class Here:
+class InProcess:
     """A team of nobody: runs are trained in this process."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Here:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         pass
 
-    def has_idle(self, run: Run) -> bool:
+    def has_room(self, run: Run) -> bool:
         return not self._outcomes
 
     def busy(self) -> bool:
@@ -76,7 +76,9 @@ class Here:
 
     def start(self, run: Run, seen: Record | None) -> None:
         self._outcomes.append(
-            attend(run, seen, self._store, self._train, self._stop, self._checkpoint_seconds)
+            train_under_lock(
+                run, seen, self._store, self._train, self._stop, self._checkpoint_seconds
+            )
         )
 
     def outcomes(self, timeout: float) -> list[Outcome]:
@@ -87,7 +89,7 @@ class Here:
         pass  # the training asks by itself
 
 
-class Processes:
+class ProcessTeam:
     """A team of local processes, each started when it is first needed.
 
     All that train have at most `threads` threads together; a run of more has the machine to itself.
@@ -121,7 +123,7 @@ class Processes:
                 worker.process.kill()
                 worker.process.join()
 
-    def has_idle(self, run: Run) -> bool:
+    def has_room(self, run: Run) -> bool:
         taken = sum(busy.threads for _, busy in self._busy.values())
         return not taken or taken + run.threads <= self._threads
 
@@ -130,7 +132,7 @@ class Processes:
 
     def start(self, run: Run, seen: Record | None) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else self._hire()
+        worker = self._idle.pop() if self._idle else self._new_worker()
         self._busy[worker.pipe] = worker, run
         with contextlib.suppress(OSError):  # killed just now: `outcomes` will find out
             worker.pipe.send((run, seen))
@@ -143,7 +145,7 @@ class Processes:
         for worker, _ in self._busy.values():
             worker.process.terminate()
 
-    def _hire(self) -> _Worker:
+    def _new_worker(self) -> _Worker:
         return _Worker(self._store, self._train, self._checkpoint_seconds)
 
     def _outcome(self, pipe: Connection) -> Outcome:
@@ -200,7 +202,7 @@ def _serve(pipe: Connection, store: Store, train: Train | None, checkpoint_secon
     """A worker's life: run in, outcome out, until the pipe is closed or SIGTERM comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for those that a thread has started
     stop = Stop()
-    signal.signal(signal.SIGTERM, stop.note)
+    signal.signal(signal.SIGTERM, stop.handle)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while not stop():
         try:
@@ -211,7 +213,7 @@ def _serve(pipe: Connection, store: Store, train: Train | None, checkpoint_secon
             return
         answer: Outcome | Exception
         try:
-            answer = attend(run, seen, store, train, stop, checkpoint_seconds)
+            answer = train_under_lock(run, seen, store, train, stop, checkpoint_seconds)
         except Exception as error:
             answer = error
         with contextlib.suppress(OSError):  # nobody listens; the record is in the store

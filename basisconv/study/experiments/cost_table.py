@@ -12,7 +12,7 @@ from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, cost_table
-from basisconv.study.timing.costs import Step, reference, unmeasured
+from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
 from basisconv.study.timing.step_costs import measure_costs
 
 
@@ -33,7 +33,7 @@ def ensure_costs(
 
     Raises:
         ValueError: if rows are lacking in a table of another device.
-        Unfit: if this device only emulates the profile's precision, or cannot compile.
+        UnsuitableMachine: if this device only emulates the profile's precision, or cannot compile.
         MissingData: if the data are not here and cannot be fetched.
         DamagedFile: if the table is gone by which the Runs of the store's records were sized.
     """
@@ -64,7 +64,8 @@ def measure_table(
 
     Raises:
         ValueError: if the table is of another device or other settings.
-        Unfit: if this device only emulates the profile's precision, or is to compile and cannot.
+        UnsuitableMachine: if this device only emulates the profile's precision, or cannot compile
+            although it should.
     """
     path = cost_table(study.profile.name)
     measure_costs(path, study.profile, _lacking(study, names), repeats, stop)
@@ -73,8 +74,8 @@ def measure_table(
 
 def _lacking(study: Study, names: Sequence[str]) -> list[Step]:
     """The steps without a row; what all ratios are to is 1 by definition and needs none."""
-    lacking = unmeasured(cost_table(study.profile.name), _steps(study, names))
-    return [step for step in lacking if step != reference(study.profile)]
+    lacking = unmeasured_steps(cost_table(study.profile.name), _steps(study, names))
+    return [step for step in lacking if step != reference_step(study.profile)]
 
 
 def _steps(study: Study, names: Sequence[str]) -> list[Step]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from basisconv.study.data.sets import load
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.experiments.design import Waiting
 from basisconv.study.experiments.registry import (
     EXPERIMENTS,
@@ -23,7 +23,7 @@ from basisconv.study.experiments.registry import (
     draft,
 )
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.checkpoint import SECONDS
+from basisconv.study.records.checkpoint import CHECKPOINT_SECONDS
 from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Section
 
@@ -31,7 +31,7 @@ from basisconv.study.records.run import Section
 class Unfinished(RuntimeError):
     """Runs of a section have failed or are left; `failed` and `left` are their ids."""
 
-    def __init__(self, study: Study, name: str, report: SweepReport) -> None:
+    def __init__(self, study: Study, name: str, report: RunsReport) -> None:
         self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
         told = f"{name}: {len(self.left)} runs are left"
         if self.failed:
@@ -51,7 +51,7 @@ def make_section(
     parameters: Mapping[str, Any] | None = None,
     stop: Stop | None = None,
     retry_failed: bool = False,
-    checkpoint_seconds: float = SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Section:
     """Train or measure what a notebook needs and is not there yet.
 
@@ -77,10 +77,10 @@ def make_section(
         except Waiting as waiting:
             make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
-        if study.store.missing(arms.runs.values(), retry_failed):
+        if study.store.untrained(arms.runs.values(), retry_failed):
             # Fetched, or found missing, once and here rather than in each worker for each Run.
             load(study.profile.data, study.profile.train_images)
-        report = sweep(
+        report = train_runs(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
             threads=study.profile.threads, stop=stop, retry_failed=retry_failed,
             checkpoint_seconds=checkpoint_seconds,

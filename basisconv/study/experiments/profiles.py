@@ -66,7 +66,7 @@ class Seeds(Strict):
     confirm: Annotated[list[int], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _apart(self) -> Seeds:
+    def _train_without_store(self) -> Seeds:
         every = self.pilot + self.explore + self.confirm
         twice = sorted({seed for seed in every if every.count(seed) > 1})
         if twice:

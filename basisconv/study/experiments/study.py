@@ -33,7 +33,7 @@ from basisconv.study.timing.costs import (
     Unmeasured,
     network_costs,
 )
-from basisconv.study.training.models import build, outline
+from basisconv.study.training.models import build_network, shared_network
 
 # Whose tuned settings a method's arms have; all others' are those of the basis arms.
 _KINDS: dict[Method, Kind] = {
@@ -77,7 +77,7 @@ class Study:
     @cached_property
     def model(self) -> nn.Module:
         """The dense network, its weights as torch draws them."""
-        return build(self.profile.network, self.profile.width, CLASSES[self.profile.data])
+        return build_network(self.profile.network, self.profile.width, CLASSES[self.profile.data])
 
     @cached_property
     def layers(self) -> list[str]:
@@ -144,7 +144,7 @@ class Study:
             **kind: the form and coefficients, as in `basisconv.make_plan`.
         """
         profile = self.profile
-        model = outline(profile.network, width or profile.width, CLASSES[profile.data])
+        model = shared_network(profile.network, width or profile.width, CLASSES[profile.data])
         return basisconv.make_plan(model, ratio=ratio, layers=layers, **kind)
 
     def seeds(self, notebook: str, count: int | None = None) -> list[int]:

@@ -37,9 +37,9 @@ def _devices(study: Study, parameters: Parameters) -> list[dict[str, Any]]:
     """This machine's timings at the profile's size, or `make bench`'s of every machine."""
     profile = study.profile
     if parameters.devices == "all":
-        if not benchmarks.kept():
-            benchmarks.save(bench.measure_device(parameters.repeats))
-        return benchmarks.kept()
+        if not benchmarks.saved_benchmarks():
+            benchmarks.save_benchmark(bench.benchmark_device(parameters.repeats))
+        return benchmarks.saved_benchmarks()
     measured = bench.measure(
         [(profile.network, width) for width in parameters.widths],
         parameters.ratios,

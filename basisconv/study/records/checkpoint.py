@@ -29,7 +29,7 @@ from torch import Tensor
 from basisconv.study.records.files import DamagedFile, write_atomic
 from basisconv.study.records.run import NUMERICS, SCHEMA, Epoch, Model, Run
 
-SECONDS: Final = 60.0
+CHECKPOINT_SECONDS: Final = 60.0
 """Between two checkpoints, by default: what a killed training loses at most. One of the largest
 network here (90 MB) takes less than a second."""
 
@@ -44,7 +44,7 @@ class Paused(Exception):
     """A training was asked to stop, and left a checkpoint to go on from."""
 
 
-class NotSaved(OSError):
+class CheckpointNotSaved(OSError):
     """A checkpoint could not be written; older ones stand."""
 
 
@@ -70,7 +70,7 @@ class Position(Model):
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """All that the rest of a training hangs on beside its Run.
 
     Attributes:
@@ -109,7 +109,7 @@ class Checkpoints:
         self,
         folder: str | Path,
         run: Run,
-        seconds: float = SECONDS,
+        seconds: float = CHECKPOINT_SECONDS,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.folder, self.run_id, self.seconds, self.stop = Path(folder), run.run_id, seconds, stop
@@ -117,24 +117,24 @@ class Checkpoints:
         self._sound: list[Path] = []
         self._last = time.monotonic()
 
-    def keep(self, state: Callable[[], State]) -> None:
+    def save_if_due(self, state: Callable[[], TrainingState]) -> None:
         """Write a checkpoint if one is due.
 
         Raises:
             Paused: if the training is to stop; its checkpoint is written.
-            NotSaved: if it could not be.
+            CheckpointNotSaved: if it could not be.
         """
         stopping = self.stop()
         if stopping or time.monotonic() - self._last >= self.seconds:
             self.save(state())
         if stopping:
-            raise Paused(f"after step {step_of(self._sound[-1])}")
+            raise Paused(f"after step {step_of_file(self._sound[-1])}")
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Write a checkpoint, and remove all but it and the last sound one before it.
 
         Raises:
-            NotSaved: if it could not be written, as on a full disk.
+            CheckpointNotSaved: if it could not be written, as on a full disk.
         """
         data = _bytes(state, self.run_id)
         digest = hashlib.sha256(data).hexdigest()
@@ -146,18 +146,18 @@ class Checkpoints:
                 if old not in self._sound:
                     old.unlink()
         except OSError as error:
-            raise NotSaved(error.errno, error.strerror, error.filename) from error
+            raise CheckpointNotSaved(error.errno, error.strerror, error.filename) from error
         self._last = time.monotonic()
 
-    def resume(self, restore: Callable[[State], None]) -> bool:
+    def resume(self, restore: Callable[[TrainingState], None]) -> bool:
         """Restore the newest checkpoint that is sound, if there is one; warn of those that are not.
 
         Args:
             restore: takes up a state, or raises ValueError and changes nothing.
         """
-        for path in paths(self.folder):
+        for path in checkpoint_files(self.folder):
             try:
-                restore(read(path, self.run_id))
+                restore(read_checkpoint(path, self.run_id))
             except (ValueError, OSError) as error:
                 self.refused.append(f"a checkpoint was refused: {error}")
                 warnings.warn(self.refused[-1], stacklevel=2)
@@ -171,18 +171,18 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def paths(folder: str | Path) -> list[Path]:
+def checkpoint_files(folder: str | Path) -> list[Path]:
     """The files that lie there as checkpoints, the latest first."""
     return sorted(Path(folder).glob("*.pt"), reverse=True)
 
 
-def step_of(path: Path) -> int:
+def step_of_file(path: Path) -> int:
     """How many steps a checkpoint stands after, by its name; 0 for a name that is none."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
 
 
-def read(path: Path, run_id: str) -> State:
+def read_checkpoint(path: Path, run_id: str) -> TrainingState:
     """Read a checkpoint that `Checkpoints` wrote.
 
     Raises:
@@ -211,7 +211,7 @@ def read(path: Path, run_id: str) -> State:
     return _state(values, path, run_id)
 
 
-def _state(values: Any, path: Path, run_id: str) -> State:
+def _state(values: Any, path: Path, run_id: str) -> TrainingState:
     wanted = _head(run_id)
     try:
         if not isinstance(values, dict):
@@ -219,19 +219,19 @@ def _state(values: Any, path: Path, run_id: str) -> State:
         head = {key: values.pop(key) for key in wanted}
         if head != wanted:
             raise DamagedFile(f"{path} is a checkpoint of {head}, and {wanted} is wanted.")
-        state = State(**values | {"position": Position.model_validate(values["position"])})
+        state = TrainingState(**values | {"position": Position.model_validate(values["position"])})
         for tensors in (state.weights, state.momentum, state.streams, {"": state.losses}):
             if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
                 raise TypeError("what should be a tensor is none")
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DamagedFile(f"{path} is not a checkpoint of ours: {reason}.") from error
-    if state.position.step != step_of(path):
+    if state.position.step != step_of_file(path):
         raise DamagedFile(f"{path} holds step {state.position.step}: it was renamed.")
     return state
 
 
-def _bytes(state: State, run_id: str) -> bytes:
+def _bytes(state: TrainingState, run_id: str) -> bytes:
     buffer = io.BytesIO()
     values = {**vars(state), "position": state.position.model_dump()}
     torch.save({**_head(run_id), **values}, buffer)

@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-class Unfit(RuntimeError):
+class UnsuitableMachine(RuntimeError):
     """This machine lacks what a Run needs: no fault of the Run, so there is no record of it."""
 
 
@@ -70,7 +70,7 @@ def repeats_exactly(kind: str) -> bool:
     return kind.startswith("cpu ") and " then " not in kind
 
 
-def computes() -> bool:
+def still_computes() -> bool:
     """Whether this process can still compute: some errors of a GPU are the end of its context."""
     if device().type != "cuda":
         return True
@@ -81,7 +81,7 @@ def computes() -> bool:
     return True
 
 
-def computes_bfloat16() -> bool:
+def has_native_bfloat16() -> bool:
     """Whether this device multiplies bfloat16 itself rather than emulating it."""
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -89,7 +89,7 @@ def computes_bfloat16() -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def prepare(threads: int) -> None:
+def configure_cpu(threads: int) -> None:
     """Compute with so many CPU threads, in memory that a step keeps for the next.
 
     glibc gives a large tensor's pages back to the system as soon as it is freed, and the next
@@ -104,7 +104,7 @@ def prepare(threads: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory held so far, or since `forget_peak_memory`: torch's on a GPU, else ours."""
+    """The most memory held so far, or since `reset_peak_memory`: torch's on a GPU, else ours."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
@@ -116,7 +116,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak_memory() -> int:
+def reset_peak_memory() -> int:
     """Count the peak anew from here, where the system can; what is held now, or the old peak."""
     if device().type == "cuda":
         torch.cuda.empty_cache()

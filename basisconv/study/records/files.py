@@ -62,10 +62,10 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             reason = f"{error.strerror or error}. Nothing was written; an older file stands"
             raise OSError(error.errno, reason, str(path)) from error
         raise
-    _settle(path.parent)
+    _fsync_folder(path.parent)
 
 
-def _settle(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     """Have a folder's new names survive a power cut, on systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -76,7 +76,7 @@ def _settle(folder: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name beside a file, for this process alone; `sweep_stray` removes what dies there."""
+    """A new name beside a file, for this process alone; see `remove_stray_files`."""
     writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.name}.{writer}.tmp")
 
@@ -148,7 +148,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return payload
 
 
-def sweep_stray(folder: str | Path) -> None:
+def remove_stray_files(folder: str | Path) -> None:
     """Remove the temporary files that killed writers left in a folder.
 
     A file of a process that lives on this machine stays, and so does one of another machine, until

@@ -67,15 +67,15 @@ def publish(
                 "failed. `python -m basisconv run --profile PROFILE --retry-failed` trains them "
                 "again."
             )
-    with Store(destination).alone():
+    with Store(destination).exclusive():
         return _replace(records, section, Path(destination))
 
 
 def _replace(records: list[Record], section: Section, destination: Path) -> PublishReport:
     """Put a section and its records in the place of what was published of it, being alone."""
-    before = manifest(destination)
+    before = read_manifest(destination)
     # What was published before counts: this store may be new, on another machine.
-    missing = set(lacking(section, destination)) - {record.run_id for record in records}
+    missing = set(unpublished(section, destination)) - {record.run_id for record in records}
     old = before.get(section.name)
     if missing and old and old.complete and old.section == section:
         raise MissingRuns(sorted(missing), Store(destination).folder)
@@ -91,13 +91,13 @@ def _replace(records: list[Record], section: Section, destination: Path) -> Publ
         )
     report = Store(destination).add(records)
     values = {name: entry.dump() for name, entry in entries.items()}
-    write_json(manifest_file(destination), {"schema_version": SCHEMA, "sections": values})
+    write_json(manifest_path(destination), {"schema_version": SCHEMA, "sections": values})
     for path in unnamed:
         path.unlink(missing_ok=True)
     return PublishReport(report.added, report.known, report.kept, removed)
 
 
-def lacking(section: Section, destination: str | Path) -> list[str]:
+def unpublished(section: Section, destination: str | Path) -> list[str]:
     """The runs of a section that have no published record."""
     there = Store(destination)
     return [run_id for run_id in section.run_ids if there.get(run_id) is None]
@@ -111,7 +111,7 @@ def published(destination: str | Path) -> dict[str, Section]:
     Raises:
         DamagedFile: if the manifest is not what was written, or is another profile's.
     """
-    entries = manifest(destination)
+    entries = read_manifest(destination)
     return {name: entry.section for name, entry in entries.items() if entry.complete}
 
 
@@ -151,13 +151,13 @@ def _entry(before: Entry | None, section: Section, complete: bool) -> Entry:
     return Entry(True, section, None if done else later)
 
 
-def manifest(destination: str | Path) -> dict[str, Entry]:
+def read_manifest(destination: str | Path) -> dict[str, Entry]:
     """Every section of a folder of published records, by name.
 
     Raises:
         DamagedFile: if the manifest is not what was written, or is another profile's.
     """
-    path = manifest_file(destination)
+    path = manifest_path(destination)
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -191,6 +191,6 @@ def _named(entries: Mapping[str, Entry]) -> set[str]:
     return {i for entry in entries.values() for s in entry.sections() for i in s.run_ids}
 
 
-def manifest_file(destination: str | Path) -> Path:
+def manifest_path(destination: str | Path) -> Path:
     """Where a folder of published records names its sections."""
     return Path(destination) / "manifest.json"

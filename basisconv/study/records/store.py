@@ -80,7 +80,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 
-    def training(self, run_id: str) -> bool:
+    def is_training(self, run_id: str) -> bool:
         """Whether a living process has the run's lock.
 
         The lock is taken for a moment, for only the lock itself knows of its holder's death. A
@@ -124,7 +124,7 @@ class Store:
         """
         record.save(self.path(record.run_id))
 
-    def settle(self, record: Record, seen: Record | None) -> None:
+    def write_result(self, record: Record, seen: Record | None) -> None:
         """Put the record of a training, whose lock is held.
 
         Args:
@@ -136,7 +136,7 @@ class Store:
             OSError: as `put`.
             ConflictingResults: as `add`.
         """
-        with self.alone():
+        with self.exclusive():
             if self.get(record.run_id) == seen:
                 self.put(record)
             else:
@@ -155,10 +155,10 @@ class Store:
             raise MissingRuns(missing, self.folder)
         return {run_id: record for run_id, record in found.items() if record is not None}
 
-    def missing(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
+    def untrained(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
         """The runs that are to be trained, each once: without a record, or, if asked, failed."""
         unique = {run.run_id: run for run in runs}
-        return [run for i, run in unique.items() if to_train(self.get(i), retry_failed)]
+        return [run for i, run in unique.items() if needs_training(self.get(i), retry_failed)]
 
     def all(self) -> dict[str, Record]:
         """Every record in the folder, by id.
@@ -220,11 +220,11 @@ class Store:
                 f"{folder} holds no records. Name a folder of files like 0123456789abcdef.json, "
                 "such as the build/PROFILE/runs of another machine."
             )
-        with self.alone():
+        with self.exclusive():
             return self.add(records.values())
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Keep others from settling, merging and publishing; what was compared is replaced."""
         path = self.folder / "locks" / "records.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ class Store:
         return self.folder / "locks" / f"{self.path(run_id).stem}.lock"
 
 
-def to_train(record: Record | None, retry_failed: bool) -> bool:
+def needs_training(record: Record | None, retry_failed: bool) -> bool:
     """Whether a run with this record is to be trained."""
     return record is None or (retry_failed and record.status == "failed")
 

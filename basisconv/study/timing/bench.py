@@ -25,26 +25,26 @@ from basisconv.decompose import FORMS
 from basisconv.layer import BasisConv2d
 from basisconv.plan import Plan
 from basisconv.planning import basis_filters, make_plan
-from basisconv.study.records.environment import device, environment, prepare
+from basisconv.study.records.environment import configure_cpu, device, environment
 from basisconv.study.records.run import Precision
 from basisconv.study.timing.pace import (
     CLASSES,
+    Prepared,
     Roof,
-    Running,
+    as_cuda_graphs,
     inference,
-    network,
+    initialised_network,
     random_images,
-    replayed,
     step_memory,
     training_step,
 )
 from basisconv.study.timing.peers import peers
-from basisconv.study.training.models import build
-from basisconv.study.training.precision import convolutions_in, native
+from basisconv.study.training.models import build_network
+from basisconv.study.training.precision import convolution_precision, is_native
 from basisconv.timing import Timing, compare, forward_backward
 
 # What a basis layer may be, by name; None of a smaller coefficient matrix is a plain one.
-WAYS: dict[str, dict[str, Any]] = {
+FORMS_TIMED: dict[str, dict[str, Any]] = {
     "subset": {"form": "subset"},
     "full": {"form": "full"},
     "subset, rebuilt": {"form": "subset", "mode": "rebuilt"},
@@ -54,7 +54,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Setting(NamedTuple):
+class Conditions(NamedTuple):
     """How everything in one part of a benchmark is run."""
 
     precision: Precision
@@ -62,18 +62,18 @@ class Setting(NamedTuple):
     repeats: int
 
     def running(self, module: nn.Module) -> nn.Module:
-        return Running(module, self.precision, compiled=False)
+        return Prepared(module, self.precision, compiled=False)
 
     def compare(self, arms: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
-        with convolutions_in(self.precision):
-            return compare(replayed(arms), self.repeats, device=device())
+        with convolution_precision(self.precision):
+            return compare(as_cuda_graphs(arms), self.repeats, device=device())
 
     def input(self, x: Tensor) -> Tensor:
         """A layer's input as it is inside a network."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else x.dtype
         return x.to(dtype, memory_format=torch.channels_last)
 
-    def told(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Any]:
         return {"precision": self.precision, "batch": self.batch_size}
 
 
@@ -88,27 +88,27 @@ def measure(
     """One device's benchmark: the distinct layers of the first network, and all networks whole.
 
     Args:
-        networks: names (see `basisconv.study.training.models.build`) and widths.
+        networks: names (see `basisconv.study.training.models.build_network`) and widths.
         ratios: shares of basis filters.
         batch_sizes: images a batch.
         precisions: see `basisconv.study.training.precision`; those that are emulated are left out.
         repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
     """
-    prepare(threads)
+    configure_cpu(threads)
     others, left_out = peers()
     left_out += [
-        f"{p} is left out: this device only emulates it" for p in precisions if not native(p)
+        f"{p} is left out: this device only emulates it" for p in precisions if not is_native(p)
     ]
     few = max(3, repeats // 2)
     machine: dict[str, dict[str, float]] = {}
     layers: list[dict[str, Any]] = []
     wholes: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
-    for precision in filter(native, precisions):
+    for precision in filter(is_native, precisions):
         roof = Roof(precision)
         for batch_size in batch_sizes:
-            one = Setting(precision, batch_size, repeats)
+            one = Conditions(precision, batch_size, repeats)
             try:
                 layers += _layers(*networks[0], ratios, others, one, roof)
             except torch.OutOfMemoryError:
@@ -137,12 +137,12 @@ def measure(
     }  # fmt: skip
 
 
-def _too_large(what: str, setting: Setting) -> str:
+def _too_large(what: str, setting: Conditions) -> str:
     told = f"{what}, {setting.precision}, batch {setting.batch_size}"
     return f"{told} is left out: this device's memory does not hold it"
 
 
-def measure_device(repeats: int = 20) -> dict[str, Any]:
+def benchmark_device(repeats: int = 20) -> dict[str, Any]:
     """The benchmark that `make bench` keeps, of this device with all of its cores."""
     on_cuda = device().type == "cuda"
     return measure(
@@ -152,7 +152,7 @@ def measure_device(repeats: int = 20) -> dict[str, Any]:
         batch_sizes=(128, 512) if on_cuda else (64,),
         # A GPU older than Ampere has neither of the two.
         precisions=("bfloat16", "tf32")
-        if on_cuda and native("tf32")
+        if on_cuda and is_native("tf32")
         else ("float32", "bfloat16"),
         repeats=repeats,
         # torch's own count of threads: it knows of containers, hyper-threads, OMP_NUM_THREADS.
@@ -165,20 +165,20 @@ def _layers(
     width: int,
     ratios: Sequence[float],
     others: Mapping[str, Callable[[nn.Conv2d, int], nn.Module]],
-    setting: Setting,
+    setting: Conditions,
     roof: Roof,
 ) -> list[dict[str, Any]]:
     found: list[tuple[dict[str, Any], nn.Conv2d, nn.Module, Tensor]] = []
-    model = network(name, width, Plan())
+    model = initialised_network(name, width, Plan())
     seen = observe(model, random_images(setting.batch_size), (nn.Conv2d,)).values()
     distinct = {title(o.module, o.input): o for o in seen}
     for what, (conv, given, *_) in tqdm(distinct.items(), desc="layers", leave=False, disable=None):
-        roof.look()
+        roof.measure()
         x = setting.input(given)
         rows: dict[str, tuple[str, float, nn.Module]] = {}
         for f in ratios:
             m = basis_filters(conv.out_channels, f)
-            made: dict[str, nn.Module] = dict(_ways(conv, m))
+            made: dict[str, nn.Module] = dict(_basis_forms(conv, m))
             made |= {peer: _placed(make(conv, m), conv) for peer, make in others.items()}
             for way, layer in made.items():
                 rows[f"{way}, {f:g}"] = (way, f, layer)
@@ -190,7 +190,7 @@ def _layers(
             timed = _timing(both[key], both["dense"])
             ratio = _macs(conv, given) / _macs(layer, given)
             row = {
-                "layer": what, **setting.told(), "arm": way, "ratio": f,
+                "layer": what, **setting.columns(), "arm": way, "ratio": f,
                 "forward": _timing(forward[key], forward["dense"]), "both": timed,
                 "macs_ratio": ratio, "share": timed["speedup"] / ratio,
                 "gmac_s": _macs(layer, given) / timed["median_ms"] / 1e6,
@@ -208,9 +208,9 @@ def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
     return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _ways(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
+def _basis_forms(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
     """Every basis form that the layer can have with m filters."""
-    for name, options in WAYS.items():
+    for name, options in FORMS_TIMED.items():
         if m % options.get("coef_groups", 1):
             continue
         given = dict(options)
@@ -220,12 +220,15 @@ def _ways(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
 
 
 def _network(
-    name: str, width: int, ratios: Sequence[float], setting: Setting
+    name: str, width: int, ratios: Sequence[float], setting: Conditions
 ) -> Iterator[dict[str, Any]]:
-    dense = build(name, width, CLASSES)
+    dense = build_network(name, width, CLASSES)
     plans = {f"{form}, {f:g}": make_plan(dense, ratio=f, form=form)
              for f in ratios for form in FORMS}  # fmt: skip
-    models = {key: network(name, width, plan) for key, plan in {"dense": Plan(), **plans}.items()}
+    models = {
+        key: initialised_network(name, width, plan)
+        for key, plan in {"dense": Plan(), **plans}.items()
+    }
     x = random_images(setting.batch_size)
     # The convolutions that the plans put in basis form, the same ones in all; equal ones once.
     observed = observe(models["dense"], x, (nn.Conv2d,))
@@ -243,7 +246,7 @@ def _network(
             timed = _timing(timings[key], timings["dense"])
             expected = _amdahl(timings, titles, before, after, backward)
             yield {
-                "network": name, "width": width, **setting.told(), "arm": form, "ratio": f,
+                "network": name, "width": width, **setting.columns(), "arm": form, "ratio": f,
                 "what": what, **timed, "bound_speedup": expected,
                 "share": timed["speedup"] / expected,
                 "macs_ratio": _executed(before, backward) / _executed(after, backward),
@@ -275,16 +278,16 @@ def _executed(cost: Summary | LayerCost, backward: bool) -> int:
 
 
 def _memory(
-    name: str, width: int, ratios: Sequence[float], setting: Setting, threads: int
+    name: str, width: int, ratios: Sequence[float], setting: Conditions, threads: int
 ) -> Iterator[dict[str, Any]]:
-    dense = build(name, width, CLASSES)
+    dense = build_network(name, width, CLASSES)
     plans = {f: make_plan(dense, ratio=f) for f in ratios}
     peak = {
         f: step_memory(name, width, plan, setting.batch_size, setting.precision, threads)
         for f, plan in {1.0: Plan(), **plans}.items()
     }
     for f in ratios:
-        yield {"network": name, "width": width, **setting.told(), "ratio": f,
+        yield {"network": name, "width": width, **setting.columns(), "ratio": f,
                "peak_mb": peak[f] / 1e6, "dense_peak_mb": peak[1.0] / 1e6}  # fmt: skip
 
 

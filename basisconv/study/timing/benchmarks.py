@@ -12,7 +12,7 @@ from basisconv.study.records.files import read_json, write_json
 FOLDER = ROOT / "paper" / "runs" / "bench"
 
 
-def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
+def save_benchmark(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Write a benchmark beside those of other devices; a device's own is replaced."""
     device_name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(_device(facts))).strip("-").lower()
     path = folder / f"{device_name}.json"
@@ -21,7 +21,7 @@ def save(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
     return path
 
 
-def kept(folder: Path = FOLDER) -> list[dict[str, Any]]:
+def saved_benchmarks(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """The benchmarks of all devices, by the names of their files.
 
     Raises:

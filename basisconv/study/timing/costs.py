@@ -16,7 +16,7 @@ from basisconv.cost import Summary, summary
 from basisconv.plan import Plan
 from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Optimizer, Precision
-from basisconv.study.training.models import outline
+from basisconv.study.training.models import shared_network
 
 
 class Unmeasured(ValueError):
@@ -68,7 +68,7 @@ class MacCosts:
 
     def __init__(self, setting: Setting, classes: int) -> None:
         self._network, self._classes = setting.network, classes
-        self._dense = self._macs(reference(setting))
+        self._dense = self._macs(reference_step(setting))
 
     def of(self, step: Step) -> float:
         return self._macs(step) / self._dense
@@ -93,7 +93,7 @@ class MeasuredCosts:
     def __init__(self, table: Mapping[str, Any], path: Path, setting: Setting) -> None:
         self._path = path
         self.unit = f"seconds on {table.get('device')}"
-        wanted = settings(setting)
+        wanted = table_settings(setting)
         other = {key: table.get(key) for key in wanted if table.get(key) != wanted[key]}
         if other:
             raise ValueError(
@@ -108,7 +108,7 @@ class MeasuredCosts:
                 f"{path} is no table of step costs: {type(error).__name__}: {error}. Put back an "
                 f"unchanged copy, or measure it: python -m basisconv bench --costs {setting.name}"
             ) from error
-        self._rows[reference(setting)] = 1.0  # what all ratios are to
+        self._rows[reference_step(setting)] = 1.0  # what all ratios are to
 
     def of(self, step: Step) -> float:
         if step in self._rows:
@@ -147,12 +147,12 @@ class MeasuredCosts:
             ) from None
 
 
-def reference(setting: Setting) -> Step:
+def reference_step(setting: Setting) -> Step:
     """The step that costs 1: dense under SGD, of the profile's width, at its budget batch."""
     return Step(Plan(), setting.width, setting.budget_batch)
 
 
-def settings(setting: Setting) -> dict[str, Any]:
+def table_settings(setting: Setting) -> dict[str, Any]:
     """What all rows of a table share beside the device; its head."""
     return {
         "threads": setting.threads,
@@ -164,7 +164,7 @@ def settings(setting: Setting) -> dict[str, Any]:
     }
 
 
-def check_head(path: Path, head: Mapping[str, Any]) -> None:
+def check_table(path: Path, head: Mapping[str, Any]) -> None:
     """Refuse to add to a table of another device or setting, before hours of measuring.
 
     Raises:
@@ -173,7 +173,7 @@ def check_head(path: Path, head: Mapping[str, Any]) -> None:
     _table(path, head)
 
 
-def unmeasured(path: Path, wanted: Iterable[Step]) -> list[Step]:
+def unmeasured_steps(path: Path, wanted: Iterable[Step]) -> list[Step]:
     """The steps without a row in a cost table, each once; all of them where there is none."""
     rows = read_json(path)["rows"] if path.exists() else []
     known = {_step(row) for row in rows}
@@ -185,7 +185,7 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
 
     Args:
         path: the table.
-        head: what the rows were measured on and with: "device", "device_kind" and `settings`.
+        head: what the rows were measured on and with: "device", "device_kind" and `table_settings`.
         rows: {"plan", "width", "batch_size", "ratio"}, the quartiles of the ratio, and
             "optimizer" where it is not SGD.
 
@@ -201,7 +201,7 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
 @lru_cache(maxsize=4096)
 def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
     """Parameters and MACs of one 32×32 image through a network that follows a plan."""
-    return summary(outline(network, width, classes), (1, 3, 32, 32), plan)
+    return summary(shared_network(network, width, classes), (1, 3, 32, 32), plan)
 
 
 def _table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,16 @@ from basisconv.convert import apply_plan
 from basisconv.optim import Muon
 from basisconv.plan import Plan
 from basisconv.study.records.environment import (
+    configure_cpu,
     device,
-    forget_peak_memory,
     peak_memory_bytes,
-    prepare,
+    reset_peak_memory,
 )
 from basisconv.study.records.run import Optimizer, Precision
-from basisconv.study.training.compiling import graph
-from basisconv.study.training.models import build, initialise
+from basisconv.study.training.compiling import compile_network
+from basisconv.study.training.models import build_network, initialise
 from basisconv.study.training.optimization import sgd
-from basisconv.study.training.precision import autocast, convolutions_in
+from basisconv.study.training.precision import autocast, convolution_precision
 from basisconv.timing import compare
 
 CLASSES = 10
@@ -32,27 +32,27 @@ CLASSES = 10
 _EAGER_CALLS = 3
 
 
-class Running(nn.Module):
+class Prepared(nn.Module):
     """A module as it is run: in a precision, and compiled if asked.
 
     Args:
         module: the layer or network.
         precision: "bfloat16" is autocast; "float32" and "tf32" are the surrounding
-            `convolutions_in`'s.
+            `convolution_precision`'s.
         compiled: whether it is compiled, at the first call.
     """
 
     def __init__(self, module: nn.Module, precision: Precision, compiled: bool) -> None:
         super().__init__()
         self.module, self._precision = module, precision
-        self._forward = graph(module) if compiled else module
+        self._forward = compile_network(module) if compiled else module
 
     def forward(self, x: Tensor) -> Tensor:
         with autocast(self._precision):
             return self._forward(x)
 
 
-def replayed(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+def as_cuda_graphs(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
     """On CUDA each call as one CUDA graph, which launches its kernels at once; else as it is.
 
     Launched one by one, the kernels of small layers wait for the host, and a layer of two loses
@@ -100,9 +100,9 @@ def random_images(batch_size: int) -> Tensor:
     return x.to(device()).contiguous(memory_format=torch.channels_last)
 
 
-def network(name: str, width: int, plan: Plan) -> nn.Module:
+def initialised_network(name: str, width: int, plan: Plan) -> nn.Module:
     """A network on the device that follows a plan, its weights drawn."""
-    model = build(name, width, CLASSES)
+    model = build_network(name, width, CLASSES)
     initialise(model, 0)
     # Any basis does: what a step takes does not hang on the weights.
     return apply_plan(model, plan, init="qr", inplace=True).to(device())
@@ -118,7 +118,7 @@ def training_step(model: nn.Module, x: Tensor, kind: Optimizer = "sgd") -> Calla
     """
     labels = torch.randint(CLASSES, (len(x),), generator=torch.Generator().manual_seed(0))
     labels = labels.to(x.device)
-    optimizer = idle_optimizer(model.train(), kind)
+    optimizer = timing_optimizer(model.train(), kind)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -128,16 +128,16 @@ def training_step(model: nn.Module, x: Tensor, kind: Optimizer = "sgd") -> Calla
     return step
 
 
-def idle_optimizer(module: nn.Module, kind: Optimizer) -> torch.optim.Optimizer:
+def timing_optimizer(module: nn.Module, kind: Optimizer) -> torch.optim.Optimizer:
     """An optimizer with a real step's arithmetic and a rate that leaves the weights in place."""
     if kind == "muon":
         return Muon(module, lr=1e-9, sgd_lr=1e-9)
     return sgd(module, learning_rate=1e-9, momentum=0.9, weight_decay=5e-4)
 
 
-def updated(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
+def with_muon_update(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
     """A callable that computes a module's gradients, with Muon's update behind it."""
-    optimizer = idle_optimizer(module, "muon")
+    optimizer = timing_optimizer(module, "muon")
 
     def step() -> None:
         call()
@@ -174,7 +174,7 @@ class Roof:
     macs_per_second: float = 0.0
     bytes_per_second: float = 0.0
 
-    def look(self) -> None:
+    def measure(self) -> None:
         """Measure both, in about a second."""
         self.macs_per_second = max(self.macs_per_second, arithmetic_rate(self.precision))
         self.bytes_per_second = max(self.bytes_per_second, memory_bandwidth())
@@ -222,11 +222,11 @@ def step_memory(
 def _growth(
     name: str, width: int, plan: Plan, batch_size: int, precision: Precision, threads: int
 ) -> int:
-    prepare(threads)
-    before = forget_peak_memory()
-    model = Running(network(name, width, plan), precision, compiled=False)
+    configure_cpu(threads)
+    before = reset_peak_memory()
+    model = Prepared(initialised_network(name, width, plan), precision, compiled=False)
     step = training_step(model, random_images(batch_size))
-    with convolutions_in(precision):  # the workspace of the kernels that train, too
+    with convolution_precision(precision):  # the workspace of the kernels that train, too
         for _ in range(3):
             step()
     return peak_memory_bytes() - before

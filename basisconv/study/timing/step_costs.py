@@ -12,20 +12,31 @@ from tqdm import tqdm
 
 from basisconv.cost import observe
 from basisconv.plan import Plan
-from basisconv.study.records.environment import Unfit, device, environment, prepare
+from basisconv.study.records.environment import (
+    UnsuitableMachine,
+    configure_cpu,
+    device,
+    environment,
+)
 from basisconv.study.records.files import read_json
 from basisconv.study.timing.costs import (
     MeasuredCosts,
     Setting,
     Step,
     add_rows,
-    check_head,
-    reference,
-    settings,
+    check_table,
+    reference_step,
+    table_settings,
 )
-from basisconv.study.timing.pace import Running, network, random_images, training_step, updated
-from basisconv.study.training.compiling import many_networks
-from basisconv.study.training.precision import check_native, convolutions_in
+from basisconv.study.timing.pace import (
+    Prepared,
+    initialised_network,
+    random_images,
+    training_step,
+    with_muon_update,
+)
+from basisconv.study.training.compiling import unlimited_recompiles
+from basisconv.study.training.precision import check_native, convolution_precision
 from basisconv.timing import compare, forward_backward
 
 # Layers timed in the same turns as the dense step; and what a measurement that is interrupted
@@ -58,21 +69,22 @@ def measure_costs(
 
     Raises:
         ValueError: if the table is of another device or other settings.
-        Unfit: if this device only emulates the profile's precision, or is to compile and cannot.
+        UnsuitableMachine: if this device only emulates the profile's precision, or cannot compile
+            although it should.
     """
     here = environment()
-    head = {"device": here["device"], "device_kind": here["device_kind"], **settings(setting)}
-    check_head(path, head)
+    head = {"device": here["device"], "device_kind": here["device_kind"], **table_settings(setting)}
+    check_table(path, head)
     check_native(setting.precision)
-    prepare(setting.threads)
+    configure_cpu(setting.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     single = [step for step in steps if _is_single(step)]
     with (
-        many_networks(),
-        convolutions_in(setting.precision),
+        unlimited_recompiles(),
+        convolution_precision(setting.precision),
         tqdm(desc="step times", total=len(steps)) as bar,
     ):
-        unit = _training_step(setting, reference(setting))
+        unit = _training_step(setting, reference_step(setting))
         if setting.compile:
             _try(unit)
         for step in steps:
@@ -97,7 +109,7 @@ def _try(compiled_step: Callable[[], None]) -> None:
     try:
         compiled_step()
     except Exception as error:
-        raise Unfit(
+        raise UnsuitableMachine(
             f"Nothing can be compiled here ({type(error).__name__}: {error}). A C compiler may be "
             "missing; compile=false does without."
         ) from error
@@ -127,19 +139,21 @@ def _layer_rows(
     """
     width, batch_size = steps[0].width, steps[0].batch_size
     images = random_images(batch_size)
-    given = observe(network(setting.network, width, Plan()), images, (nn.Conv2d,))
+    given = observe(initialised_network(setting.network, width, Plan()), images, (nn.Conv2d,))
     arms = {"step": unit}
     for i, step in enumerate(steps):  # of which several may name one layer
         (name,) = step.plan.layers
-        basis = network(setting.network, width, step.plan).get_submodule(name)
+        basis = initialised_network(setting.network, width, step.plan).get_submodule(name)
         x = given[name].input
         # The stem's input is the images, which get no gradient.
         inner = x is not images
         for arm, layer in (("dense", given[name].module), ("basis", basis)):
-            running = Running(layer, setting.precision, setting.compile)
+            running = Prepared(layer, setting.precision, setting.compile)
             call = forward_backward(running, x, input_gradient=inner)
             # SGD's update of a layer takes a thousandth of a step; Muon's, a hundredth.
-            arms[f"{arm} {i}"] = updated(call, running) if step.optimizer == "muon" else call
+            arms[f"{arm} {i}"] = (
+                with_muon_update(call, running) if step.optimizer == "muon" else call
+            )
     timings = compare(arms, repeats, device=device())
     rows = []
     for i, step in enumerate(steps):
@@ -158,8 +172,8 @@ def _is_single(step: Step) -> bool:
 
 
 def _training_step(setting: Setting, step: Step) -> Callable[[], None]:
-    model = network(setting.network, step.width, step.plan)
-    running = Running(model, setting.precision, setting.compile)
+    model = initialised_network(setting.network, step.width, step.plan)
+    running = Prepared(model, setting.precision, setting.compile)
     return training_step(running, random_images(step.batch_size), step.optimizer)
 
 

@@ -17,7 +17,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from basisconv.study.records.run import Precision
-from basisconv.study.training.precision import convolutions_in
+from basisconv.study.training.precision import convolution_precision
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ _FLOOR = 1e-3
 _CALLS = 3
 
 
-def compiled(
+def compile_if_accurate(
     model: nn.Module, loss: Callable[[Forward, Precision], Tensor], precision: Precision
 ) -> tuple[Forward, str | None]:
     """A compiled forward pass of a model as it stands, or the model itself and the reason.
@@ -54,20 +54,20 @@ def compiled(
     # A process trains many networks of one class, and dynamo compiles a class's forward a few
     # times only before it gives up silently.
     torch.compiler.reset()
-    forward = graph(model)
+    forward = compile_network(model)
     # What fails here is no compiler's fault.
     eager = loss_and_gradients(model, model, lambda f: loss(f, precision))
     try:
         exact = eager
         if precision != "float32":
-            with convolutions_in("float32"):
+            with convolution_precision("float32"):
                 exact = loss_and_gradients(model, model, lambda f: loss(f, "float32"))
         fast = loss_and_gradients(model, forward, lambda f: loss(f, precision), _CALLS)
     except Exception as failure:
         reason = f"it, or float32, failed with {type(failure).__name__}: {_first_line(failure)}"
     else:
         names = ["loss", *(name for name, p in model.named_parameters() if p.requires_grad)]
-        found = zip(names, errors(fast, exact), errors(eager, exact), strict=True)
+        found = zip(names, relative_errors(fast, exact), relative_errors(eager, exact), strict=True)
         off = [
             f"{name} by {error:.2g} (eager {of_eager:.2g})"
             for name, error, of_eager in found
@@ -80,7 +80,7 @@ def compiled(
     return model, reason
 
 
-def graph(model: nn.Module) -> Forward:
+def compile_network(model: nn.Module) -> Forward:
     """A model's forward pass, to be compiled for the shapes of its first call.
 
     On CUDA the kernels are launched as CUDA graphs: eager launches bound a small network's pace.
@@ -92,7 +92,7 @@ def graph(model: nn.Module) -> Forward:
     return forward
 
 
-def many_networks() -> AbstractContextManager[None]:
+def unlimited_recompiles() -> AbstractContextManager[None]:
     """For timing: lets dynamo compile as many networks of one class as are compared.
 
     On its own it gives up after a few, silently, and runs the rest in eager mode.
@@ -127,7 +127,7 @@ def loss_and_gradients(
     return [value.detach().to(torch.float64, copy=True), *gradients]
 
 
-def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
     """The relative errors of one batch's loss and of each gradient.
 
     For a gradient ‖g − g₀‖ / max(‖g₀‖, 0.001 · the largest ‖g₀‖).

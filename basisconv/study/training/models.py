@@ -19,7 +19,7 @@ from basisconv.study.training.rng import generator
 _NARROWEST = 8
 
 
-def build(network: str, width: int, classes: int) -> nn.Module:
+def build_network(network: str, width: int, classes: int) -> nn.Module:
     """A dense network, channels-last, its weights not yet drawn (see `initialise`).
 
     Args:
@@ -41,13 +41,13 @@ def build(network: str, width: int, classes: int) -> nn.Module:
 
 
 @lru_cache(maxsize=8)
-def outline(network: str, width: int, classes: int) -> nn.Module:
-    """As `build`, for who reads names and shapes alone: shared, so not to be changed.
+def shared_network(network: str, width: int, classes: int) -> nn.Module:
+    """As `build_network`, for who reads names and shapes alone: shared, so not to be changed.
 
     Raises:
-        ValueError: as `build`.
+        ValueError: as `build_network`.
     """
-    return build(network, width, classes)
+    return build_network(network, width, classes)
 
 
 def _resnet18(width: int, classes: int) -> nn.Module:

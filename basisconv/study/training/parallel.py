@@ -39,7 +39,7 @@ class Group:
         part = slice(self.rank * n, (self.rank + 1) * n)
         return images[part], labels[part]
 
-    def wrapped(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def wrap(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A network, or its compiled form, whose backward pass averages the gradients of all.
 
         The first process's weights are everybody's from here on.
@@ -65,7 +65,7 @@ class Group:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
-    def of_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process has for a value, which is picklable."""
         if self.size == 1:
             return value
@@ -74,7 +74,7 @@ class Group:
         return values[0]
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 @contextmanager
@@ -84,12 +84,12 @@ def torchrun_group() -> Iterator[Group]:
     Where there is CUDA each process has a GPU and gradients go over NCCL; else over gloo.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # What is no tensor of the GPU's stays with gloo: over NCCL, `of_first` would wait for it.
+        # What is no tensor of the GPU's stays with gloo: over NCCL, `broadcast` would wait for it.
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     try:

@@ -21,16 +21,16 @@ from basisconv.convert import apply_plan
 from basisconv.decompose import pivoted_rows
 from basisconv.layer import BasisConv2d
 from basisconv.study.records.run import Run
-from basisconv.study.training.models import build, initialise, initialise_layer
+from basisconv.study.training.models import build_network, initialise, initialise_layer
 from basisconv.study.training.rng import generator
 from basisconv.surgery import Convolution, convolutions
 
 Buffers = dict[str, Tensor]  # momentum by the parameter's name in the network
 
 
-def first_network(run: Run, classes: int) -> nn.Module:
+def initial_network(run: Run, classes: int) -> nn.Module:
     """The network that a run's first phase starts from, on the CPU."""
-    model = build(run.network, run.width, classes)
+    model = build_network(run.network, run.width, classes)
     initialise(model, run.seed)
     plan = run.phases[0].plan
     if run.init != "random":
@@ -67,7 +67,9 @@ def _pass_pivots(layer: BasisConv2d, kernel: Tensor) -> None:
         coefs[block] = coefs[block][:, order]
 
 
-def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
+def restored_network(
+    run: Run, phase: int, classes: int, weights: Mapping[str, Tensor]
+) -> nn.Module:
     """The network of a phase with weights that it had, on the CPU.
 
     The tensors are taken as they are, so that their strides stay what they were.
@@ -83,7 +85,7 @@ def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tens
     """
     if not 0 <= phase < len(run.phases):
         raise ValueError(f"There is no phase {phase}: the run has {len(run.phases)}.")
-    model = build(run.network, run.width, classes)
+    model = build_network(run.network, run.width, classes)
     apply_plan(model, run.phases[phase].plan, init="random", inplace=True)
     try:
         model.load_state_dict(weights, assign=True)
@@ -92,7 +94,7 @@ def later_network(run: Run, phase: int, classes: int, weights: Mapping[str, Tens
     return model
 
 
-def switch(
+def switch_plan(
     model: nn.Module, run: Run, phase: int, buffers: Buffers, images: Tensor | None = None
 ) -> Buffers:
     """Change a network in place to the plan of `run.phases[phase]`.

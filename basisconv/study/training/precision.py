@@ -11,18 +11,18 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from basisconv.study.records.environment import Unfit, computes_bfloat16, device
+from basisconv.study.records.environment import UnsuitableMachine, device, has_native_bfloat16
 from basisconv.study.records.run import Precision
 
 
-def native(precision: Precision) -> bool:
+def is_native(precision: Precision) -> bool:
     """Whether this device computes in such numbers itself rather than emulating them."""
     if precision == "tf32":
         return device().type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    return precision == "float32" or computes_bfloat16()
+    return precision == "float32" or has_native_bfloat16()
 
 
-class Emulated(Unfit, ValueError):
+class EmulatedPrecision(UnsuitableMachine, ValueError):
     """This device computes a precision, but only by way of another."""
 
 
@@ -32,8 +32,8 @@ def check_native(precision: Precision) -> None:
     Raises:
         Emulated: if this device lacks it.
     """
-    if not native(precision):
-        raise Emulated(
+    if not is_native(precision):
+        raise EmulatedPrecision(
             f"precision={precision!r} asked for, but this device only emulates it, many times "
             "slower than float32. Use precision='float32' here."
         )
@@ -44,7 +44,7 @@ def autocast(precision: Precision) -> AbstractContextManager[None]:
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def convolutions_in(precision: Precision) -> AbstractContextManager[None]:
+def convolution_precision(precision: Precision) -> AbstractContextManager[None]:
     """For a whole training: cuDNN computes so, by the kernels that it finds fastest."""
     # torch has no types for this context manager.
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(  # type: ignore[no-untyped-call]

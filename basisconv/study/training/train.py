@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basisconv.study.data.sets import Dataset, Split, load
-from basisconv.study.records.checkpoint import Checkpoints, Position, State
+from basisconv.study.records.checkpoint import Checkpoints, Position, TrainingState
 from basisconv.study.records.environment import (
+    configure_cpu,
     device,
     device_kind,
     environment,
-    forget_peak_memory,
     peak_memory_bytes,
-    prepare,
+    reset_peak_memory,
 )
 from basisconv.study.records.run import Epoch, Measurement, Precision, Record, Result, Run
 from basisconv.study.training.augment import TrainingStream, evaluation_batches
-from basisconv.study.training.compiling import Forward, compiled
+from basisconv.study.training.compiling import Forward, compile_if_accurate
 from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
@@ -31,9 +31,9 @@ from basisconv.study.training.optimization import (
     set_learning_rate,
     squared_norms,
 )
-from basisconv.study.training.parallel import ALONE, Group
-from basisconv.study.training.phases import first_network, later_network, switch
-from basisconv.study.training.precision import autocast, check_native, convolutions_in
+from basisconv.study.training.parallel import SINGLE_PROCESS, Group
+from basisconv.study.training.phases import initial_network, restored_network, switch_plan
+from basisconv.study.training.precision import autocast, check_native, convolution_precision
 from basisconv.study.training.rng import global_streams, restore_global_streams, seed_global_streams
 from basisconv.study.training.stopwatch import Stopwatch
 
@@ -45,7 +45,9 @@ class Diverged(ArithmeticError):
     """A loss is no longer finite."""
 
 
-def train(run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE) -> Record:
+def train(
+    run: Run, checkpoints: Checkpoints | None = None, group: Group = SINGLE_PROCESS
+) -> Record:
     """Train a network as a Run says and measure it.
 
     On the CPU the result is the same, bit for bit, each time and on each machine of one kind,
@@ -58,22 +60,22 @@ def train(run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE
         group: the processes that train it, each with this call.
 
     Raises:
-        Unfit: if the data are not at hand, or this device only emulates the precision.
+        UnsuitableMachine: if the data are not at hand, or this device only emulates the precision.
         ValueError: if the data are not those of the Run, the batch is larger than the training
             set, or the group is not of as many processes as the Run.
         Paused: when the checkpoints' `stop` asks for it.
-        NotSaved: if a checkpoint cannot be written.
+        CheckpointNotSaved: if a checkpoint cannot be written.
     """
     if run.processes != group.size:
         raise ValueError(
             f"Run {run.run_id} is one of {run.processes} processes, and there are {group.size}: "
             f"torchrun --nproc-per-node {run.processes} -m basisconv train trains it."
         )
-    prepare(run.threads)
+    configure_cpu(run.threads)
     check_native(run.precision)
-    forget_peak_memory()  # a worker trains many Runs
+    reset_peak_memory()  # a worker trains many Runs
     result, error = None, None
-    with convolutions_in(run.precision):
+    with convolution_precision(run.precision):
         training = _Training(run, checkpoints, group)
         try:
             result = training.result()
@@ -97,7 +99,7 @@ class _Training:
     """The state of one run: network, optimizer, position."""
 
     def __init__(
-        self, run: Run, checkpoints: Checkpoints | None = None, group: Group = ALONE
+        self, run: Run, checkpoints: Checkpoints | None = None, group: Group = SINGLE_PROCESS
     ) -> None:
         self.run, self.checkpoints, self.group, self.device = run, checkpoints, group, device()
         self.clock = Stopwatch()
@@ -117,12 +119,12 @@ class _Training:
         self.device_kinds = [device_kind()]
         with self.clock.part("switch"):
             if checkpoints is None or not checkpoints.resume(self._restore):
-                self.model = first_network(run, len(self.data.classes)).to(self.device)
+                self.model = initial_network(run, len(self.data.classes)).to(self.device)
                 self.optimizer = make_optimizer(self.model, run)
                 seed_global_streams(run.seed)
         if checkpoints is not None:
             self.notes += checkpoints.refused
-        if group.of_first(self.step) != self.step:
+        if group.broadcast(self.step) != self.step:
             raise ValueError(
                 f"Process {group.rank} would go on from step {self.step}, the first from another: "
                 "all of them have to see the store, on one machine or a network file system."
@@ -157,7 +159,7 @@ class _Training:
         with self.clock.part("switch"):
             momentum = momentum_of(self.model, self.optimizer)
             images, _ = next(evaluation_batches(self.data.train, self.device, FITTED_IMAGES))
-            momentum = switch(self.model, self.run, phase, momentum, images)
+            momentum = switch_plan(self.model, self.run, phase, momentum, images)
             self.optimizer = make_optimizer(self.model, self.run, momentum)
         self.phase, self.eager = phase, False
 
@@ -193,10 +195,10 @@ class _Training:
         """Leave a checkpoint where one is due, between two steps or amid an evaluation."""
         if self.checkpoints is not None:
             with self.clock.part("checkpoint"):
-                self.checkpoints.keep(self._state)
+                self.checkpoints.save_if_due(self._state)
 
-    def _state(self) -> State:
-        return State(
+    def _state(self) -> TrainingState:
+        return TrainingState(
             Position(
                 phase=self.phase, step=self.step, first=self.first, eager=self.eager,
                 history=tuple(self.history), seconds=self.clock.seconds(),
@@ -206,10 +208,10 @@ class _Training:
             global_streams(),
         )  # fmt: skip
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: TrainingState) -> None:
         """Take up a state, or raise ValueError and leave everything as it is."""
         at = state.position
-        model = later_network(self.run, at.phase, len(self.data.classes), state.weights)
+        model = restored_network(self.run, at.phase, len(self.data.classes), state.weights)
         model = model.to(self.device)
         momentum = {n: b.to(self.device) for n, b in state.momentum.items()}
         made = make_optimizer(model, self.run, momentum)
@@ -261,7 +263,7 @@ class _Training:
             correct = torch.cat(right).cpu()
             mean, accuracy = float(loss) / n, int(correct.sum()) / n
             bits = base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
-        mean, accuracy, bits = self.group.of_first((mean, accuracy, bits))
+        mean, accuracy, bits = self.group.broadcast((mean, accuracy, bits))
         if not math.isfinite(mean):
             raise Diverged(f"The evaluation loss is {mean} at step {self.step}.")
         return mean, accuracy, bits
@@ -269,11 +271,11 @@ class _Training:
     def _forward(self) -> Forward:
         """What the phase trains with from here on: compiled, or the network itself."""
         if not self.run.compile or self.eager:
-            return self.group.wrapped(self.model)
+            return self.group.wrap(self.model)
         with self.clock.part("compile"):
             self.model.train()
             batch = self._batch(self.step)
-            forward, reason = compiled(
+            forward, reason = compile_if_accurate(
                 self.model,
                 lambda forward, precision: self._losses(forward, *batch, precision)[0],
                 self.run.precision,
@@ -283,4 +285,4 @@ class _Training:
             self.notes.append(
                 f"from step {self.step} on eager: torch.compile is not used, as {reason}"
             )
-        return self.group.wrapped(forward)
+        return self.group.wrap(forward)

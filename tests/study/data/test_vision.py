@@ -8,9 +8,9 @@ import torch
 from fake_runs import make_run
 
 from basisconv.study.data import vision
-from basisconv.study.execution.attempt import recorded
+from basisconv.study.execution.attempt import train_to_record
 from basisconv.study.records.checkpoint import Checkpoints
-from basisconv.study.records.environment import Unfit
+from basisconv.study.records.environment import UnsuitableMachine
 
 
 @pytest.fixture
@@ -107,5 +107,5 @@ def test_a_machine_without_torchvision_is_unfit_and_no_run_of_its_sweep_fails(
         vision.torchvision()
 
     checkpoints = Checkpoints(tmp_path, make_run(0))
-    with pytest.raises(Unfit, match="No torchvision here"):
-        recorded(make_run(0), checkpoints, needs_it)
+    with pytest.raises(UnsuitableMachine, match="No torchvision here"):
+        train_to_record(make_run(0), checkpoints, needs_it)

@@ -25,9 +25,9 @@ from torture.nodes import small_run
 from basisconv.study.cli import main
 from basisconv.study.data.packs import MissingData
 from basisconv.study.execution import ray_team
-from basisconv.study.execution.ray_team import _apart, _task
+from basisconv.study.execution.ray_team import _task, _train_without_store
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 from basisconv.study.records.environment import environment
 from basisconv.study.records.run import NUMERICS
 from basisconv.study.records.store import Store
@@ -43,7 +43,7 @@ needs_ray = pytest.mark.skipif(
 def test_without_ray_one_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[ray\]'"):
-        sweep([make_run()], Store(tmp_path), executor="ray")
+        train_runs([make_run()], Store(tmp_path), executor="ray")
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "--profile", "smoke", "--executor", "ray", "--runs", str(tmp_path)]
     assert main(arguments) == 1
@@ -67,7 +67,7 @@ def test_a_node_that_lacks_what_a_run_needs_is_named_and_no_failed_run():
     def train(run, checkpoints):
         raise MissingData("CIFAR-10 is not here")
 
-    answer = _task(make_run(), _apart, train)
+    answer = _task(make_run(), _train_without_store, train)
     assert isinstance(answer, RuntimeError)
     assert str(answer).startswith(f"{platform.node()} cannot train run {make_run().run_id}: CIFAR")
 
@@ -90,7 +90,7 @@ def test_as_many_runs_are_at_hand_as_the_nodes_hold(
 ):
     told = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
     ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: told)
-    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
     team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, gpu_per_run)
     team._threads = threads
     assert team._room() == room
@@ -108,7 +108,7 @@ def test_a_gpu_that_joins_the_cluster_later_is_given_away_too(tmp_path, monkeypa
             return run.run_id
 
     ray = SimpleNamespace(remote=lambda **_: lambda work: Remote(), nodes=lambda: nodes)
-    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
+    monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
     team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, 0.25)
     team.start(make_run(0), None)
     nodes.append({"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}})
@@ -161,8 +161,10 @@ def test_a_run_is_begun_anew_only_where_its_task_does_not_see_the_store(
     tmp_path, monkeypatch, kind, tasks
 ):
     ray, run, store = OneWorker(), make_run(), kind(tmp_path / "runs")
-    monkeypatch.setattr(ray_team, "load_ray", lambda: ray)
-    report = sweep([run], store, executor="ray", train=partial(fake_train, log=tmp_path / "log"))
+    monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
+    report = train_runs(
+        [run], store, executor="ray", train=partial(fake_train, log=tmp_path / "log")
+    )
     assert trained(tmp_path / "log") == [run.run_id]
     assert (report.done, len(ray.answers)) == (1, tasks)
     assert store.get(run.run_id).status == "done"
@@ -210,12 +212,12 @@ import sys
 from pathlib import Path
 from torture.nodes import small_run
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 
 if __name__ == "__main__":
     runs = [small_run(0), small_run(1), small_run(2, steps=50), small_run(3, steps=50)]
     try:
-        sweep(runs, Store(Path(sys.argv[1]) / "runs"), executor="ray", checkpoint_seconds=0.2)
+        train_runs(runs, Store(Path(sys.argv[1]) / "runs"), executor="ray", checkpoint_seconds=0.2)
     finally:
         assert "RAY_AUTH_TOKEN" not in os.environ  # it is of the cluster that has ended
 """
@@ -252,7 +254,7 @@ def test_ray_trains_as_this_process_does_and_an_interrupt_leaves_nothing_behind(
     assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
     assert store.get(runs[2].run_id) is None and any(paused.glob("*.pt"))
     # What Ray has put aside, this process goes on with.
-    assert sweep(runs, store, workers=1).done == 3
+    assert train_runs(runs, store, workers=1).done == 3
     assert "went on from step" in store.get(runs[2].run_id).measurement.notes[-1]
     assert [store.get(run.run_id).result for run in runs] == [train(run).result for run in runs]
 
@@ -266,7 +268,7 @@ from torture.nodes import simulated_cluster, small_run, trial
 from basisconv.study.records.run import NUMERICS
 from basisconv.study.execution import ray_cluster
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 
 class Late(BaseException):
     # Of no Exception, for after one of these a sweep waits for the runs at hand.
@@ -297,7 +299,7 @@ def apart(folder):
     other.start()
     locked.wait()
     train = partial(fake_train, log=log, raising=[2])
-    report = sweep(runs, store, executor="ray", train=train)
+    report = train_runs(runs, store, executor="ray", train=train)
     other.join()
     return {
         "wanted": [run.run_id for run in runs],
@@ -306,7 +308,7 @@ def apart(folder):
         "failed": report.failed,
         "loss": store.get(runs[0].run_id).result.val_loss,
         "elsewhere": [str(path) for path in folder.glob("elsewhere/**/*")],
-        "second": sweep(runs, store, executor="ray", train=train).done,
+        "second": train_runs(runs, store, executor="ray", train=train).done,
         "again": len(trained(log)),
     }
 
@@ -321,9 +323,9 @@ def put_aside(folder):
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
-        sweep(runs, store, executor="ray", train=partial(fake_train, log=log, seconds=100))
+        train_runs(runs, store, executor="ray", train=partial(fake_train, log=log, seconds=100))
     except KeyboardInterrupt:
-        return trained(log), [run.run_id for run in runs if store.training(run.run_id)]
+        return trained(log), [run.run_id for run in runs if store.is_training(run.run_id)]
 
 def on_gpu(run, checkpoints, log):
     import ray
@@ -339,14 +341,14 @@ def packed(folder, cluster):
     cluster.wait_for_nodes()
     runs, log = [make_run(seed) for seed in range(30, 36)], folder / "packed.log"
     train = partial(on_gpu, log=log)
-    sweep(runs, Store(folder / "packed"), executor="ray", train=train, gpu_per_run=0.5)
+    train_runs(runs, Store(folder / "packed"), executor="ray", train=train, gpu_per_run=0.5)
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 def full_disk(folder):
     runs, store = [make_run(seed) for seed in range(10, 16)], Store(folder / "full")
     train = partial(fake_train, log=folder / "full.log", full_disk=[10])
     try:
-        sweep(runs, store, executor="ray", train=train)
+        train_runs(runs, store, executor="ray", train=train)
     except OSError as error:
         return str(error), error.filename, str(store.path(runs[0].run_id))
 
@@ -355,7 +357,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGALRM, late)
     with simulated_cluster() as cluster:
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
-        with ray_cluster.cluster(ray_cluster.load_ray()):  # one that there is
+        with ray_cluster.ray_cluster(ray_cluster.import_ray()):  # one that there is
             facts = {
                 "apart": soon(apart, folder), "aside": soon(put_aside, folder),
                 "full": soon(full_disk, folder), "packed": packed(folder, cluster),

@@ -16,11 +16,11 @@ import pytest
 from fake_runs import AfterStarts, fake_train, make_run, trained
 
 from basisconv.study.execution import stopping
-from basisconv.study.execution.stopping import Stop, Terminated, signals_noted, sigterm_raises
-from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.execution.stopping import Stop, Terminated, sigterm_raises, stop_on_signals
+from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.checkpoint import Checkpoints, Paused, paths
+from basisconv.study.records.checkpoint import Checkpoints, Paused, checkpoint_files
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
 from basisconv.study.training.train import train
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[3]
 def test_a_stop_waits_for_its_time_or_a_signal() -> None:
     assert not Stop()() and not Stop(1000)() and Stop(0)()
     stop = Stop()
-    stop.note(signal.SIGTERM)
-    stop.note(signal.SIGINT)
+    stop.handle(signal.SIGTERM)
+    stop.handle(signal.SIGINT)
     assert stop() and stop.signal == signal.SIGTERM
 
 
@@ -42,7 +42,7 @@ def test_a_stop_waits_for_its_time_or_a_signal() -> None:
 def test_a_noted_signal_comes_after_the_block(number: int, raised: type[BaseException]) -> None:
     stop, after = Stop(), []
     with sigterm_raises(), pytest.raises(raised):
-        with signals_noted(stop):
+        with stop_on_signals(stop):
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)  # as `timeout` does: the process, then its group
             assert stop()
@@ -80,7 +80,7 @@ def test_a_signal_inside_a_task_ends_the_loop(number: int, raised: type[BaseExce
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "_ECHO_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt), signals_noted(Stop()):
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(Stop()):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
@@ -91,7 +91,7 @@ def test_an_ignored_signal_stays_ignored_and_threads_are_left_alone() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         stop = Stop()
-        with signals_noted(stop):
+        with stop_on_signals(stop):
             os.kill(os.getpid(), signal.SIGINT)
         assert not stop()
     finally:
@@ -99,7 +99,7 @@ def test_an_ignored_signal_stays_ignored_and_threads_are_left_alone() -> None:
     seen: list[object] = []
 
     def elsewhere() -> None:
-        with signals_noted(Stop()):
+        with stop_on_signals(Stop()):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=elsewhere)
@@ -126,9 +126,11 @@ def test_a_time_limit_puts_runs_aside(
 ) -> None:
     runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
     stop, start = AfterStarts(log, 1 + workers), time.monotonic()
-    report = sweep(runs, store, workers=workers, stop=stop, train=partial(patient_train, log=log))
+    report = train_runs(
+        runs, store, workers=workers, stop=stop, train=partial(patient_train, log=log)
+    )
     assert time.monotonic() - start < (10 if workers == 1 else 30)  # theirs to start, too
-    assert report == SweepReport(done=1, failed=(), left=tuple(runs[1:]))
+    assert report == RunsReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
     told = capfd.readouterr().err
     assert told.count("was put aside: after step 3") == workers
@@ -139,8 +141,8 @@ def test_a_worker_that_is_told_to_stop_costs_only_its_run(
 ) -> None:
     runs, store, log = [make_run(seed) for seed in (0, 7, 0, 0)], Store(tmp_path / "r"), tmp_path
     runs = [run.model_copy(update={"width": 16 + i}) for i, run in enumerate(runs)]
-    report = sweep(runs, store, train=partial(patient_train, log=log / "l", signalled=7))
-    assert report == SweepReport(3, (), (runs[1],), killed=(runs[1].run_id,))
+    report = train_runs(runs, store, train=partial(patient_train, log=log / "l", signalled=7))
+    assert report == RunsReport(3, (), (runs[1],), killed=(runs[1].run_id,))
     assert f"Run {runs[1].run_id}" in capfd.readouterr().err
 
 
@@ -165,7 +167,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
     assert len(runs) == study.profile.workers == 2
     with command(tmp_path, "01_baseline", "--set", longer) as process:
         end = time.monotonic() + 120
-        while not all(len(paths(study.store.checkpoints(r.run_id))) == 2 for r in runs):
+        while not all(len(checkpoint_files(study.store.checkpoints(r.run_id))) == 2 for r in runs):
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             time.sleep(0.01)
         os.killpg(process.pid, number)  # to workers, too: so a terminal or a cluster does
@@ -174,7 +176,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
     assert "the same command goes on" in told and "Traceback" not in told
     assert told.count("was put aside: after step ") == 2
     assert study.store.all() == {}
-    assert sweep(runs, study.store).done == 2
+    assert train_runs(runs, study.store).done == 2
     for run in runs:
         record = study.store.get(run.run_id)
         assert record is not None and record.result == train(run).result

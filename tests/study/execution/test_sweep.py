@@ -26,12 +26,12 @@ from fake_runs import (
 
 from basisconv.study.data.packs import MissingData
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import SweepReport, sweep
+from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.execution.workers import _Worker
-from basisconv.study.progress import Status, status, steps_done
+from basisconv.study.progress import Counts, count_runs, steps_done
 from basisconv.study.records import environment, files
-from basisconv.study.records.checkpoint import NotSaved
-from basisconv.study.records.environment import Unfit
+from basisconv.study.records.checkpoint import CheckpointNotSaved
+from basisconv.study.records.environment import UnsuitableMachine
 from basisconv.study.records.files import DamagedFile
 from basisconv.study.records.store import ConflictingResults, Store
 
@@ -60,8 +60,8 @@ def test_each_run_is_trained_once_in_order_and_a_second_sweep_does_nothing(store
     runs = [make_run(seed) for seed in (3, 1, 2)]
     train = partial(fake_train, log=log)
     for workers in (1, 2):
-        report = sweep([*runs, runs[0]], store, workers=workers, train=train)
-        assert report == SweepReport(done=3, failed=(), left=())
+        report = train_runs([*runs, runs[0]], store, workers=workers, train=train)
+        assert report == RunsReport(done=3, failed=(), left=())
         assert trained(log) == ids(runs)
         if workers == 1:
             before = snapshot(store)
@@ -74,7 +74,7 @@ def test_each_run_is_trained_once_in_order_and_a_second_sweep_does_nothing(store
 def test_two_workers_train_many_runs(store, log, capfd):
     runs = [make_run(seed) for seed in range(8)]
     train = partial(fake_train, log=log, seconds=0.2, raising=[2], diverging=[5])
-    report = sweep(runs, store, workers=2, train=train)
+    report = train_runs(runs, store, workers=2, train=train)
     assert (report.done, report.failed, report.left) == (7, (runs[2].run_id,), ())
     assert sorted(trained(log)) == sorted(ids(runs))
     assert 1 <= len(pids(log)) <= 2 and os.getpid() not in pids(log)
@@ -95,7 +95,7 @@ def timed_train(run, checkpoints, folder):
 
 def test_a_run_of_two_threads_comes_first_and_has_two_workers_place(store, tmp_path):
     runs = [make_run(0), make_run(1), *(make_run(seed, threads=2) for seed in (2, 3))]
-    sweep(runs, store, workers=2, train=partial(timed_train, folder=tmp_path))
+    train_runs(runs, store, workers=2, train=partial(timed_train, folder=tmp_path))
     small = [tuple(map(float, (tmp_path / i).read_text().split())) for i in ids(runs[:2])]
     large = [tuple(map(float, (tmp_path / i).read_text().split())) for i in ids(runs[2:])]
     assert large[0][1] <= large[1][0]  # never two of them
@@ -104,14 +104,14 @@ def test_a_run_of_two_threads_comes_first_and_has_two_workers_place(store, tmp_p
 
 def test_a_run_of_more_threads_than_there_are_has_the_machine_to_itself(store, log):
     runs = [make_run(seed, threads=8) for seed in range(2)]
-    report = sweep(runs, store, workers=2, train=partial(fake_train, log=log))
+    report = train_runs(runs, store, workers=2, train=partial(fake_train, log=log))
     assert report.done == 2
 
 
 def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys):
     runs = [make_run(seed) for seed in range(3)]
     train = partial(fake_train, log=log, raising=[1])
-    sweep(runs, store, workers=1, train=train)
+    train_runs(runs, store, workers=1, train=train)
     record = store.get(runs[1].run_id)
     assert record.status == "failed" and record.result is None
     assert record.error.startswith("Traceback") and "fake_train" in record.error
@@ -119,10 +119,10 @@ def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys
     assert record.measurement.environment["device_kind"]
 
     lucky = partial(fake_train, log=log)
-    assert sweep(runs, store, workers=1, train=lucky).failed == (runs[1].run_id,)
+    assert train_runs(runs, store, workers=1, train=lucky).failed == (runs[1].run_id,)
     assert len(trained(log)) == 3
-    report = sweep(runs, store, workers=1, train=lucky, retry_failed=True)
-    assert report == SweepReport(done=3, failed=(), left=())
+    report = train_runs(runs, store, workers=1, train=lucky, retry_failed=True)
+    assert report == RunsReport(done=3, failed=(), left=())
     assert trained(log)[3:] == [runs[1].run_id]
 
 
@@ -133,14 +133,14 @@ def test_a_gpu_that_a_run_has_broken_ends_the_sweep_after_that_run(store, log, m
     monkeypatch.setattr(environment, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    sweep(runs[:2], store, workers=1, train=partial(fake_train, log=log, raising=[0]))
+    train_runs(runs[:2], store, workers=1, train=partial(fake_train, log=log, raising=[0]))
 
     def broken():
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    with pytest.raises(Unfit, match=f"{runs[2].run_id}.*seed 2 has no luck.*goes on"):
-        sweep(runs, store, workers=1, train=partial(fake_train, log=log, raising=[2]))
+    with pytest.raises(UnsuitableMachine, match=f"{runs[2].run_id}.*seed 2 has no luck.*goes on"):
+        train_runs(runs, store, workers=1, train=partial(fake_train, log=log, raising=[2]))
     assert [r and r.status for r in map(store.get, ids(runs))] == ["failed", "done", "failed", None]
 
 
@@ -148,32 +148,32 @@ def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
     runs = [make_run(seed) for seed in range(2)]
     train = partial(fake_train, log=log, diverging=[0, 1])
     for _ in range(2):
-        report = sweep(runs, store, workers=1, train=train, retry_failed=True)
-        assert report == SweepReport(done=2, failed=(), left=())
+        report = train_runs(runs, store, workers=1, train=train, retry_failed=True)
+        assert report == RunsReport(done=2, failed=(), left=())
     assert len(trained(log)) == 2
 
 
 def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log):
     runs = [make_run(seed) for seed in range(6)]
     train = partial(fake_train, log=log)
-    assert sweep(runs, store, stop=Stop(0), train=train).left == tuple(runs)
+    assert train_runs(runs, store, stop=Stop(0), train=train).left == tuple(runs)
     assert trained(log) == []
-    report = sweep(runs, store, workers=1, stop=AfterStarts(log, 2), train=train)
-    assert report == SweepReport(done=2, failed=(), left=tuple(runs[2:]))
-    assert sweep(runs, store, workers=1, train=train).left == ()
+    report = train_runs(runs, store, workers=1, stop=AfterStarts(log, 2), train=train)
+    assert report == RunsReport(done=2, failed=(), left=tuple(runs[2:]))
+    assert train_runs(runs, store, workers=1, train=train).left == ()
     assert trained(log) == ids(runs)
 
 
 @pytest.mark.parametrize("values", [{"workers": 0}, {"checkpoint_seconds": -1}])
 def test_senseless_limits_are_refused(store, values):
     with pytest.raises(ValueError, match="needs a worker and no negative time"):
-        sweep([make_run()], store, **values)
+        train_runs([make_run()], store, **values)
 
 
 def test_the_default_trainer_is_the_real_one(store, log, monkeypatch):
     real = types.SimpleNamespace(train=partial(fake_train, log=log))
     monkeypatch.setitem(sys.modules, "basisconv.study.training.train", real)
-    assert sweep([make_run()], store).done == 1
+    assert train_runs([make_run()], store).done == 1
     assert trained(log) == [make_run().run_id]
 
 
@@ -184,21 +184,21 @@ def test_a_damaged_record_stops_the_sweep_before_anything_is_trained(store, log,
     path = store.path(runs[2].run_id)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DamagedFile, match=path.name):
-        sweep(runs, store, train=partial(fake_train, log=log))
+        train_runs(runs, store, train=partial(fake_train, log=log))
     assert trained(log) == []
 
 
 def test_a_full_disk_ends_the_sweep_and_keeps_what_was_there(store, log, monkeypatch):
     runs = [make_run(seed) for seed in range(4)]
-    sweep(runs[:2], store, workers=1, train=partial(fake_train, log=log))
+    train_runs(runs[:2], store, workers=1, train=partial(fake_train, log=log))
     before = snapshot(store)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", no_space)
         with pytest.raises(OSError, match="Nothing was written"):
-            sweep(runs, store, workers=1, train=partial(fake_train, log=log))
+            train_runs(runs, store, workers=1, train=partial(fake_train, log=log))
     assert set(store.all()) == set(ids(runs[:2])) and strays(store.folder) == []
     assert all(snapshot(store)[store.path(i)] == before[store.path(i)] for i in ids(runs[:2]))
-    sweep(runs, store, workers=1, train=partial(fake_train, log=log))
+    train_runs(runs, store, workers=1, train=partial(fake_train, log=log))
     assert trained(log) == ids([*runs[:3], runs[2], runs[3]])
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, lo
     runs = [make_run(seed) for seed in range(40)]  # more than one worker gets done meanwhile
     train = partial(fake_train, log=log, seconds=0.3, full_disk=[0])
     with pytest.raises(OSError, match="Nothing was written") as error:
-        sweep(runs, store, workers=2, train=train)
+        train_runs(runs, store, workers=2, train=train)
     assert error.value.filename == str(store.path(runs[0].run_id))
     begun = trained(log)
     assert set(store.all()) == set(begun) - {runs[0].run_id} != set()
@@ -217,13 +217,13 @@ def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, lo
 def test_a_killed_worker_costs_only_its_run(store, log, capfd):
     runs = [make_run(seed) for seed in range(6)]
     train = partial(fake_train, log=log, seconds=0.1, dying=[1])
-    report = sweep(runs, store, workers=2, train=train)
+    report = train_runs(runs, store, workers=2, train=train)
     lost = runs[1].run_id
-    assert report == SweepReport(done=5, failed=(), left=(runs[1],), killed=(lost,))
+    assert report == RunsReport(done=5, failed=(), left=(runs[1],), killed=(lost,))
     assert sorted(trained(log)) == sorted(ids(runs))
     told = f"Run {lost} (resnet18, width 16, seed 1) was lost and stays to be trained"
     assert f"{told}: its process ended with code -9" in capfd.readouterr().err
-    assert sweep(runs, store, train=partial(fake_train, log=log)).left == ()
+    assert train_runs(runs, store, train=partial(fake_train, log=log)).left == ()
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="signals are told by Linux's /proc")
@@ -243,7 +243,7 @@ def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
 def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
     monkeypatch.setattr("basisconv.study.execution.sweep.MOST_KILLED", 1)
     runs = [make_run(seed) for seed in range(6)]
-    report = sweep(runs, store, train=partial(fake_train, log=log, dying=range(6)))
+    report = train_runs(runs, store, train=partial(fake_train, log=log, dying=range(6)))
     assert 1 <= len(report.killed) == len(trained(log)) <= 2
     assert report.left == tuple(runs)
 
@@ -266,8 +266,8 @@ def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
 
     sleep_instead(monkeypatch, nap)
     lock.acquire()
-    report = sweep(runs, store, workers=1, train=partial(fake_train, log=log))
-    assert report == SweepReport(done=3, failed=(), left=())
+    report = train_runs(runs, store, workers=1, train=partial(fake_train, log=log))
+    assert report == RunsReport(done=3, failed=(), left=())
     assert naps == [ids(runs[1:])] * 2 and trained(log) == ids(runs[1:])
     assert store.get(runs[0].run_id).result.val_loss == 7.0
 
@@ -276,7 +276,7 @@ def test_a_run_whose_trainer_died_is_taken_over(store, log, monkeypatch):
     lock = store.lock(make_run().run_id)
     sleep_instead(monkeypatch, lambda seconds: lock.release())
     lock.acquire()
-    assert sweep([make_run()], store, train=partial(fake_train, log=log)).done == 1
+    assert train_runs([make_run()], store, train=partial(fake_train, log=log)).done == 1
     assert trained(log) == ids([make_run()])
 
 
@@ -290,7 +290,7 @@ def test_a_failure_that_another_sweep_has_just_retried_is_not_retried_again(stor
             store.put(make_record(runs[1], "failed", seconds=2.0))
         return fake_train(run, checkpoints, log)
 
-    report = sweep(runs, store, workers=1, train=train, retry_failed=True)
+    report = train_runs(runs, store, workers=1, train=train, retry_failed=True)
     assert trained(log) == ids(runs[:1])
     assert report.failed == (runs[1].run_id,)
 
@@ -301,13 +301,13 @@ from functools import partial
 from pathlib import Path
 from fake_runs import fake_train, make_run
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import sweep
+from basisconv.study.execution.sweep import train_runs
 
 if __name__ == "__main__":
     folder, count, workers, seconds = Path(sys.argv[1]), *map(float, sys.argv[2:])
     runs = [make_run(seed) for seed in range(int(count))]
     train = partial(fake_train, log=folder / "log", seconds=seconds)
-    report = sweep(runs, Store(folder / "runs"), workers=int(workers), train=train)
+    report = train_runs(runs, Store(folder / "runs"), workers=int(workers), train=train)
     assert report.done == count and not report.left, report
 """
 
@@ -336,9 +336,9 @@ def test_two_processes_on_one_store_train_each_run_once(tmp_path, store, log):
     runs = [make_run(seed) for seed in range(20)]
     with start_sweep(tmp_path, len(runs), 1, 0.1) as other:
         wait_until(lambda: trained(log))
-        report = sweep(runs, store, workers=1, train=partial(fake_train, log=log, seconds=0.1))
+        report = train_runs(runs, store, workers=1, train=partial(fake_train, log=log, seconds=0.1))
         assert other.wait(60) == 0, other.stderr.read()
-    assert report == SweepReport(done=20, failed=(), left=())
+    assert report == RunsReport(done=20, failed=(), left=())
     assert sorted(trained(log)) == sorted(ids(runs))
     assert pids(log) == {os.getpid(), other.pid}
 
@@ -372,7 +372,7 @@ def test_an_ended_sweep_keeps_its_records_and_leaves_no_process(tmp_path, store,
     assert 2 <= len(kept) <= len(begun) < len(runs)
     assert (kept == set(begun)) == (kind != signal.SIGKILL)
 
-    assert sweep(runs, store, workers=1, train=partial(fake_train, log=log)).left == ()
+    assert train_runs(runs, store, workers=1, train=partial(fake_train, log=log)).left == ()
     assert set(trained(log)[len(begun) :]) == set(ids(runs)) - kept
     assert strays(store.folder) == []
 
@@ -385,16 +385,18 @@ def test_an_interrupt_in_the_training_here_leaves_nothing_half_done(store, log):
 
     runs = [make_run(seed) for seed in range(3)]
     with pytest.raises(KeyboardInterrupt):
-        sweep(runs, store, workers=1, train=train)
+        train_runs(runs, store, workers=1, train=train)
     assert set(store.all()) == {runs[0].run_id}
-    assert sweep(runs, store, workers=1, train=partial(fake_train, log=log)).done == 3
+    assert train_runs(runs, store, workers=1, train=partial(fake_train, log=log)).done == 3
 
 
 def test_sweeps_in_threads_share_a_store(store, log):
     runs = [make_run(seed) for seed in range(12)]
     train = partial(fake_train, log=log, seconds=0.01)
     threads = [
-        threading.Thread(target=sweep, args=(runs, store), kwargs={"workers": 1, "train": train})
+        threading.Thread(
+            target=train_runs, args=(runs, store), kwargs={"workers": 1, "train": train}
+        )
         for _ in range(3)
     ]
     for thread in threads:
@@ -409,15 +411,15 @@ def test_status_counts_each_run_once(store):
     store.put(make_record(make_run(3), "diverged"))
     store.put(make_record(make_run(4), kind="abacus"))
     runs = [make_run(seed) for seed in range(5)]
-    assert status([*runs, make_run(0)], store) == Status(2, 1, 0, 2)
+    assert count_runs([*runs, make_run(0)], store) == Counts(2, 1, 0, 2)
 
 
 def test_status_tells_who_is_at_work_and_what_checkpoints_hold(store):
     runs = [make_run(seed) for seed in range(4)]
     store.put(make_record(runs[0]))
     with store.lock(runs[1].run_id), store.lock(runs[2].run_id):
-        assert status(runs, store) == Status(1, 0, 2, 1)
-    assert status(runs, store) == Status(1, 0, 0, 3)
+        assert count_runs(runs, store) == Counts(1, 0, 2, 1)
+    assert count_runs(runs, store) == Counts(1, 0, 0, 3)
     assert steps_done(runs[3], store) == 0
     # Of its 30 steps, run 3 has taken 10, and then 20.
     folder = store.checkpoints(runs[3].run_id)
@@ -436,16 +438,16 @@ def test_status_does_not_keep_anybody_from_training(store, log):
     looks = []
 
     def look(seconds):
-        looks.append(store.training(run.run_id))
+        looks.append(store.is_training(run.run_id))
         probe.release()
 
     probe = store.lock(run.run_id)
     probe.acquire()
     with pytest.MonkeyPatch.context() as patch:
         sleep_instead(patch, look)
-        assert sweep([run], store, train=partial(fake_train, log=log)).done == 1
-    assert looks == [True] and not store.training(run.run_id)
-    assert not store.training(make_run(7).run_id)
+        assert train_runs([run], store, train=partial(fake_train, log=log)).done == 1
+    assert looks == [True] and not store.is_training(run.run_id)
+    assert not store.is_training(make_run(7).run_id)
 
 
 def test_what_a_killed_trainer_left_of_a_finished_run_is_removed(store, log):
@@ -454,9 +456,9 @@ def test_what_a_killed_trainer_left_of_a_finished_run_is_removed(store, log):
         store.put(make_record(run, kind))
         store.checkpoints(run.run_id).mkdir(parents=True)
     with store.lock(runs[2].run_id):  # it lives, and is about to remove it itself
-        sweep(runs, store, train=partial(fake_train, log=log))
+        train_runs(runs, store, train=partial(fake_train, log=log))
         assert [store.checkpoints(i).exists() for i in ids(runs)] == [False, True, True]
-    sweep(runs, store, train=partial(fake_train, log=log))
+    train_runs(runs, store, train=partial(fake_train, log=log))
     assert [store.checkpoints(i).exists() for i in ids(runs)] == [False, True, False]
     assert trained(log) == []
 
@@ -473,8 +475,8 @@ def test_a_failed_run_keeps_its_checkpoint_and_a_result_removes_it(store):
         return make_record(run)
 
     seen = []
-    assert sweep([run], store, train=train).failed == (run.run_id,)
-    assert sweep([run], store, train=train, retry_failed=True).done == 1
+    assert train_runs([run], store, train=train).failed == (run.run_id,)
+    assert train_runs([run], store, train=train, retry_failed=True).done == 1
     assert seen == [0, 1] and not store.checkpoints(run.run_id).exists()
 
 
@@ -484,7 +486,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run
 ):
     runs = [make_run(seed) for seed in range(2)]
     with pytest.raises(OSError, match="No space"):
-        sweep(runs, store, workers=workers, train=unsaved_train)
+        train_runs(runs, store, workers=workers, train=unsaved_train)
     assert store.all() == {}
 
 
@@ -492,7 +494,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run
 def test_what_this_machine_lacks_ends_the_sweep_and_is_no_failed_run(store, workers):
     runs = [make_run(seed) for seed in range(4)]
     with pytest.raises(MissingData, match="CIFAR-10 is not here"):
-        sweep(runs, store, workers=workers, train=unfit_train)
+        train_runs(runs, store, workers=workers, train=unfit_train)
     assert store.all() == {}
 
 
@@ -516,10 +518,10 @@ def test_a_record_merged_in_during_the_training_is_held_against_its_own(
 
     if isinstance(stands, str):
         with pytest.raises(ConflictingResults, match=stands):
-            sweep([run], store, train=train)
+            train_runs([run], store, train=train)
         stands = loss
     else:
-        assert sweep([run], store, train=train).done == 1
+        assert train_runs([run], store, train=train).done == 1
     assert store.get(run.run_id).result.val_loss == stands
 
 
@@ -528,4 +530,4 @@ def unfit_train(run, checkpoints):
 
 
 def unsaved_train(run, checkpoints):
-    raise NotSaved(errno.ENOSPC, "No space left on device", "somewhere")
+    raise CheckpointNotSaved(errno.ENOSPC, "No space left on device", "somewhere")

@@ -22,9 +22,9 @@ from basisconv.study.timing.costs import (
     MeasuredCosts,
     Step,
     add_rows,
-    check_head,
-    settings,
-    unmeasured,
+    check_table,
+    table_settings,
+    unmeasured_steps,
 )
 
 
@@ -229,7 +229,7 @@ def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study
 
 
 SMOKE = load_profile("smoke")
-HEAD = {"device": "a machine", **settings(SMOKE)}
+HEAD = {"device": "a machine", **table_settings(SMOKE)}
 
 
 def row(plan: Plan, ratio: float, width: int = 8, batch_size: int = 50) -> dict[str, object]:
@@ -252,10 +252,10 @@ def test_a_cost_table_grows_and_never_changes(tmp_path: Path) -> None:
         add_rows(path, {**HEAD, "device": "an other machine"}, [row(two, 0.1)])
     assert MeasuredCosts(read_json(path), path, SMOKE).of(at(two)) == 0.7
     narrow, small = at(one, width=4), at(one, batch_size=25)
-    assert unmeasured(path, [at(one), narrow, small, narrow]) == [narrow, small]
-    assert unmeasured(tmp_path / "none.json", [at(one)]) == [at(one)]
+    assert unmeasured_steps(path, [at(one), narrow, small, narrow]) == [narrow, small]
+    assert unmeasured_steps(tmp_path / "none.json", [at(one)]) == [at(one)]
     with pytest.raises(ValueError, match="other machine"):
-        check_head(path, {**HEAD, "device": "an other machine"})
+        check_table(path, {**HEAD, "device": "an other machine"})
 
 
 def test_a_row_is_its_optimizers_and_of_sgd_where_it_names_none(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_row_is_its_optimizers_and_of_sgd_where_it_names_none(tmp_path: Path) 
     assert costs.of(at(one)) == 0.8
     assert costs.of(at(one)._replace(optimizer="muon")) == 0.9
     dense = at(Plan())._replace(optimizer="muon")  # the unit is SGD's
-    assert unmeasured(path, [dense]) == [dense]
+    assert unmeasured_steps(path, [dense]) == [dense]
     with pytest.raises(ValueError, match="under muon with dense"):
         costs.of(dense)
 

@@ -13,7 +13,7 @@ from basisconv.study.experiments.layer_sweep import savings
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.timing.costs import add_rows, settings
+from basisconv.study.timing.costs import add_rows, table_settings
 
 
 def setting(rate: float, batch: int) -> str:
@@ -111,7 +111,7 @@ def test_a_sweep_of_another_width_and_batch_saves_of_its_own_dense_step(
              "ratio": dense - i * step}
             for i, name in enumerate(study.layers)
         ]  # fmt: skip
-    add_rows(path, {"device": "a machine", **settings(study.profile)}, rows)
+    add_rows(path, {"device": "a machine", **table_settings(study.profile)}, rows)
     given = study.profile.parameters("03_sensitivity") | {"width": 4}
     _, *layers = draft(study, "03_sensitivity", given).arms
     # The rows fall by a hundredth of their own dense step from layer to layer.

@@ -22,7 +22,12 @@ from small_runs import BASIS, compiles_dense_alone
 import basisconv as bc
 from basisconv.study.data.sets import Dataset, Split, load
 from basisconv.study.records import checkpoint, files
-from basisconv.study.records.checkpoint import Checkpoints, NotSaved, Paused, State
+from basisconv.study.records.checkpoint import (
+    CheckpointNotSaved,
+    Checkpoints,
+    Paused,
+    TrainingState,
+)
 from basisconv.study.records.environment import device_kind
 from basisconv.study.records.files import DamagedFile
 from basisconv.study.records.run import Phase, Record, Run
@@ -163,7 +168,9 @@ def test_seconds_add_up_and_the_record_tells_of_the_sessions(tmp_path: Path) -> 
         clock = itertools.count(0, 10)
         patch.setattr(stopwatch.time, "perf_counter", lambda: float(next(clock)))
         paused(run, tmp_path, 1)
-        (state,) = [checkpoint.read(p, run.run_id) for p in checkpoint.paths(tmp_path)]
+        (state,) = [
+            checkpoint.read_checkpoint(p, run.run_id) for p in checkpoint.checkpoint_files(tmp_path)
+        ]
         before = state.position.seconds
     assert before["train"] == 10 and before["total"] > before["train"] + before["data"]
     measured = train(run, Checkpoints(tmp_path, run)).measurement
@@ -191,12 +198,12 @@ def test_a_layer_that_draws_from_torchs_own_stream_goes_on_with_it(
     """No network here does; a user's with dropout would."""
 
     def with_dropout(*args: Any) -> torch.nn.Module:
-        model = build(*args)
+        model = original(*args)
         model.layer4 = torch.nn.Sequential(*model.layer4, torch.nn.Dropout(0.5))
         return model
 
-    build = phases.build
-    monkeypatch.setattr(phases, "build", with_dropout)
+    original = phases.build_network
+    monkeypatch.setattr(phases, "build_network", with_dropout)
     run = make_run((4, bc.Plan()))
     whole = train(run).result
     torch.manual_seed(3)  # whatever ran before in this process
@@ -225,12 +232,14 @@ def test_checkpoints_are_written_at_their_interval_and_two_are_kept(
     step = training._Training._one_step
 
     def spy(self: Any, *args: Any) -> torch.Tensor:
-        seen.append([checkpoint.step_of(path) for path in checkpoint.paths(tmp_path)])
+        seen.append(
+            [checkpoint.step_of_file(path) for path in checkpoint.checkpoint_files(tmp_path)]
+        )
         return step(self, *args)
 
     monkeypatch.setattr(training._Training, "_one_step", spy)
     train(run, Checkpoints(tmp_path, run, seconds=0))
-    assert seen[:3] == [[0], [1, 0], [2, 1]] and len(checkpoint.paths(tmp_path)) == 2
+    assert seen[:3] == [[0], [1, 0], [2, 1]] and len(checkpoint.checkpoint_files(tmp_path)) == 2
     seen.clear()
     train(run, Checkpoints(tmp_path / "none", run))  # at the default interval, much too short
     assert not (tmp_path / "none").exists()
@@ -238,7 +247,10 @@ def test_checkpoints_are_written_at_their_interval_and_two_are_kept(
     monkeypatch.setattr("basisconv.study.records.checkpoint.time.monotonic", lambda: next(clock))
     monkeypatch.setattr(checkpoint, "_KEPT", 9)
     train(run, Checkpoints(tmp_path / "some", run, seconds=3))
-    assert [checkpoint.step_of(p) for p in checkpoint.paths(tmp_path / "some")] == [4, 2]
+    assert [checkpoint.step_of_file(p) for p in checkpoint.checkpoint_files(tmp_path / "some")] == [
+        4,
+        2,
+    ]
 
 
 def damaged(path: Path) -> None:
@@ -249,7 +261,7 @@ def test_a_bad_checkpoint_falls_back_to_the_other_and_says_so(tmp_path: Path) ->
     run = make_run()
     whole = train(run).result
     paused(run, tmp_path, 2, seconds=0)
-    newest, older = checkpoint.paths(tmp_path)
+    newest, older = checkpoint.checkpoint_files(tmp_path)
     damaged(newest)
     with pytest.warns(UserWarning, match=f"refused: {newest}.*expected sha256"):
         record = train(run, Checkpoints(tmp_path, run, seconds=0))
@@ -257,14 +269,14 @@ def test_a_bad_checkpoint_falls_back_to_the_other_and_says_so(tmp_path: Path) ->
     told = record.measurement.notes
     assert told[0] == "went on from step 1" and "expected sha256" in told[1] and len(told) == 2
     # The bad one is gone, rather than counted as one of the two that are kept.
-    left = checkpoint.paths(tmp_path)
+    left = checkpoint.checkpoint_files(tmp_path)
     assert len(left) == 2 and newest not in left and older not in left
 
 
 def test_without_a_sound_one_the_run_starts_anew(tmp_path: Path) -> None:
     run = make_run()
     paused(run, tmp_path, 2, seconds=0)
-    for path in checkpoint.paths(tmp_path):
+    for path in checkpoint.checkpoint_files(tmp_path):
         path.write_bytes(b"")
     with pytest.warns(UserWarning, match="0 bytes"):
         record = train(run, Checkpoints(tmp_path, run))
@@ -302,9 +314,9 @@ def test_another_versions_checkpoint_is_refused(
     monkeypatch.setattr(checkpoint, name, 0)
     paused(run, tmp_path, 2)
     monkeypatch.undo()
-    (path,) = checkpoint.paths(tmp_path)
+    (path,) = checkpoint.checkpoint_files(tmp_path)
     with pytest.raises(DamagedFile, match=f"{name.lower()}.: 0.*{name.lower()}.: 1"):
-        checkpoint.read(path, run.run_id)
+        checkpoint.read_checkpoint(path, run.run_id)
 
 
 def test_a_state_that_does_not_fit_the_run_is_refused_and_nothing_taken_of_it(
@@ -312,8 +324,8 @@ def test_a_state_that_does_not_fit_the_run_is_refused_and_nothing_taken_of_it(
 ) -> None:
     run = make_run()
     paused(run, tmp_path, 1)
-    (path,) = checkpoint.paths(tmp_path)
-    state = checkpoint.read(path, run.run_id)
+    (path,) = checkpoint.checkpoint_files(tmp_path)
+    state = checkpoint.read_checkpoint(path, run.run_id)
     later = state.position.model_copy(update={"phase": 1})
     missing = {n: t for n, t in state.weights.items() if n != "fc.bias"}
     nonsense: list[dict[str, Any]] = [
@@ -348,19 +360,19 @@ class Payload:
 def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run()
     paused(run, tmp_path, 1)
-    (path,) = checkpoint.paths(tmp_path)
+    (path,) = checkpoint.checkpoint_files(tmp_path)
     trap = tmp_path / "executed"
     hidden = Path(tmp_path / "hidden.pt")
     torch.save({"position": Payload(trap)}, hidden)
     for data in (pickle.dumps(Payload(trap)), hidden.read_bytes()):
         path = renamed(path, data)
         with pytest.raises(DamagedFile, match="is not loaded"):
-            checkpoint.read(path, run.run_id)
+            checkpoint.read_checkpoint(path, run.run_id)
     # Without its digest not a byte of it reaches torch.
     path.write_bytes(b"x")
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(DamagedFile, match="expected sha256"):
-        checkpoint.read(path, run.run_id)
+        checkpoint.read_checkpoint(path, run.run_id)
     assert not trap.exists()
 
 
@@ -370,7 +382,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> Non
         archive.writestr("archive/data.pkl", bytes(50_000_000))
     path = renamed(path, path.read_bytes())
     with pytest.raises(DamagedFile, match="would unpack .* to 50000000"):
-        checkpoint.read(path, "0" * 16)
+        checkpoint.read_checkpoint(path, "0" * 16)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +395,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> Non
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, values: Any) -> None:
     run = make_run()
     checkpoints = paused(run, tmp_path, 0)
-    (path,) = checkpoint.paths(tmp_path)
+    (path,) = checkpoint.checkpoint_files(tmp_path)
     if isinstance(values, dict) and values != {"format": 1}:
         sound = torch.load(path, weights_only=True)
         changed = values.get("position")
@@ -393,18 +405,18 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, values: Any) -> None:
     torch.save(values, tmp_path / "made.pt")
     path = renamed(path, (tmp_path / "made.pt").read_bytes())
     with pytest.raises(DamagedFile, match="is not a checkpoint of ours"):
-        checkpoint.read(path, checkpoints.run_id)
+        checkpoint.read_checkpoint(path, checkpoints.run_id)
 
 
 def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
     run = make_run()
     paused(run, tmp_path, 1)
-    (path,) = checkpoint.paths(tmp_path)
+    (path,) = checkpoint.checkpoint_files(tmp_path)
     later = path.rename(path.with_name("000000003" + path.name[9:]))
     with pytest.raises(DamagedFile, match="holds step 1: it was renamed"):
-        checkpoint.read(later, run.run_id)
+        checkpoint.read_checkpoint(later, run.run_id)
     with pytest.raises(DamagedFile, match="none in its name"):
-        checkpoint.read(later.rename(later.with_name("newest.pt")), run.run_id)
+        checkpoint.read_checkpoint(later.rename(later.with_name("newest.pt")), run.run_id)
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
@@ -415,7 +427,7 @@ def test_a_full_disk_ends_the_training_and_leaves_the_older_ones(
     paused(run, tmp_path, 2, seconds=0)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(files.os, where, no_space)
-    with pytest.raises(NotSaved, match="Nothing was written") as error:
+    with pytest.raises(CheckpointNotSaved, match="Nothing was written") as error:
         train(run, Checkpoints(tmp_path, run, seconds=0))
     assert str(tmp_path) in str(error.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -435,15 +447,15 @@ def test_strays_of_killed_writers_go_with_the_next_write(tmp_path: Path) -> None
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = make_run()
     trained = training._Training(run)
-    written: list[State] = []
+    written: list[TrainingState] = []
     checkpoints = Checkpoints(tmp_path, run, stop=asked(3))
-    keep = checkpoints.keep
-    checkpoints.keep = lambda state: keep(lambda: written.append(state()) or written[-1])  # type: ignore[method-assign,func-returns-value]
+    keep = checkpoints.save_if_due
+    checkpoints.save_if_due = lambda state: keep(lambda: written.append(state()) or written[-1])  # type: ignore[method-assign,func-returns-value]
     trained.checkpoints = checkpoints
     with pytest.raises(Paused, match="after step 3"):
         trained.result()
-    (path,) = checkpoint.paths(tmp_path)
-    got, wanted = checkpoint.read(path, run.run_id), written[-1]
+    (path,) = checkpoint.checkpoint_files(tmp_path)
+    got, wanted = checkpoint.read_checkpoint(path, run.run_id), written[-1]
     assert got.position == wanted.position and torch.equal(got.losses, wanted.losses)
     for name in ("weights", "momentum", "streams"):
         mine, theirs = getattr(got, name), getattr(wanted, name)

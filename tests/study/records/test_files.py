@@ -20,7 +20,7 @@ from basisconv.study.records.files import (
     DamagedFile,
     canonical,
     read_json,
-    sweep_stray,
+    remove_stray_files,
     write_atomic,
     write_json,
 )
@@ -232,7 +232,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
             writer.kill()
         found = read_json(path)
         assert found["more"] == [found["n"]] * 20_000
-    sweep_stray(tmp_path)
+    remove_stray_files(tmp_path)
     assert os.listdir(tmp_path) == ["file.json"]
 
 
@@ -253,7 +253,7 @@ def test_stray_files_go_with_their_writer_alone(tmp_path, monkeypatch):
     elsewhere = stray("00000000", dead.pid)
     foreign = tmp_path / ".vim.tmp"
     foreign.touch()
-    sweep_stray(tmp_path)
+    remove_stray_files(tmp_path)
     assert not any(path.exists() for path in gone)
     assert live.exists() and elsewhere.exists() and foreign.exists()
 
@@ -263,4 +263,4 @@ def test_a_temporary_file_is_one_that_the_sweep_knows(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", lambda fd: seen.extend(strays(tmp_path)))
     write_atomic(tmp_path / "a.json", b"")
     assert [bool(files._STRAY.match(path.name)) for path in seen] == [True]
-    sweep_stray(tmp_path / "absent")
+    remove_stray_files(tmp_path / "absent")

@@ -38,7 +38,7 @@ def section(*seeds, name="01_baseline"):
 def test_looking_writes_nothing(tmp_path):
     store = Store(tmp_path / "runs")
     assert store.get(ids(0)[0]) is None
-    assert store.missing([make_run(0)]) == [make_run(0)]
+    assert store.untrained([make_run(0)]) == [make_run(0)]
     assert store.all() == {}
     assert not store.folder.exists()
 
@@ -65,8 +65,8 @@ def test_failures_are_missing_only_when_they_are_to_be_retried(tmp_path):
     store = filled(tmp_path, [0], status="failed")
     filled(tmp_path, [1], status="diverged")
     runs = [make_run(seed) for seed in (2, 0, 1, 2)]
-    assert store.missing(runs) == [make_run(2)]
-    assert store.missing(runs, retry_failed=True) == [make_run(2), make_run(0)]
+    assert store.untrained(runs) == [make_run(2)]
+    assert store.untrained(runs, retry_failed=True) == [make_run(2), make_run(0)]
 
 
 @pytest.mark.parametrize("name", ["../0123456789abcde", "0123", "0123456789ABCDEF", "a" * 17, ""])
@@ -91,7 +91,7 @@ def test_flipped_bits_and_truncations_of_a_record_are_detected(tmp_path):
     for length in [0, len(data) - 1, *draw.sample(range(len(data)), 20)]:
         path.write_bytes(data[:length])
         with pytest.raises(DamagedFile):
-            store.missing([make_run(0)])
+            store.untrained([make_run(0)])
 
 
 def test_the_record_of_another_run_is_refused(tmp_path):
@@ -151,7 +151,7 @@ def test_merge_sees_what_a_training_puts_meanwhile(tmp_path):
         except ConflictingResults as error:
             raised.append(error)
 
-    with store.alone():  # as the training does that settles
+    with store.exclusive():  # as the training does that settles
         other = threading.Thread(target=merge)
         other.start()
         other.join(0.2)
@@ -224,7 +224,7 @@ def test_published_sections_come_back_with_their_records(tmp_path):
 def test_publishing_waits_for_another_and_keeps_its_section(tmp_path):
     store, destination = filled(tmp_path / "runs", [0, 1]), tmp_path / "smoke"
     later = section(1, name="02_all_layers")
-    with Store(destination).alone():  # as one who has read the manifest, and has not written it
+    with Store(destination).exclusive():  # as one who has read the manifest, and has not written it
         other = threading.Thread(target=publish, args=(store, later, destination))
         other.start()
         other.join(0.2)

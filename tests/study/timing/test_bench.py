@@ -14,8 +14,8 @@ import basisconv as bc
 from basisconv.cost import summary
 from basisconv.study.records.files import read_json
 from basisconv.study.timing import bench, benchmarks, pace
-from basisconv.study.timing.bench import Setting
-from basisconv.study.training.models import build
+from basisconv.study.timing.bench import Conditions
+from basisconv.study.training.models import build_network
 from basisconv.timing import Timing
 
 
@@ -25,7 +25,7 @@ def facts() -> Iterator[dict[str, Any]]:
     patch = pytest.MonkeyPatch()
     # Its processes of their own take seconds each; test_pace measures it.
     patch.setattr(bench, "step_memory", lambda name, width, plan, *_: 100 + 10 * len(plan.layers))
-    patch.setattr(bench, "native", lambda precision: precision == "float32")
+    patch.setattr(bench, "is_native", lambda precision: precision == "float32")
     yield bench.measure(
         [("resnet18", 8), ("resnet18", 4)], [0.25, 0.5], [4], ["float32", "bfloat16"],
         repeats=2, threads=1,
@@ -43,7 +43,7 @@ def test_every_distinct_layer_is_measured_in_every_way(facts: dict[str, Any]) ->
         "32→64, 8×8, 1×1, stride 2",
     ]  # fmt: skip
     wide = {(r["arm"], r["ratio"]) for r in layers if r["layer"] == "64→64, 4×4"}
-    arms = [*bench.WAYS, "conv, 1×1", "tensorly-torch Tucker", "tensorly-torch CP"]
+    arms = [*bench.FORMS_TIMED, "conv, 1×1", "tensorly-torch Tucker", "tensorly-torch CP"]
     assert wide == {(arm, f) for arm in arms for f in (0.25, 0.5)}
     # Two basis filters do not fall into four groups, so that layer is without that arm.
     narrow = {r["arm"] for r in layers if r["layer"] == "8→8, 32×32" and r["ratio"] == 0.25}
@@ -71,15 +71,15 @@ def test_executed_ratios_are_the_methods_and_shares_follow(facts: dict[str, Any]
             assert row["macs_ratio"] < 1  # the product costs a little on top of dense
         assert row["share"] == pytest.approx(row["both"]["speedup"] / row["macs_ratio"])
         assert row["both"]["speedup_low"] <= row["both"]["speedup"] <= row["both"]["speedup_high"]
-        assert (row["bound_speedup"] is None) == (row["arm"] not in bench.WAYS)
+        assert (row["bound_speedup"] is None) == (row["arm"] not in bench.FORMS_TIMED)
 
 
-@pytest.mark.parametrize("way", [w for w in bench.WAYS if "groups" not in w])
+@pytest.mark.parametrize("way", [w for w in bench.FORMS_TIMED if "groups" not in w])
 def test_the_librarys_count_of_macs_is_torchs_own(way: str) -> None:
     """torch's count of a grouped convolution's backward pass is not that of what it executes."""
     conv = nn.Conv2d(12, 24, 3, padding=1, bias=False)
     x = torch.randn(2, 12, 7, 7)
-    layer = dict(bench._ways(conv, 8))[way]
+    layer = dict(bench._basis_forms(conv, 8))[way]
     # Wrapped, a layer is any module, whose operators torch counts.
     assert bench._macs(layer, x) == pytest.approx(bench._macs(nn.Sequential(layer), x))
 
@@ -93,7 +93,7 @@ def test_networks_are_measured_forward_and_in_training(facts: dict[str, Any]) ->
         for f in (0.25, 0.5)
         for form in ("subset", "full")
     ]
-    dense = build("resnet18", 8, 10)
+    dense = build_network("resnet18", 8, 10)
     plan = bc.make_plan(dense, ratio=0.25)
     before, after = summary(dense, (4, 3, 32, 32)), summary(dense, (4, 3, 32, 32), plan)
     assert rows[0]["macs_ratio"] == pytest.approx(before.macs / after.macs)
@@ -164,12 +164,12 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
         return arms
 
     replays: list[int] = []
-    monkeypatch.setattr(bench, "Running", Spy)
-    monkeypatch.setattr(bench, "replayed", replayed)
+    monkeypatch.setattr(bench, "Prepared", Spy)
+    monkeypatch.setattr(bench, "as_cuda_graphs", replayed)
     monkeypatch.setattr(bench, "compare", compare)
-    setting = Setting("bfloat16", 2, repeats=7)
+    setting = Conditions("bfloat16", 2, repeats=7)
     list(bench._network("resnet18", 8, [0.5], setting))
-    monkeypatch.setattr(pace.Roof, "look", lambda self: None)
+    monkeypatch.setattr(pace.Roof, "measure", lambda self: None)
     bench._layers("resnet18", 8, [0.5], {}, setting, pace.Roof("bfloat16", 1.0, 1.0))
     assert set(how) == {("bfloat16", False)} and set(asked) == {7}
     assert len(replays) == len(asked)
@@ -204,13 +204,13 @@ def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
 def test_results_of_several_devices_stand_side_by_side(
     facts: dict[str, Any], tmp_path: Path
 ) -> None:
-    here = benchmarks.save(facts, tmp_path)
+    here = benchmarks.save_benchmark(facts, tmp_path)
     another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
-    other = benchmarks.save(another, tmp_path)
-    assert benchmarks.save(facts, tmp_path) == here != other
+    other = benchmarks.save_benchmark(another, tmp_path)
+    assert benchmarks.save_benchmark(facts, tmp_path) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
-    assert {d["device"]["device"] for d in benchmarks.kept(tmp_path)} == {
+    assert {d["device"]["device"] for d in benchmarks.saved_benchmarks(tmp_path)} == {
         "Another CPU", facts["device"]["device"]
     }  # fmt: skip
     table = benchmarks.markdown(facts)
@@ -229,10 +229,10 @@ def test_cuda_is_timed_in_its_own_precisions_and_batches(
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given))
     monkeypatch.setattr(bench, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(bench, "native", lambda precision: ampere)
-    bench.measure_device(3)
+    monkeypatch.setattr(bench, "is_native", lambda precision: ampere)
+    bench.benchmark_device(3)
     monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
-    bench.measure_device(3)
+    bench.benchmark_device(3)
     cuda, cpu = asked
     assert cuda["precisions"] == precisions and cuda["batch_sizes"] == (128, 512)
     assert cpu["precisions"] == ("float32", "bfloat16")

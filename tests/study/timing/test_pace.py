@@ -14,11 +14,11 @@ from basisconv.study.records import environment
 from basisconv.study.records.run import Optimizer
 from basisconv.study.timing import pace
 from basisconv.study.timing.pace import (
-    Running,
+    Prepared,
+    as_cuda_graphs,
     inference,
-    network,
+    initialised_network,
     random_images,
-    replayed,
     training_step,
 )
 from basisconv.timing import Timing
@@ -66,7 +66,7 @@ def test_a_timed_step_is_a_whole_one(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_runs_has_the_precision_asked_for(precision: str) -> None:
     model, spy = spied()
-    running = Running(model, precision, compiled=False)  # type: ignore[arg-type]
+    running = Prepared(model, precision, compiled=False)  # type: ignore[arg-type]
     training_step(running, X)()
     inference(running, X)()
     dtype = getattr(torch, precision)
@@ -76,16 +76,16 @@ def test_what_runs_has_the_precision_asked_for(precision: str) -> None:
 
 def test_what_is_compiled_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(pace, "graph", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(pace, "compile_network", lambda model: compiled.append(model) or model)
     model, spy = spied()
-    step = training_step(Running(model, "float32", compiled=True), X)
+    step = training_step(Prepared(model, "float32", compiled=True), X)
     step(), step()
     assert compiled == [model] and len(spy.seen) == 2
 
 
 def test_a_networks_batch_and_weights_are_channels_last() -> None:
     x = random_images(2)
-    model = network("resnet18", 8, bc.Plan({"layer3.0.conv2": 8}))
+    model = initialised_network("resnet18", 8, bc.Plan({"layer3.0.conv2": 8}))
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert model.layer3[0].conv2.n_basis == 8
     for layer in bc.layers(model).values():
@@ -113,7 +113,7 @@ def test_the_roof_is_the_best_of_all_looks(monkeypatch: pytest.MonkeyPatch) -> N
     roof = pace.Roof("float32")
     seen = []
     for _ in range(3):
-        roof.look()
+        roof.measure()
         seen.append((roof.macs_per_second, roof.bytes_per_second))
     assert seen == [(3, 7), (9, 7), (9, 8)]
 
@@ -133,7 +133,7 @@ def test_a_step_that_keeps_more_peaks_higher() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA they do not: see test_cuda")
 def test_without_cuda_arms_run_as_they_are() -> None:
     arms = {"a": lambda: 1, "b": lambda: 2}
-    assert replayed(arms) == arms
+    assert as_cuda_graphs(arms) == arms
 
 
 def test_memory_is_counted_where_the_system_tells_no_peak_of_its_own(

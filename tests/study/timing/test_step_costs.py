@@ -18,12 +18,12 @@ from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.cost_table import ensure_costs, measure_table
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.environment import Unfit
+from basisconv.study.records.environment import UnsuitableMachine
 from basisconv.study.records.files import DamagedFile, read_json
 from basisconv.study.timing import costs, pace, step_costs
 from basisconv.study.timing.costs import Step
 from basisconv.study.training import precision
-from basisconv.study.training.precision import Emulated
+from basisconv.study.training.precision import EmulatedPrecision
 from basisconv.timing import Timing
 
 SETTINGS = ["width=4", "training.batch_size=4", "budget_batch=4", "costs=table"]
@@ -35,7 +35,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "published" / "costs.json"
     for module in (cost_table, study_module):
         monkeypatch.setattr(module, "cost_table", lambda name: path)
-    monkeypatch.setattr(step_costs, "prepare", lambda threads: None)
+    monkeypatch.setattr(step_costs, "configure_cpu", lambda threads: None)
     return path
 
 
@@ -95,7 +95,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
 ) -> None:
     """Batch, precision and compilation; and a ratio is ours over dense, quartiles in order."""
     threads: list[int] = []
-    monkeypatch.setattr(step_costs, "prepare", threads.append)
+    monkeypatch.setattr(step_costs, "configure_cpu", threads.append)
     running: list[tuple[object, ...]] = []
     images: list[int] = []
 
@@ -104,14 +104,14 @@ def test_steps_are_timed_as_the_profile_trains_them(
             super().__init__()
             running.append(how)
 
-    monkeypatch.setattr(step_costs, "Running", Spy)
+    monkeypatch.setattr(step_costs, "Prepared", Spy)
     real = step_costs.random_images
     monkeypatch.setattr(
         step_costs, "random_images", lambda batch: (images.append(batch), real(batch))[1]
     )
     monkeypatch.setattr(step_costs, "forward_backward", lambda module, x, input_gradient: None)
     monkeypatch.setattr(step_costs, "training_step", lambda model, x, kind: lambda: None)
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
     study = Study.open("smoke", changes, runs=tmp_path / "runs")
@@ -130,7 +130,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
 
 def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
-    unit = step_costs._training_step(profile, costs.reference(profile))
+    unit = step_costs._training_step(profile, costs.reference_step(profile))
     row = step_costs._network_row(profile, Step(Plan(), 2, 8), unit, repeats=3)
     assert (row["width"], row["batch_size"]) == (2, 8)
     low, high = row["quartiles"]
@@ -142,13 +142,13 @@ def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
 def test_under_muon_a_layer_is_timed_with_its_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = step_costs.updated
+    slow = step_costs.with_muon_update
 
     def slower(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
         step, basis = slow(call, module), "basis" in dict(module.module.named_parameters())
         return lambda: (time.sleep(0.1 * basis), step())[1]
 
-    monkeypatch.setattr(step_costs, "updated", slower)
+    monkeypatch.setattr(step_costs, "with_muon_update", slower)
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
     steps = [Step(Plan({"layer4.1.conv2": 2}), 4, 8, "muon")]
     torch.set_num_threads(1)  # others may want the second core
@@ -245,7 +245,7 @@ def test_a_profile_that_wants_a_table_and_has_none_measures_it_first(
 
 @pytest.mark.parametrize(
     ("fault", "error"),
-    [("emulated", Emulated), ("no data", MissingData), ("no compiler", Unfit)],
+    [("emulated", EmulatedPrecision), ("no data", MissingData), ("no compiler", UnsuitableMachine)],
 )
 def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
     fault: str,
@@ -259,7 +259,7 @@ def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
         "emulated": ["precision=bfloat16"], "no data": ["data=cifar10"], "no compiler": [
             "compile=true"],
     }  # fmt: skip
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: False)
     monkeypatch.setenv("BASISCONV_DATA", str(tmp_path / "nowhere"))
 
     def broken(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -268,7 +268,7 @@ def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
 
         return forward
 
-    monkeypatch.setattr(pace, "graph", broken)
+    monkeypatch.setattr(pace, "compile_network", broken)
     study = Study.open("smoke", [*SETTINGS, *settings[fault]], runs=tmp_path / "runs")
     with pytest.raises(error, match=r"emulates|nowhere|no g\+\+.*compile=false"):
         ensure_costs(study)

@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basisconv.study.training.compiling import compiled, errors, loss_and_gradients
+from basisconv.study.training.compiling import (
+    compile_if_accurate,
+    loss_and_gradients,
+    relative_errors,
+)
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -35,7 +39,7 @@ def loss(forward: Forward, precision: str = "float32") -> Tensor:
 
 def error(model: nn.Module, forward: Forward) -> float:
     found, expected = (loss_and_gradients(model, f, loss) for f in (forward, model))
-    return max(errors(found, expected))
+    return max(relative_errors(found, expected))
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -77,7 +81,7 @@ def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
     asked = pretend(monkeypatch, wrap)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        forward, reason = compiled(model, loss, "float32")
+        forward, reason = compile_if_accurate(model, loss, "float32")
     assert forward is fast[0] and reason is None
     assert asked == [{"mode": "default", "dynamic": False}]
     # Batch-norm's running statistics too: the check is no training.
@@ -99,7 +103,7 @@ def test_what_disagrees_is_not_used_and_the_warning_says_why(
     model = network()
     pretend(monkeypatch, wrong)
     with pytest.warns(UserWarning, match=f"torch.compile is not used.*{told}"):
-        forward, reason = compiled(model, loss, "float32")
+        forward, reason = compile_if_accurate(model, loss, "float32")
     assert forward is model and reason is not None
 
 
@@ -126,11 +130,11 @@ def test_in_bfloat16_each_compiled_gradient_may_err_as_its_eager_one_does(
         loss_and_gradients(model, model, lambda f, p=precision: loss(f, p))
         for precision in ("bfloat16", "float32")
     )
-    of_eager = errors(low, exact)
+    of_eager = relative_errors(low, exact)
     assert max(of_eager) > 0.3 and of_eager[-1] < 0.05
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        forward, reason = compiled(model, loss, "bfloat16")
+        forward, reason = compile_if_accurate(model, loss, "bfloat16")
     assert (reason is None) == (forward is not model) == used
 
 
@@ -145,7 +149,7 @@ def test_a_float32_check_that_memory_does_not_hold_is_no_end_of_a_bfloat16_train
     model = network()
     pretend(monkeypatch, lambda m: lambda x: m(x))
     with pytest.warns(UserWarning, match="float32, failed with OutOfMemoryError: too large"):
-        forward, _ = compiled(model, narrow, "bfloat16")
+        forward, _ = compile_if_accurate(model, narrow, "bfloat16")
     assert forward is model
 
 
@@ -165,7 +169,7 @@ def test_what_is_recorded_and_replayed_is_compared_and_not_its_first_calls(
     model = network()
     pretend(monkeypatch, graph)
     with pytest.warns(UserWarning, match="off"):
-        forward, _ = compiled(model, loss, "float32")
+        forward, _ = compile_if_accurate(model, loss, "float32")
     assert forward is model
 
 
@@ -180,7 +184,7 @@ def test_what_fails_without_a_compiler_is_not_its_fault(monkeypatch: pytest.Monk
 
     pretend(monkeypatch, lambda model: model)
     with pytest.raises(torch.OutOfMemoryError, match="too large"):
-        compiled(TooLarge(), loss, "float32")
+        compile_if_accurate(TooLarge(), loss, "float32")
 
 
 def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +198,7 @@ def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPa
     before = {k: v.clone() for k, v in model.state_dict().items()}
     pretend(monkeypatch, broken)
     with pytest.warns(UserWarning, match="RuntimeError: No working C"):
-        forward, reason = compiled(model, loss, "float32")
+        forward, reason = compile_if_accurate(model, loss, "float32")
     assert forward is model and reason is not None and "\n" not in reason
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -229,6 +233,6 @@ def test_a_gradient_of_rounding_alone_does_not_count(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_the_real_compiler_agrees_with_eager() -> None:
     model = network()
-    forward, reason = compiled(model, loss, "float32")
+    forward, reason = compile_if_accurate(model, loss, "float32")
     assert reason is None and forward is not model
     assert error(model, forward) < 1e-4

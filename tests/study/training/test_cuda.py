@@ -18,30 +18,30 @@ from basisconv.study.records.checkpoint import Checkpoints, Paused
 from basisconv.study.records.run import Run
 from basisconv.study.timing import pace
 from basisconv.study.timing.pace import (
-    Running,
+    Prepared,
+    as_cuda_graphs,
     inference,
-    network,
+    initialised_network,
     random_images,
-    replayed,
     step_memory,
     training_step,
 )
-from basisconv.study.training.compiling import compiled
-from basisconv.study.training.models import outline
+from basisconv.study.training.compiling import compile_if_accurate
+from basisconv.study.training.models import shared_network
 from basisconv.study.training.optimization import sgd
-from basisconv.study.training.precision import autocast, convolutions_in
+from basisconv.study.training.precision import autocast, convolution_precision
 from basisconv.study.training.train import train
 from basisconv.timing import compare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
-OUTLINE = outline("resnet18", 64, 10)
+OUTLINE = shared_network("resnet18", 64, 10)
 PLANS = {
     "dense": bc.Plan(),
     "subset": bc.make_plan(OUTLINE, ratio=0.25),
     "full, coef_groups = 4": bc.make_plan(OUTLINE, ratio=0.25, form="full", coef_groups=4),
 }
-WAYS: list[dict[str, Any]] = [
+FORMS_TIMED: list[dict[str, Any]] = [
     {"form": form, "mode": mode, **smaller}
     for form in ("subset", "full")
     for mode in ("factored", "rebuilt")
@@ -61,7 +61,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+@pytest.mark.parametrize("way", FORMS_TIMED, ids=lambda way: "-".join(map(str, way.values())))
 @pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("tf32", 2e-3)])
 def test_a_layer_and_its_gradients_are_those_of_float64_on_the_cpu(
     way: dict[str, Any], precision: Any, most: float
@@ -75,7 +75,7 @@ def test_a_layer_and_its_gradients_are_those_of_float64_on_the_cpu(
     kernel = oracle.weight
     expected = F.conv2d(x, kernel, oracle.bias, (2, 1), (1, 2), groups=2)
     gradient = torch.randn_like(expected)
-    with convolutions_in(precision):
+    with convolution_precision(precision):
         found = layer(ours)
         found.backward(gradient.float().cuda())
     expected.backward(gradient)
@@ -89,10 +89,10 @@ def test_a_layer_and_its_gradients_are_those_of_float64_on_the_cpu(
 
 
 def test_a_plan_is_applied_and_undone_where_the_network_is() -> None:
-    model = network("resnet18", 64, bc.Plan()).eval()
+    model = initialised_network("resnet18", 64, bc.Plan()).eval()
     x = random_images(8)
     whole = bc.make_plan(model, ratio=1.0)  # every function of the dense network
-    with torch.no_grad(), convolutions_in("float32"):
+    with torch.no_grad(), convolution_precision("float32"):
         small = bc.apply_plan(model, whole)
         assert all(p.is_cuda for p in small.parameters())
         assert error(small(x), model(x)) < 1e-4
@@ -104,7 +104,7 @@ def test_a_plan_is_applied_and_undone_where_the_network_is() -> None:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
 def test_compiled_training_as_cuda_graphs_agrees_with_eager(plan: str, precision: Any) -> None:
-    model = network("resnet18", 64, PLANS[plan]).train()
+    model = initialised_network("resnet18", 64, PLANS[plan]).train()
     x, y = random_images(64), torch.arange(64, device="cuda") % 10
 
     def loss(forward: Any, precision: Any) -> Tensor:
@@ -112,8 +112,8 @@ def test_compiled_training_as_cuda_graphs_agrees_with_eager(plan: str, precision
             logits = forward(x)
         return F.cross_entropy(logits.float(), y)
 
-    with convolutions_in(precision):
-        forward, reason = compiled(model, loss, precision)
+    with convolution_precision(precision):
+        forward, reason = compile_if_accurate(model, loss, precision)
     assert reason is None and forward is not model
 
 
@@ -122,11 +122,14 @@ def test_a_replayed_step_trains_as_the_step_itself(monkeypatch: pytest.MonkeyPat
         return sgd(model, **settings | {"learning_rate": 1e-3})
 
     monkeypatch.setattr(pace, "sgd", moving)
-    x, (ours, theirs) = random_images(32), (network("resnet18", 64, PLANS["subset"]) for _ in "ab")
+    x, (ours, theirs) = (
+        random_images(32),
+        (initialised_network("resnet18", 64, PLANS["subset"]) for _ in "ab"),
+    )
     start = {name: value.clone() for name, value in ours.state_dict().items()}
-    with convolutions_in("float32"):
+    with convolution_precision("float32"):
         mine, plain = (training_step(model, x) for model in (ours, theirs))
-        graph = replayed({"step": mine})["step"]
+        graph = as_cuda_graphs({"step": mine})["step"]
         made = int(ours.bn1.num_batches_tracked)
         graph()
         graph()
@@ -145,12 +148,12 @@ def test_replayed_graphs_that_share_memory_do_not_disturb_each_other() -> None:
     found: dict[str, Tensor] = {}
 
     def arm(name: str) -> Any:
-        model = network("resnet18", 64, PLANS[name]).eval()
+        model = initialised_network("resnet18", 64, PLANS[name]).eval()
         found[name] = torch.empty(16, 10, device="cuda")
         return lambda: found[name].copy_(model(x))
 
-    with torch.no_grad(), convolutions_in("float32"):
-        graphs = replayed({name: arm(name) for name in PLANS})
+    with torch.no_grad(), convolution_precision("float32"):
+        graphs = as_cuda_graphs({name: arm(name) for name in PLANS})
         first = {}
         for name, graph in graphs.items():
             found[name].fill_(float("nan"))
@@ -160,15 +163,15 @@ def test_replayed_graphs_that_share_memory_do_not_disturb_each_other() -> None:
             found[name].fill_(float("nan"))
             graphs[name]()
             assert error(found[name], first[name]) < 1e-6
-            alone = network("resnet18", 64, PLANS[name]).eval()
+            alone = initialised_network("resnet18", 64, PLANS[name]).eval()
             assert error(found[name], alone(x)) < 1e-4
 
 
 def test_a_replayed_call_keeps_the_tensors_that_it_reads() -> None:
     """Labels above all, which nobody else holds: in memory used anew they would be any number."""
-    model = network("resnet18", 64, bc.Plan())
+    model = initialised_network("resnet18", 64, bc.Plan())
     arms = {"step": training_step(model, random_images(16))}
-    graphs = replayed(arms)
+    graphs = as_cuda_graphs(arms)
     graphs["step"]()
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     del arms
@@ -190,7 +193,7 @@ def test_times_are_of_the_work_and_not_of_its_launch() -> None:
 
 
 def test_tuning_sets_the_faster_mode_of_each_layer() -> None:
-    small = bc.apply_plan(network("resnet18", 64, bc.Plan()), PLANS["subset"])
+    small = bc.apply_plan(initialised_network("resnet18", 64, bc.Plan()), PLANS["subset"])
     with autocast("bfloat16"):
         rows = bc.tune(small, random_images(64), repeats=3)
     assert len(rows) == 16
@@ -203,20 +206,20 @@ def test_tuning_sets_the_faster_mode_of_each_layer() -> None:
 def test_memory_is_what_a_step_holds() -> None:
     dense = step_memory("resnet18", 64, bc.Plan(), 64, "bfloat16", 1)
     twice = step_memory("resnet18", 64, bc.Plan(), 128, "bfloat16", 1)
-    weights = sum(p.numel() for p in network("resnet18", 64, bc.Plan()).parameters())
+    weights = sum(p.numel() for p in initialised_network("resnet18", 64, bc.Plan()).parameters())
     assert dense > 3 * 4 * weights  # with gradient and momentum
     assert 1.2 < twice / dense < 2
 
 
 def test_inference_and_training_can_be_replayed_in_bfloat16() -> None:
     for plan in PLANS.values():
-        model = Running(network("resnet18", 64, plan), "bfloat16", False)
-        with convolutions_in("bfloat16"):
+        model = Prepared(initialised_network("resnet18", 64, plan), "bfloat16", False)
+        with convolution_precision("bfloat16"):
             for step in (
                 inference(model, random_images(8)),
                 training_step(model, random_images(8)),
             ):
-                replayed({"arm": step})["arm"]()
+                as_cuda_graphs({"arm": step})["arm"]()
     torch.cuda.synchronize()
 
 

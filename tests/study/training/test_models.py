@@ -7,7 +7,7 @@ import torch
 
 import basisconv as bc
 from basisconv.study.training import models
-from basisconv.study.training.models import build, initialise, initialise_layer
+from basisconv.study.training.models import build_network, initialise, initialise_layer
 from basisconv.study.training.rng import generator
 
 
@@ -17,7 +17,7 @@ def test_width_64_is_torchvisions_resnet18_for_cifar() -> None:
     reference = torchvision().models.resnet18(num_classes=10)
     reference.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
     reference.maxpool = torch.nn.Identity()
-    ours = build("resnet18", 64, 10)
+    ours = build_network("resnet18", 64, 10)
     assert sum(p.numel() for p in ours.parameters()) == 11_173_962
     ours.load_state_dict(reference.state_dict())
     x = torch.randn(2, 3, 32, 32)
@@ -26,7 +26,7 @@ def test_width_64_is_torchvisions_resnet18_for_cifar() -> None:
 
 @pytest.mark.parametrize("width", [5, 8])
 def test_stages_scale_with_the_width(width: int) -> None:
-    model = build("resnet18", width, 7)
+    model = build_network("resnet18", width, 7)
     assert model.layer4[1].conv2.weight.shape == (8 * width, 8 * width, 3, 3)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
@@ -35,7 +35,7 @@ def test_stages_scale_with_the_width(width: int) -> None:
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
 def test_shortcuts_of_very_narrow_networks_are_the_same_function_unstrided(network: str) -> None:
     """Strided, they corrupt memory on AVX2."""
-    narrow = build(network, 4, 10)
+    narrow = build_network(network, 4, 10)
     initialise(narrow, 0)
     convs = bc.layers(narrow)
     shortcuts = {n: c for n, c in convs.items() if "downsample" in n}
@@ -43,14 +43,14 @@ def test_shortcuts_of_very_narrow_networks_are_the_same_function_unstrided(netwo
     # The strided originals, in float64, with the same state dict.
     models._NARROWEST, before = 0, models._NARROWEST
     try:
-        strided = build(network, 4, 10)
+        strided = build_network(network, 4, 10)
     finally:
         models._NARROWEST = before
     assert any(c.stride == (2, 2) for n, c in bc.layers(strided).items() if "downsample" in n)
     strided.load_state_dict(narrow.state_dict())
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(narrow.double().eval()(x), strided.double().eval()(x))
-    wide = [c for n, c in bc.layers(build(network, 8, 10)).items() if "downsample" in n]
+    wide = [c for n, c in bc.layers(build_network(network, 8, 10)).items() if "downsample" in n]
     assert any(c.stride == (2, 2) for c in wide)
 
 
@@ -62,10 +62,10 @@ def test_shortcuts_of_very_narrow_networks_are_the_same_function_unstrided(netwo
 def test_other_networks_have_their_published_size_and_scale(
     network: str, parameters: int, convolutions: int
 ) -> None:
-    model = build(network, 64, 10)
+    model = build_network(network, 64, 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(bc.layers(model)) == convolutions
-    small = build(network, 8, 7)
+    small = build_network(network, 8, 7)
     initialise(small, 0)
     assert small(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     widths = [c.out_channels for c in bc.layers(small).values()]
@@ -74,11 +74,11 @@ def test_other_networks_have_their_published_size_and_scale(
 
 def test_an_unknown_network_is_named() -> None:
     with pytest.raises(ValueError, match="resnet19.*resnet18"):
-        build("resnet19", 8, 10)
+        build_network("resnet19", 8, 10)
 
 
 def test_weights_hang_on_seed_and_layer_name_alone() -> None:
-    one, two = build("resnet18", 8, 10), build("resnet18", 8, 100)
+    one, two = build_network("resnet18", 8, 10), build_network("resnet18", 8, 100)
     initialise(one, 3)
     torch.manual_seed(99)
     initialise(two, 3)
@@ -103,7 +103,7 @@ def test_a_basis_layers_product_has_the_dense_layers_variance() -> None:
 
 
 def test_biases_of_convolutions_start_at_zero_in_either_form() -> None:
-    model = build("vgg16_bn", 8, 10)
+    model = build_network("vgg16_bn", 8, 10)
     bc.apply_plan(model, bc.Plan({"features.3": 4, "features.7": 8}, "full"), inplace=True)
     biases = [conv.bias for conv in bc.layers(model).values()]
     assert len(biases) == 13

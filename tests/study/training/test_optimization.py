@@ -18,7 +18,7 @@ from basisconv.study.training.optimization import (
     sgd,
     squared_norms,
 )
-from basisconv.study.training.phases import first_network
+from basisconv.study.training.phases import initial_network
 
 BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
 
@@ -44,7 +44,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing_over_the_run_or_each_ph
 
 
 def test_every_kernel_decays_and_nothing_else() -> None:
-    model = first_network(make_run((1, BASIS)), 10)
+    model = initial_network(make_run((1, BASIS)), 10)
     decayed, others = parameter_groups(model, 0.1, "factors")
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
     kernels = {p for n, p in model.named_parameters() if p.ndim > 1}
@@ -90,7 +90,7 @@ def test_momentum_that_fits_no_parameter_is_refused() -> None:
 
 def muon_groups(**changes: Any) -> dict[str, dict[str, Any]]:
     run = make_run((1, BASIS), optimizer="muon", learning_rate=0.2, momentum=0.6, **changes)
-    optimizer = make_optimizer(first_network(run, 10), run)
+    optimizer = make_optimizer(initial_network(run, 10), run)
     set_learning_rate(optimizer, 0.05)  # a quarter of the peak
     return {group["kind"]: group for group in optimizer.param_groups}
 

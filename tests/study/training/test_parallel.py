@@ -23,10 +23,10 @@ from basisconv.study.cli import main
 from basisconv.study.data.sets import load
 from basisconv.study.execution import together
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.together import train_together
+from basisconv.study.execution.together import train_distributed
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.checkpoint import paths, step_of
+from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
 from basisconv.study.records.run import Run
 from basisconv.study.records.store import Store
 from basisconv.study.training import train as training
@@ -37,8 +37,8 @@ from basisconv.study.training.optimization import (
     momentum_of,
     set_learning_rate,
 )
-from basisconv.study.training.parallel import ALONE, Group
-from basisconv.study.training.phases import first_network, switch
+from basisconv.study.training.parallel import SINGLE_PROCESS, Group
+from basisconv.study.training.phases import initial_network, switch_plan
 from basisconv.study.training.train import train
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +52,7 @@ def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
 
 def resnet(run: Run, classes: int) -> nn.Module:
     """The Run's network, in float64: in float32 rounding grows too fast to tell it from errors."""
-    return in_float64(first_network(run, classes))
+    return in_float64(initial_network(run, classes))
 
 
 def plain_network(run: Run, classes: int) -> nn.Module:
@@ -69,7 +69,7 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[Run, int], nn.Module]] = {
-    "resnet": resnet, "plain": plain_network, "float32": first_network
+    "resnet": resnet, "plain": plain_network, "float32": initial_network
 }  # fmt: skip
 
 TOGETHER = """
@@ -82,7 +82,7 @@ from basisconv.study.training.parallel import torchrun_group
 from basisconv.study.records.run import Run
 
 run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-training.first_network = NETWORKS[network]
+training.initial_network = NETWORKS[network]
 with torchrun_group() as group:
     assert [group.any(group.rank == 1), group.any(False)] == [True, False]
     trained = training._Training(run, None, group)
@@ -127,7 +127,7 @@ def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]
         start, end = end, end + phase.steps
         if index:
             momenta = [momentum_of(m, o) for m, o in zip(models, optimizers, strict=True)]
-            momenta = [switch(m, run, index, b) for m, b in zip(models, momenta, strict=True)]
+            momenta = [switch_plan(m, run, index, b) for m, b in zip(models, momenta, strict=True)]
             optimizers = [make_optimizer(m, run, b) for m, b in zip(models, momenta, strict=True)]
         for step in range(start, end):
             images, labels = stream.batch(step)
@@ -177,7 +177,7 @@ def test_without_batch_norm_it_is_plain_training(
     plan = bc.Plan({"0": 3, "2": 5})
     run = make_run((4, plan), (3, bc.Plan()), weight_decay=0.05, **changes)
     states, result = trained_together(run, "plain", tmp_path)
-    monkeypatch.setattr(training, "first_network", plain_network)
+    monkeypatch.setattr(training, "initial_network", plain_network)
     alone = training._Training(run.model_copy(update={"processes": 1}), None)
     expected = alone.result()
     for state in states:
@@ -199,10 +199,10 @@ def test_who_only_looks_at_a_runs_lock_keeps_nobody_from_training_it(
     lock = store.lock(run.run_id)
     lock.acquire()
     monkeypatch.setattr(together.time, "sleep", lambda seconds: None)
-    outcome = train_together(run, store, ALONE, Stop())
+    outcome = train_distributed(run, store, SINGLE_PROCESS, Stop())
     assert outcome is not None and outcome.status == "locked"
     monkeypatch.setattr(together.time, "sleep", lambda seconds: lock.release())
-    outcome = train_together(run, store, ALONE, Stop())
+    outcome = train_distributed(run, store, SINGLE_PROCESS, Stop())
     assert outcome is not None and outcome.status == "done"
 
 
@@ -216,7 +216,7 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
     command += ["--runs", str(study.store.folder)]
     command += [word for setting in settings for word in ("--set", setting)]
     with started(tmp_path, *command) as process:
-        while not study.store.training(pair.run_id):
+        while not study.store.is_training(pair.run_id):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         time.sleep(0.5)  # short of the run's end, on any machine
@@ -227,15 +227,15 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
         and "terminated; what is done is kept, and the same command goes on" in told
     )
     assert study.store.get(pair.run_id) is None
-    (left,) = paths(study.store.checkpoints(pair.run_id))[:1]
-    assert 0 <= step_of(left) < run.steps
+    (left,) = checkpoint_files(study.store.checkpoints(pair.run_id))[:1]
+    assert 0 <= step_of_file(left) < run.steps
     with started(tmp_path, *command) as process:
         out, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert out == f"{study.store.path(pair.run_id)}: done\n"
     record = study.store.get(pair.run_id)
     assert record is not None and record.measurement.notes == (
-        f"went on from step {step_of(left)}",
+        f"went on from step {step_of_file(left)}",
     )
     assert study.store.get(run.run_id) is None
     assert record.result == trained_together(pair, "float32", tmp_path)[1]
@@ -250,12 +250,12 @@ def test_a_run_that_has_its_record_is_not_trained_again(
     run, store = make_run((1, bc.Plan()), processes=1), Store(tmp_path)
     store.put(make_record(run))
     monkeypatch.setattr(together, "train", fail)
-    assert train_together(run, store, ALONE, Stop()).status == "done"
-    monkeypatch.setattr(Group, "of_first", lambda self, value: False)  # as the first tells
-    assert train_together(run, store, Group(1, 2), Stop()) is None
+    assert train_distributed(run, store, SINGLE_PROCESS, Stop()).status == "done"
+    monkeypatch.setattr(Group, "broadcast", lambda self, value: False)  # as the first tells
+    assert train_distributed(run, store, Group(1, 2), Stop()) is None
     # A failure is, for somebody asks for this run by name.
     store.put(make_record(run, "failed"))
-    assert "AssertionError: trained" in train_together(run, store, ALONE, Stop()).error
+    assert "AssertionError: trained" in train_distributed(run, store, SINGLE_PROCESS, Stop()).error
 
 
 def test_a_run_that_the_profile_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,10 @@ from torch import nn
 import basisconv as bc
 from basisconv.study.records.run import Data, Phase, Run
 from basisconv.study.training.phases import (
-    first_network,
+    initial_network,
     kernel_momentum,
     parameter_momentum,
-    switch,
+    switch_plan,
 )
 
 SHA = "0" * 64
@@ -39,8 +39,8 @@ def buffers_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("init", ["random", "svd", "qr"])
 def test_arms_share_the_kernels_of_the_layers_they_have_in_common(init: str) -> None:
-    dense = first_network(make_run(bc.Plan()), 10)
-    basis = first_network(make_run(bc.Plan(BASIS), init=init), 10)
+    dense = initial_network(make_run(bc.Plan()), 10)
+    basis = initial_network(make_run(bc.Plan(BASIS), init=init), 10)
     assert bc.plan_of(basis) == bc.Plan(BASIS)
     ours, theirs = dict(basis.named_parameters()), dict(dense.named_parameters())
     common = ours.keys() & theirs.keys()
@@ -50,9 +50,9 @@ def test_arms_share_the_kernels_of_the_layers_they_have_in_common(init: str) -> 
 
 def test_a_random_start_has_the_dense_scale_and_an_svd_start_the_best_kernel() -> None:
     plan = bc.Plan({"layer4.1.conv2": 16})
-    dense = first_network(make_run(bc.Plan()), 10).layer4[1].conv2.weight
-    drawn = first_network(make_run(plan), 10).layer4[1].conv2.weight
-    best = first_network(make_run(plan, init="svd"), 10).layer4[1].conv2.weight
+    dense = initial_network(make_run(bc.Plan()), 10).layer4[1].conv2.weight
+    drawn = initial_network(make_run(plan), 10).layer4[1].conv2.weight
+    best = initial_network(make_run(plan, init="svd"), 10).layer4[1].conv2.weight
     assert drawn.var().item() == pytest.approx(dense.var().item(), rel=0.3)
     values = torch.linalg.svdvals(dense.detach().flatten(1))
     error = (best - dense).norm().item()
@@ -62,10 +62,10 @@ def test_a_random_start_has_the_dense_scale_and_an_svd_start_the_best_kernel() -
 @pytest.mark.parametrize("form", ["subset", "full"])
 def test_an_exact_switch_to_dense_keeps_the_function(form: str) -> None:
     run = make_run(bc.Plan(BASIS, form), bc.Plan())
-    model = first_network(run, 10).double().eval()
+    model = initial_network(run, 10).double().eval()
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     before = model(x)
-    switch(model, run, 1, {})
+    switch_plan(model, run, 1, {})
     assert bc.plan_of(model) == bc.Plan()
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-12)
 
@@ -80,7 +80,7 @@ def test_a_switch_fitted_to_responses_keeps_outputs_that_svd_does_not() -> None:
         run = make_run(bc.Plan(), plan, carry=carry, momentum_carry="carried")
         model = first_network(run, 10).eval()
         before = model(images)
-        carried = switch(model, run, 1, buffers_of(model), images)
+        carried = switch_plan(model, run, 1, buffers_of(model), images)
         assert bc.plan_of(model) == plan
         assert carried.keys() == {n for n, _ in model.named_parameters()}
         errors[carry] = (model(images) - before).square().mean().item()
@@ -89,11 +89,11 @@ def test_a_switch_fitted_to_responses_keeps_outputs_that_svd_does_not() -> None:
 
 def test_reinit_starts_the_converted_layers_anew_and_those_alone() -> None:
     run = make_run(bc.Plan(BASIS), bc.Plan(), carry="reinit", momentum_carry="carried")
-    model = first_network(run, 10)
+    model = initial_network(run, 10)
     kept = {n: p.clone() for n, p in model.named_parameters() if n.rpartition(".")[0] not in BASIS}
     kernels = {n: model.get_submodule(n).weight.clone() for n in BASIS}
     buffers = buffers_of(model)
-    carried = switch(model, run, 1, buffers)
+    carried = switch_plan(model, run, 1, buffers)
     assert all(torch.equal(model.get_parameter(n), p) for n, p in kept.items())
     for name, kernel in kernels.items():
         new = model.get_submodule(name).weight
@@ -105,8 +105,8 @@ def test_reinit_starts_the_converted_layers_anew_and_those_alone() -> None:
 
 def test_momentum_starts_fresh_unless_carried() -> None:
     run = make_run(bc.Plan(BASIS), bc.Plan())
-    model = first_network(run, 10)
-    assert switch(model, run, 1, buffers_of(model)) == {}
+    model = initial_network(run, 10)
+    assert switch_plan(model, run, 1, buffers_of(model)) == {}
 
 
 @pytest.mark.parametrize(
@@ -151,22 +151,22 @@ def test_momentum_to_the_factors_is_the_chain_rule() -> None:
 def test_carried_momentum_covers_every_parameter_in_both_directions() -> None:
     for first, second in ((bc.Plan(BASIS), bc.Plan()), (bc.Plan(), bc.Plan(BASIS, "full"))):
         run = make_run(first, second, momentum_carry="carried")
-        model = first_network(run, 10)
-        carried = switch(model, run, 1, buffers_of(model))
+        model = initial_network(run, 10)
+        carried = switch_plan(model, run, 1, buffers_of(model))
         shapes = {n: p.shape for n, p in model.named_parameters()}
         assert {n: b.shape for n, b in carried.items()} == shapes
 
 
 def test_without_momentum_there_is_none_to_carry() -> None:
     run = make_run(bc.Plan(BASIS), bc.Plan(), momentum=0.0, momentum_carry="carried")
-    assert switch(first_network(run, 10), run, 1, {}) == {}
+    assert switch_plan(initial_network(run, 10), run, 1, {}) == {}
 
 
 def test_reinit_draws_neither_the_first_weights_again_nor_one_layers_for_another() -> None:
     plan = bc.Plan({"layer1.0.conv1": 2, "layer1.0.conv2": 2})
     run = make_run(plan, bc.Plan(), carry="reinit")
-    model, dense = first_network(run, 10), first_network(make_run(bc.Plan()), 10)
-    switch(model, run, 1, {})
+    model, dense = initial_network(run, 10), initial_network(make_run(bc.Plan()), 10)
+    switch_plan(model, run, 1, {})
     one, other = (model.get_submodule(name).weight for name in plan.layers)
     assert not torch.equal(one, other)
     for name in plan.layers:
@@ -184,9 +184,9 @@ def test_reinit_draws_neither_the_first_weights_again_nor_one_layers_for_another
 def test_the_momentum_of_biases_is_carried_as_it_is(first: bc.Plan, second: bc.Plan) -> None:
     """VGG's convolutions have them."""
     run = make_run(first, second, network="vgg16_bn", momentum_carry="carried")
-    model = first_network(run, 10)
+    model = initial_network(run, 10)
     buffers = buffers_of(model)
-    carried = switch(model, run, 1, buffers)
+    carried = switch_plan(model, run, 1, buffers)
     assert carried.keys() == {n for n, _ in model.named_parameters()}
     biases = {n for n in buffers if n.endswith("bias")}
     assert "features.3.bias" in biases

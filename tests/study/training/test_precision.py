@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from basisconv.study.records.environment import computes_bfloat16
+from basisconv.study.records.environment import has_native_bfloat16
 from basisconv.study.training import precision
 
 
 def test_float32_is_native_everywhere_and_tf32_on_cuda_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert precision.native("float32")
+    assert precision.is_native("float32")
     monkeypatch.setattr(precision, "device", lambda: torch.device("cpu"))
-    assert not precision.native("tf32")
+    assert not precision.is_native("tf32")
     monkeypatch.setattr(precision, "device", lambda: torch.device("cuda"))
     for capability, native in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
-        assert precision.native("tf32") == native
+        assert precision.is_native("tf32") == native
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_bfloat16_is_native_where_the_cpu_has_instructions_for_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert computes_bfloat16() == native
-    assert precision.native("bfloat16") == native
+    assert has_native_bfloat16() == native
+    assert precision.is_native("bfloat16") == native
 
 
 def test_the_refusal_names_what_was_asked_and_what_to_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="'bfloat16'.*emulates.*precision='float32'"):
         precision.check_native("bfloat16")
     precision.check_native("float32")
@@ -64,7 +64,7 @@ def test_autocast_is_bfloat16_when_asked_and_float32_otherwise(
 def test_float32_convolutions_are_ieee_on_cuda_and_the_setting_ends_with_the_training() -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     for name, tf32 in (("float32", False), ("bfloat16", False), ("tf32", True)):
-        with precision.convolutions_in(name):  # type: ignore[arg-type]
+        with precision.convolution_precision(name):  # type: ignore[arg-type]
             assert torch.backends.cudnn.allow_tf32 == tf32
             assert torch.backends.cudnn.benchmark
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before

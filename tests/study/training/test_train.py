@@ -21,8 +21,8 @@ from basisconv.study.records.run import NUMERICS, Run
 from basisconv.study.training import phases, precision
 from basisconv.study.training import train as training
 from basisconv.study.training.augment import TrainingStream
-from basisconv.study.training.models import build, initialise
-from basisconv.study.training.phases import first_network
+from basisconv.study.training.models import build_network, initialise
+from basisconv.study.training.phases import initial_network
 from basisconv.study.training.rng import generator
 from basisconv.study.training.train import train
 
@@ -54,11 +54,11 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in float64, with the same draws."""
 
     def network(run: Run, classes: int) -> torch.nn.Module:
-        model = first_network(run, classes).double()
+        model = initial_network(run, classes).double()
         model.register_forward_pre_hook(lambda _, args: (args[0].double(),))
         return model
 
-    monkeypatch.setattr(training, "first_network", network)
+    monkeypatch.setattr(training, "initial_network", network)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
@@ -82,7 +82,7 @@ def test_one_step_is_nesterov_sgd_on_the_batch() -> None:
     """Against a plain loop written out here."""
     run = make_run((2, bc.Plan()), warmup=0.0, label_smoothing=0.1, weight_decay=0.01)
     trained = training._Training(run)
-    model = build("resnet18", 8, 10)
+    model = build_network("resnet18", 8, 10)
     initialise(model, 0)
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
     velocity = {n: torch.zeros_like(p) for n, p in weights.items()}
@@ -110,7 +110,7 @@ def test_phases_change_the_network_at_their_step_and_evaluation_keeps_its_rhythm
     result = record.result
     assert result is not None and result.steps == 7 and result.epochs == pytest.approx(7 / 3)
     assert [e.step for e in result.history] == [3, 6, 7]
-    dense = build("resnet18", 8, 10)
+    dense = build_network("resnet18", 8, 10)
     assert result.parameters == sum(p.numel() for p in dense.parameters())
     assert result.test_loss is None and result.test_accuracy is None
 
@@ -145,7 +145,7 @@ def test_other_data_than_the_runs_are_refused() -> None:
 
 
 def test_emulated_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="emulates.*float32"):
         train(make_run(precision="bfloat16"))
 
@@ -204,7 +204,7 @@ def test_product_decay_adds_half_the_squared_norms_gradient_and_nothing_to_the_l
         trained.optimizer.step = lambda: None  # SGD's own arithmetic is done in the gradients
     losses = [t._one_step(t._forward(), 0) for t in (plain, decayed)]
     assert torch.equal(*losses)
-    start = first_network(make_run((1, BASIS)), 10)
+    start = initial_network(make_run((1, BASIS)), 10)
     for name in BASIS.layers:
         layer = start.get_submodule(name)
         (0.3 / 2 * layer.weight.square().sum()).backward()
@@ -262,13 +262,13 @@ def test_a_layer_that_draws_from_torchs_own_stream_gets_the_one_of_the_runs_seed
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def with_dropout(*args: Any) -> torch.nn.Module:
-        model = build(*args)
+        model = build_network(*args)
         dropout = torch.nn.Dropout(0.5)
         dropout.register_forward_hook(lambda _, given, out: calls.append((given[0], out)))
         model.avgpool = torch.nn.Sequential(model.avgpool, dropout)
         return model
 
-    monkeypatch.setattr(phases, "build", with_dropout)
+    monkeypatch.setattr(phases, "build_network", with_dropout)
     torch.manual_seed(99)  # whatever ran before in this process
     train(make_run((1, bc.Plan()), seed=seed))
     given, dropped = calls[0]
