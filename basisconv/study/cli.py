@@ -215,10 +215,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from basisconv.study.execution.one_run import train_distributed
     from basisconv.study.execution.stopping import Stop, stop_on_signals
-    from basisconv.study.execution.together import train_distributed
     from basisconv.study.records.run import Run
-    from basisconv.study.training.parallel import torchrun_group
+    from basisconv.study.training.distributed import torchrun_group
 
     study, stop = _study(options), Stop()
     run = _find(study, options.run_id)
@@ -383,7 +383,7 @@ def _bench(options: argparse.Namespace) -> None:
     from basisconv.study.experiments.cost_table import measure_table
     from basisconv.study.experiments.study import Study
     from basisconv.study.records.environment import ROOT
-    from basisconv.study.timing import bench, benchmarks
+    from basisconv.study.timing import bench
 
     # Each has its own number of turns, a cost table the one that `run` measures it by.
     turns = {} if options.repeats is None else {"repeats": options.repeats}
@@ -391,8 +391,8 @@ def _bench(options: argparse.Namespace) -> None:
         path = measure_table(Study.open(options.costs), **turns)
     else:
         facts = bench.benchmark_device(**turns)
-        print(benchmarks.markdown(facts))
-        path = benchmarks.save_benchmark(facts)
+        print(bench.markdown(facts))
+        path = bench.save_benchmark(facts)
     print(path.relative_to(ROOT))
 
 

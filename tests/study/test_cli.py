@@ -14,9 +14,9 @@ from fake_runs import make_record, make_run
 import basisconv
 from basisconv.study.cli import main
 from basisconv.study.execution import stopping
+from basisconv.study.execution.many_runs import RunsReport
+from basisconv.study.execution.many_runs import train_runs as real_sweep
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import RunsReport
-from basisconv.study.execution.sweep import train_runs as real_sweep
 from basisconv.study.experiments import cost_table, pipeline
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.registry import draft
@@ -27,7 +27,7 @@ from basisconv.study.records.publish import published
 from basisconv.study.records.run import Measurement, Record, Result, Run
 from basisconv.study.records.store import Store
 from basisconv.study.report.make import make_report
-from basisconv.study.timing import bench, benchmarks
+from basisconv.study.timing import bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -446,9 +446,9 @@ def test_a_published_profile_shows_the_benchmarks_of_every_machine(
     profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
     there: list[dict[str, object]] = []
-    monkeypatch.setattr(benchmarks, "saved_benchmarks", lambda: list(there))
+    monkeypatch.setattr(bench, "saved_benchmarks", lambda: list(there))
     monkeypatch.setattr(bench, "benchmark_device", lambda repeats: {"repeats": repeats})
-    monkeypatch.setattr(benchmarks, "save_benchmark", there.append)
+    monkeypatch.setattr(bench, "save_benchmark", there.append)
     assert pipeline.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
     there.append({"device": "another"})
     facts = pipeline.make_section(study, "06_timing").facts

@@ -13,7 +13,7 @@ from unittest import mock
 from basisconv.plan import Plan
 from basisconv.study import verify
 from basisconv.study.data import sets
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.study import Study
 from basisconv.study.records import checkpoint

@@ -14,7 +14,7 @@ from unittest import mock
 from basisconv.plan import Plan
 from basisconv.study import cli
 from basisconv.study.data import sets
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.experiments import cost_table as cost_table_module
 from basisconv.study.experiments import pipeline
 from basisconv.study.experiments import study as study_module
@@ -24,7 +24,7 @@ from basisconv.study.records import environment
 from basisconv.study.records.checkpoint import Checkpoints, Paused
 from basisconv.study.records.files import write_json
 from basisconv.study.records.run import Record
-from basisconv.study.timing import step_costs
+from basisconv.study.timing import costs
 from basisconv.study.timing.costs import Step
 from basisconv.study.training.train import train
 from torture import Line, Scale
@@ -126,8 +126,8 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
     device = {"device": "abacus", "device_kind": "abacus"}
     for module, name, stand_in in (
         (cost_table_module, "_steps", lambda study, names: [Step(Plan(), 8, 128)]),
-        (step_costs, "environment", lambda: device),
-        (step_costs, "compare", _compare),
+        (costs, "environment", lambda: device),
+        (costs, "compare", _compare),
     ):
         stack.enter_context(mock.patch.object(module, name, stand_in))
     table = study_module.cost_table("desk")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.records.run import Record, Result
 from basisconv.study.records.store import Store
 from basisconv.study.training import train as training
@@ -103,7 +103,7 @@ def kill_trials(folder: Path, scale: Scale) -> list[Line]:
                 hits[mode if fault is None else f"{mode}, {fault.point}"] += 1
         tally.finish()
     killed = hits.total()
-    found = f"{tally.told()}, {tally.repeated} steps taken twice. Killed: {_listed(hits)}"
+    found = f"{tally.summary()}, {tally.repeated} steps taken twice. Killed: {_listed(hits)}"
     # A checkpoint stands before every step, so a kill costs the one at hand.
     passed = killed == scale.kills and tally.sound() and tally.repeated <= killed
     lines = [Line("kill -9 in mid-sweep, then the next call", killed, found, passed)]
@@ -141,7 +141,7 @@ class _Tally:
     def done(self) -> bool:
         return len(self.seen) == len(RUNS)
 
-    def measure(self) -> None:
+    def look(self) -> None:
         """Every record is whole, and is the one that was there before."""
         for run_id in self.store.all():
             data = self.store.path(run_id).read_bytes()
@@ -151,7 +151,7 @@ class _Tally:
         process = FORKS.Process(target=session, args=(self.folder,))
         process.start()
         process.join()
-        self.measure()
+        self.look()
         records = self.store.all()
         self.runs += len(RUNS)
         self.lost += len(self.wanted.keys() - records.keys())
@@ -162,7 +162,7 @@ class _Tally:
         left = [p for p in (self.folder / "runs").rglob("*") if p.suffix in (".tmp", ".pt")]
         self.lost += len(left)  # nothing of theirs is left behind
 
-    def columns(self) -> str:
+    def summary(self) -> str:
         return (
             f"{self.lost} runs lost of {self.runs}, {self.changed} results other than an "
             f"uninterrupted sweep's, {self.rewritten} records written twice"
@@ -192,7 +192,7 @@ def _team_trials(
             victims[name] += 1
         process.join()
         tally.finish()
-    found = f"{tally.told()}. Killed: {_listed(victims)}"
+    found = f"{tally.summary()}. Killed: {_listed(victims)}"
     return Line("the same with two workers, one or the sweep killed", kills, found, tally.sound())
 
 

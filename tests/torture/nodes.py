@@ -24,7 +24,7 @@ from small_runs import BASIS, make_run
 
 import basisconv
 from basisconv.plan import Plan
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.records.checkpoint import Checkpoints
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store

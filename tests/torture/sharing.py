@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest import mock
 
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.experiments import pipeline
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.registry import draft

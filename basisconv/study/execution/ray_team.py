@@ -1,80 +1,71 @@
-"""A team of Ray tasks: the runs of a sweep on the cores and GPUs of a machine or of a cluster.
+"""Ray tasks as workers: the runs on the cores and GPUs of a machine or of a cluster.
 
-A task whose worker or node dies is begun again by Ray. Where it sees the sweep's store (on one
-machine, on a network file system) it works as a local process does: under the run's lock, from its
-checkpoint, and it writes the record itself. Where it does not, this process holds the lock and the
-record comes back through Ray; such a run cannot be put aside.
+Ray restarts a task whose worker or node dies. Where the task sees the store (on one machine, on a
+network file system) it works as a local process does: under the run's lock, from its checkpoint,
+and it writes the record itself. Where it does not, this process has the lock and the record comes
+back through Ray; such a run cannot be paused.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import platform
+import secrets
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Self
 
-from basisconv.study.execution.attempt import (
-    Outcome,
-    Train,
-    train_to_record,
-    train_under_lock,
-    try_lock,
-)
-from basisconv.study.execution.ray_cluster import import_ray, ray_cluster
+from basisconv.study.execution.one_run import Outcome, Train, Trainer, train_to_record, try_lock
 from basisconv.study.execution.stopping import Stop
 from basisconv.study.records.checkpoint import Checkpoints
-from basisconv.study.records.environment import ROOT, UnsuitableMachine
+from basisconv.study.records.environment import ROOT, UnsuitableMachine, environment
 from basisconv.study.records.files import temporary_path
 from basisconv.study.records.run import NUMERICS, Record, Run
-from basisconv.study.records.store import Store
 
-# How often a run is begun again whose worker or node died, before the sweep counts it as lost.
+# How often Ray restarts a run whose worker or node died, before it counts as killed.
 RETRIES = 3
+# Records are some kilobytes; by default Ray reserves a third of the memory for results.
+_OBJECT_STORE_BYTES = 100 * 2**20
 
 
 class _Task(NamedTuple):
     run: Run
     seen: Record | None
-    claimed: ExitStack | None
-    """The run's lock, where this process holds it."""
+    lock: ExitStack | None
+    """The run's lock, where this process has it."""
 
 
 class RayTeam:
-    """A team of as many Ray tasks as the cluster has room for.
+    """As many Ray tasks as the cluster has room for.
 
     Args:
-        store: takes the records.
-        train: as `basisconv.study.training.train.train`, which None stands for.
-        stop: whether the sweep is to end.
-        checkpoint_seconds: between two checkpoints of a run.
+        trainer: what trains.
+        stop: whether to end.
         gpu_per_run: the share of a GPU that one run takes, where the cluster has GPUs.
 
     Raises:
         ModuleNotFoundError: if Ray is not installed.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        train: Train | None,
-        stop: Stop,
-        checkpoint_seconds: float,
-        gpu_per_run: float,
-    ) -> None:
+    def __init__(self, trainer: Trainer, stop: Stop, gpu_per_run: float) -> None:
         self._ray = import_ray()
-        self._store, self._train, self._stop = store, train, stop
-        self._checkpoint_seconds, self._gpu_per_run = checkpoint_seconds, gpu_per_run
+        self._trainer, self._stop, self._gpu_per_run = trainer, stop, gpu_per_run
         self._remote = self._ray.remote(max_retries=RETRIES)(_task)
-        # A task sees it exactly if its folder is this one, and not another machine's of that name.
-        self._token = temporary_path(store.folder / "shared")
+        # A task that finds this file sees the store, and not another machine's folder of that name.
+        self._token = temporary_path(trainer.store.folder / "shared")
         self._ending = False
         self._threads = 1
         self._busy: dict[Any, _Task] = {}
-        self._known: list[Outcome] = []
+        self._outcomes: list[Outcome] = []
         self._cluster = ExitStack()
 
     def __enter__(self) -> Self:
@@ -87,66 +78,64 @@ class RayTeam:
         self._ending = True
         with self._cluster:
             try:
-                # As with local processes: after an error the others finish the run that they are
-                # on, after an interrupt nobody waits.
+                # As with local processes: after an error the others finish their runs, after an
+                # interrupt nobody waits.
                 while self._busy and (kind is None or issubclass(kind, Exception)):
                     if self._stop():
                         self.pause()
                     with suppress(Exception):
                         self.outcomes(timeout=1.0)
             finally:
-                for task, (_, _, claimed) in self._busy.items():
+                for task, (_, _, lock) in self._busy.items():
                     self._ray.cancel(task, force=True)
-                    if claimed is not None:
-                        claimed.close()
+                    if lock is not None:
+                        lock.close()
 
     def has_room(self, run: Run) -> bool:
         return len(self._busy) < self._room()
 
     def busy(self) -> bool:
-        return bool(self._busy or self._known)
+        return bool(self._busy or self._outcomes)
 
     def start(self, run: Run, seen: Record | None) -> None:
         self._threads = max(self._threads, run.threads)
         self._token.touch()
-        task = self._submit(
-            run, _train_in_store, seen, self._store, self._token.name, self._checkpoint_seconds,
-            self._train,
-        )  # fmt: skip
+        task = self._submit(run, _train_in_store, seen, self._trainer, self._token.name)
         self._busy[task] = _Task(run, seen, None)
 
     def outcomes(self, timeout: float) -> list[Outcome]:
         if not self._ending:
-            self._token.touch()  # old temporary files are swept away
+            self._token.touch()  # `remove_stray_files` removes old temporary files
         if self._busy:
-            ready, _ = self._ray.wait(list(self._busy), timeout=0 if self._known else timeout)
+            ready, _ = self._ray.wait(list(self._busy), timeout=0 if self._outcomes else timeout)
             for task in ready:
                 self._end(task)
-        known, self._known = self._known, []
-        return known
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def pause(self) -> None:
         self._ending = True
         self._token.unlink(missing_ok=True)
-        for task, (_, _, claimed) in self._busy.items():
-            if claimed is not None:
+        for task, (_, _, lock) in self._busy.items():
+            if lock is not None:
                 self._ray.cancel(task, force=True)
 
     def _end(self, task: Any) -> None:
-        run, seen, claimed = self._busy.pop(task)
-        with claimed or nullcontext():
+        run, seen, lock = self._busy.pop(task)
+        store = self._trainer.store
+        with lock or nullcontext():
             answer = self._answer(task, run)
             if isinstance(answer, Record):
-                self._store.write_result(answer, seen)
+                store.write_result(answer, seen)
                 if answer.status != "failed":
-                    Checkpoints(self._store.checkpoints(run.run_id), run).remove()
+                    Checkpoints(store.checkpoints(run.run_id), run).remove()
                 answer = Outcome(run, answer.status, answer.error)
         if answer is None and self._ending:
             answer = Outcome(run, "paused", "before its first step")
         if answer is None:
             self._start_without_store(run, seen)
         else:
-            self._known.append(answer)
+            self._outcomes.append(answer)
 
     def _answer(self, task: Any, run: Run) -> Outcome | Record | None:
         errors = self._ray.exceptions
@@ -157,10 +146,10 @@ class RayTeam:
         try:
             answer = self._ray.get(task)
         except lost as error:
-            reason = f"Ray began it {1 + RETRIES} times, then {type(error).__name__}"
+            reason = f"Ray started it {1 + RETRIES} times, then {type(error).__name__}"
             return Outcome(run, "killed", reason)
         except errors.TaskCancelledError:
-            return Outcome(run, "paused", "without a checkpoint, where the store is not seen")
+            return Outcome(run, "paused", "without a checkpoint, for its node has no access to it")
         except errors.RayError as error:  # a node that lacks a package, say
             raise RuntimeError(f"Ray could not train run {run.run_id}: {error}") from error
         if isinstance(answer, Exception):
@@ -169,13 +158,13 @@ class RayTeam:
 
     def _start_without_store(self, run: Run, seen: Record | None) -> None:
         """Have a run trained where its store is not seen."""
-        claimed = try_lock(run, seen, self._store)
-        if isinstance(claimed, Outcome):
-            self._known.append(claimed)
+        lock = try_lock(run, seen, self._trainer.store)
+        if isinstance(lock, Outcome):
+            self._outcomes.append(lock)
             return
-        with claimed:
-            task = self._submit(run, _train_without_store, self._train)
-            self._busy[task] = _Task(run, seen, claimed.pop_all())
+        with lock:
+            task = self._submit(run, _train_without_store, self._trainer.train)
+            self._busy[task] = _Task(run, seen, lock.pop_all())
 
     def _submit(self, run: Run, work: Callable[..., object], *arguments: object) -> Any:
         gpu = self._gpu_share(self._nodes())
@@ -187,61 +176,51 @@ class RayTeam:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _gpu_share(self, nodes: list[dict[str, float]]) -> float:
-        """What a run is given of a GPU; asked for each run, for a cluster may grow."""
+        """A run's share of a GPU; asked for each run, because a cluster may grow."""
         return self._gpu_per_run if any(has.get("GPU") for has in nodes) else 0.0
 
     def _room(self) -> int:
-        """How many runs the cluster's nodes hold side by side, whoever else uses them."""
+        """How many runs fit on the cluster's nodes, whoever else uses them."""
         room, nodes = 0, self._nodes()
         share = self._gpu_share(nodes)
         for has in nodes:
             fit = has.get("CPU", 0) // self._threads
             if share:
-                on_each = int(1 / share + 1e-6)  # ten tenths are a whole
-                fit = min(fit, has.get("GPU", 0) * on_each)
+                per_gpu = int(1 / share + 1e-6)  # ten tenths are a whole
+                fit = min(fit, has.get("GPU", 0) * per_gpu)
             room += int(fit)
-        return max(1, room)  # in a cluster that has no node yet, one waits for it
+        return max(1, room)  # in a cluster without nodes yet, one run waits for the first
 
 
 def _task(run: Run, work: Callable[..., object], *arguments: object) -> object:
-    """Do some work for a run; what it raises is returned, as Ray would wrap it up."""
+    """Do some work for a run; an exception is returned, because Ray would wrap a raised one."""
     try:
         if run.numerics != NUMERICS:
             raise RuntimeError(
-                f"{ROOT} on {platform.node()} is basisconv of numerics {NUMERICS}, the sweep's of "
-                f"{run.numerics}. Bring it up to date, or remove it: the sweep's own is sent to "
-                "where there is none."
+                f"{ROOT} on {platform.node()} is basisconv of numerics {NUMERICS}, not "
+                f"{run.numerics}. Update it, or remove it: the package is sent to nodes that "
+                "have none."
             )
         return work(run, *arguments)
-    except UnsuitableMachine as unfit:
-        return RuntimeError(f"{platform.node()} cannot train run {run.run_id}: {unfit}")
+    except UnsuitableMachine as reason:
+        return RuntimeError(f"{platform.node()} cannot train run {run.run_id}: {reason}")
     except Exception as error:
         return error
 
 
-def _train_in_store(
-    run: Run,
-    seen: Record | None,
-    store: Store,
-    token: str,
-    checkpoint_seconds: float,
-    train: Train | None,
-) -> Outcome | None:
-    """Attend to a run while the token is there; None if it is not, or its folder is another."""
-    path = store.folder / token
-    if not path.exists():
-        return None
-    return train_under_lock(run, seen, store, train, _FileGone(path), checkpoint_seconds)
+def _train_in_store(run: Run, seen: Record | None, trainer: Trainer, token: str) -> Outcome | None:
+    """Train a run while the token is there; None if it is not, or its folder is another."""
+    path = trainer.store.folder / token
+    return trainer.train_under_lock(run, seen, _FileGone(path)) if path.exists() else None
 
 
 def _train_without_store(run: Run, train: Train | None) -> Record:
-    """Train a run away from its store."""
     with TemporaryDirectory() as folder:
         return train_to_record(run, Checkpoints(folder, run, math.inf), train)
 
 
 class _FileGone:
-    """Called before every step: whether a file is gone, looked for once a second."""
+    """Called before every step: whether a file is gone; looks once a second."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._gone, self._looked = path, False, time.monotonic()
@@ -251,3 +230,84 @@ class _FileGone:
         if not self._gone and now - self._looked >= 1.0:
             self._gone, self._looked = not self._path.exists(), now
         return self._gone
+
+
+def import_ray() -> Any:
+    """The module `ray`.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # imported in a notebook, Ray asks for widgets
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+            import ray.exceptions
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"executor='ray' needs Ray ({error}): pip install '.[ray]', or train with "
+            "executor='local'."
+        ) from error
+    finally:
+        logging.disable(before)
+    return ray
+
+
+@contextmanager
+def ray_cluster(ray: Any) -> Iterator[None]:
+    """A connection to a cluster: an existing one, the one at $RAY_ADDRESS, or a new one.
+
+    A new one is of this machine alone, ends with the context, and writes to a temporary folder.
+
+    Raises:
+        ConnectionError: if there is no cluster at $RAY_ADDRESS.
+        RuntimeError: if a new one does not start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    with ExitStack() as stack:
+        # Ray prints what it says of restarted tasks.
+        stack.enter_context(redirect_stdout(sys.stderr))
+        with _sigterm_handler_kept():
+            if address != "local":
+                stack.callback(ray.shutdown)
+                package = {
+                    "py_modules": [str(ROOT / "basisconv")],
+                    "env_vars": {"BASISCONV_COMMIT": environment()["commit"]},
+                }
+                ray.init(address, runtime_env=package, **quiet)
+            else:
+                # Without this, Ray keeps a token of its own making in the user's home.
+                if "RAY_AUTH_TOKEN" not in os.environ:
+                    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+                    stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
+                folder = TemporaryDirectory(
+                    prefix="ray-", dir=os.environ.get("RAY_TMPDIR"), ignore_cleanup_errors=True
+                )
+                _temp_dir = stack.enter_context(folder)
+                # Its processes write there to their end.
+                stack.callback(ray.shutdown, wait_for_processes=True)
+                try:
+                    ray.init(
+                        "local", _temp_dir=_temp_dir, include_dashboard=False,
+                        object_store_memory=_OBJECT_STORE_BYTES, **quiet,
+                    )  # fmt: skip
+                except Exception as error:  # Ray's own class, when a busy machine takes too long
+                    raise RuntimeError(f"Ray did not start on this machine: {error}") from error
+        yield
+
+
+@contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Ray sets a handler of its own when it is started."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

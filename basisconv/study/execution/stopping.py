@@ -1,7 +1,7 @@
-"""When trainings are to be put aside: their time is over, or a signal asks for it.
+"""When trainings are to stop: their time is over, or a signal asks for it.
 
-A signal is noted, the step at hand ends, a checkpoint is written, and only then does the signal
-do what it would have done at once.
+A signal is remembered, the current step ends, a checkpoint is written, and only then does the
+signal do what it would have done at once.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# One Ctrl-C may come twice: to the process and, a moment later, to its group.
-_ECHO_SECONDS = 1.0
+# One Ctrl-C may arrive twice: at the process and, a moment later, at its group.
+_REPEAT_SECONDS = 1.0
 
 
 class Terminated(SystemExit):
     """SIGTERM, as KeyboardInterrupt is SIGINT.
 
-    Of SystemExit, because asyncio lets that and KeyboardInterrupt alone out of a task: any other
-    exception waits in it for somebody who asks, and papermill runs its kernel through tasks.
+    A SystemExit, because asyncio lets only that and KeyboardInterrupt out of a task, and papermill
+    runs its kernel through tasks.
     """
 
 
 class Stop:
-    """Called before every step: whether to put the training aside.
+    """Called before every step: whether to stop the training.
 
     Args:
-        seconds: from now on, after which it says so.
+        seconds: from now on, after which it says yes.
 
     Attributes:
-        signal: the one that came, if one did; from then on it says so too.
+        signal: the one that came, if one did; from then on it says yes, too.
     """
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.signal: int | None = None
         self._deadline = time.monotonic() + seconds
-        self._noted = math.inf
+        self._received = math.inf
 
     def __call__(self) -> bool:
         return self.signal is not None or time.monotonic() >= self._deadline
@@ -48,21 +48,21 @@ class Stop:
         """Handle a signal.
 
         Raises:
-            KeyboardInterrupt: at a second Ctrl-C, of somebody who will not wait.
+            KeyboardInterrupt: at a second Ctrl-C.
         """
         now = time.monotonic()
-        if number == signal.SIGINT and now - self._noted > _ECHO_SECONDS:
+        if number == signal.SIGINT and now - self._received > _REPEAT_SECONDS:
             raise KeyboardInterrupt
         if self.signal is None:
-            self.signal, self._noted = number, now
+            self.signal, self._received = number, now
 
 
 @contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[None]:
-    """In this block SIGINT and SIGTERM are noted; after it, the one that came is raised again.
+    """In this block SIGINT and SIGTERM go to `stop`; after it, the one that came is raised again.
 
-    Signals that are ignored (as SIGINT under nohup) stay so, and in another thread than the main
-    one nothing is changed.
+    Ignored signals (SIGINT under nohup, for one) stay ignored. Outside the main thread nothing is
+    changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
-"""Processes that train one run after another, and what happens when one of them is killed.
+"""Local workers: this process, or processes that train one run after another.
 
-A worker lives as long as the sweep, because importing torch takes seconds. Each has a process and
-a pipe of its own, so that the end of one is known at once, with the run that it was on, and
-touches no other.
+A worker process lives as long as there are runs, because importing torch takes seconds. Each has
+a process and a pipe of its own, so the end of one is known at once, with the run that it was
+training, and affects no other.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Literal, Protocol, Self
 
-from basisconv.study.execution.attempt import Outcome, Train, train_under_lock
+from basisconv.study.execution.one_run import Outcome, Trainer
 from basisconv.study.execution.stopping import Stop
 from basisconv.study.records.run import Record, Run
-from basisconv.study.records.store import Store
 
 Executor = Literal["local", "ray"]
 
 
 class Team(Protocol):
-    """Whoever trains the runs of a sweep."""
+    """Who trains the runs."""
 
     def __enter__(self) -> Self: ...
 
@@ -36,30 +35,27 @@ class Team(Protocol):
         ...
 
     def busy(self) -> bool:
-        """Whether a run has been started whose outcome is still to come."""
+        """Whether a run was started whose outcome has not been returned."""
         ...
 
     def start(self, run: Run, seen: Record | None) -> None:
-        """Have a run trained; see `train_under_lock`."""
+        """Have a run trained; see `Trainer.train_under_lock`."""
         ...
 
     def outcomes(self, timeout: float) -> list[Outcome]:
-        """What has come out, after waiting for the first of it for `timeout` seconds at most."""
+        """New outcomes, after waiting at most `timeout` seconds for the first."""
         ...
 
     def pause(self) -> None:
-        """Have all that are at it put their runs aside."""
+        """Have all running trainings stop with a checkpoint."""
         ...
 
 
 class InProcess:
-    """A team of nobody: runs are trained in this process."""
+    """Trains runs in this process."""
 
-    def __init__(
-        self, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
-    ) -> None:
-        self._store, self._train, self._stop = store, train, stop
-        self._checkpoint_seconds = checkpoint_seconds
+    def __init__(self, trainer: Trainer, stop: Stop) -> None:
+        self._trainer, self._stop = trainer, stop
         self._outcomes: list[Outcome] = []
 
     def __enter__(self) -> Self:
@@ -75,31 +71,24 @@ class InProcess:
         return bool(self._outcomes)
 
     def start(self, run: Run, seen: Record | None) -> None:
-        self._outcomes.append(
-            train_under_lock(
-                run, seen, self._store, self._train, self._stop, self._checkpoint_seconds
-            )
-        )
+        self._outcomes.append(self._trainer.train_under_lock(run, seen, self._stop))
 
     def outcomes(self, timeout: float) -> list[Outcome]:
-        taken, self._outcomes = self._outcomes, []
-        return taken
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def pause(self) -> None:
-        pass  # the training asks by itself
+        pass  # the training asks `stop` itself
 
 
 class ProcessTeam:
-    """A team of local processes, each started when it is first needed.
+    """Local processes, each started when first needed.
 
-    All that train have at most `threads` threads together; a run of more has the machine to itself.
+    All trainings have at most `threads` threads together; a run of more runs alone.
     """
 
-    def __init__(
-        self, threads: int, store: Store, train: Train | None, stop: Stop, checkpoint_seconds: float
-    ) -> None:
-        self._threads, self._store, self._train, self._stop = threads, store, train, stop
-        self._checkpoint_seconds = checkpoint_seconds
+    def __init__(self, trainer: Trainer, stop: Stop, threads: int) -> None:
+        self._trainer, self._stop, self._threads = trainer, stop, threads
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Run]] = {}
 
@@ -111,8 +100,8 @@ class ProcessTeam:
         for worker in workers:
             worker.pipe.close()
         try:
-            # After an error (a full disk) the others finish the run that they are on, for hours
-            # may be in it; after an interrupt nobody waits.
+            # After an error, such as a full disk, the others finish their runs, which may have
+            # taken hours; after an interrupt nobody waits.
             if kind is None or issubclass(kind, Exception):
                 while alive := [worker for worker in workers if worker.process.is_alive()]:
                     if self._stop():
@@ -132,9 +121,9 @@ class ProcessTeam:
 
     def start(self, run: Run, seen: Record | None) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else self._new_worker()
+        worker = self._idle.pop() if self._idle else _Worker(self._trainer)
         self._busy[worker.pipe] = worker, run
-        with contextlib.suppress(OSError):  # killed just now: `outcomes` will find out
+        with contextlib.suppress(OSError):  # just killed: `outcomes` will notice
             worker.pipe.send((run, seen))
 
     def outcomes(self, timeout: float) -> list[Outcome]:
@@ -145,9 +134,6 @@ class ProcessTeam:
         for worker, _ in self._busy.values():
             worker.process.terminate()
 
-    def _new_worker(self) -> _Worker:
-        return _Worker(self._store, self._train, self._checkpoint_seconds)
-
     def _outcome(self, pipe: Connection) -> Outcome:
         worker, run = self._busy.pop(pipe)
         try:
@@ -155,13 +141,13 @@ class ProcessTeam:
         except (EOFError, OSError):
             worker.process.join()
             code = worker.process.exitcode
-            # By SIGTERM, or on its own when that was noted before the run had come.
+            # By SIGTERM, or with 0 when that came before the run did.
             if code in (0, -signal.SIGTERM) and self._stop():
                 return Outcome(run, "paused", "before its first step")
             return Outcome(run, "killed", f"its process ended with code {code}")
         if isinstance(answer, Outcome) and answer.status == "paused":
             worker.pipe.close()
-            worker.process.join()  # a worker that was told to stop ends
+            worker.process.join()  # it ends after SIGTERM
             return answer
         self._idle.append(worker)
         if isinstance(answer, Exception):
@@ -170,12 +156,11 @@ class ProcessTeam:
 
 
 class _Worker:
-    def __init__(self, store: Store, train: Train | None, checkpoint_seconds: float) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         # Spawned, not forked: a forked torch may hang in its thread pool or on CUDA.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, store, train, checkpoint_seconds)
-        self.process = context.Process(target=_serve, args=arguments)
+        self.process = context.Process(target=_serve, args=(theirs, trainer))
         with _ctrl_c_ignored():
             self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
@@ -183,10 +168,10 @@ class _Worker:
 
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """A process that is started here ignores Ctrl-C from its first instruction on.
+    """Processes started here ignore Ctrl-C from their first instruction on.
 
-    It reaches every process of the terminal, and the sweep's own decides what it means. Only a main
-    thread can have it ignored.
+    Ctrl-C reaches every process of the terminal, and the parent decides what it means. Only a main
+    thread can change how it is handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -198,25 +183,25 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(pipe: Connection, store: Store, train: Train | None, checkpoint_seconds: float) -> None:
+def _serve(pipe: Connection, trainer: Trainer) -> None:
     """A worker's life: run in, outcome out, until the pipe is closed or SIGTERM comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for those that a thread has started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where another thread started this process
     stop = Stop()
     signal.signal(signal.SIGTERM, stop.handle)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while not stop():
         try:
-            if not pipe.poll(1.0):  # a signal that is noted does not end a wait
+            if not pipe.poll(1.0):  # a handled signal does not end a wait
                 continue
             run, seen = pipe.recv()
         except (EOFError, OSError):
             return
         answer: Outcome | Exception
         try:
-            answer = train_under_lock(run, seen, store, train, stop, checkpoint_seconds)
+            answer = trainer.train_under_lock(run, seen, stop)
         except Exception as error:
             answer = error
-        with contextlib.suppress(OSError):  # nobody listens; the record is in the store
+        with contextlib.suppress(OSError):  # the parent is gone; the record is in the store
             pipe.send(answer)
 
 
@@ -224,4 +209,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # a killed sweep must not leave a training behind that nobody asked for
+        os._exit(1)  # when the parent is killed, its trainings end

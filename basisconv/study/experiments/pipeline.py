@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from basisconv.study.data.sets import load
+from basisconv.study.execution.many_runs import RunsReport, train_runs
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.experiments.design import Waiting
 from basisconv.study.experiments.registry import (
     EXPERIMENTS,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from basisconv.study.experiments.parameters import Share, Strict
 from basisconv.study.records.run import Count
-from basisconv.study.timing import bench, benchmarks
+from basisconv.study.timing import bench
 
 if TYPE_CHECKING:
     from basisconv.study.experiments.study import Study
@@ -37,9 +37,9 @@ def _devices(study: Study, parameters: Parameters) -> list[dict[str, Any]]:
     """This machine's timings at the profile's size, or `make bench`'s of every machine."""
     profile = study.profile
     if parameters.devices == "all":
-        if not benchmarks.saved_benchmarks():
-            benchmarks.save_benchmark(bench.benchmark_device(parameters.repeats))
-        return benchmarks.saved_benchmarks()
+        if not bench.saved_benchmarks():
+            bench.save_benchmark(bench.benchmark_device(parameters.repeats))
+        return bench.saved_benchmarks()
     measured = bench.measure(
         [(profile.network, width) for width in parameters.widths],
         parameters.ratios,

@@ -24,6 +24,7 @@ from basisconv.study.records.environment import (
 from basisconv.study.records.run import Epoch, Measurement, Precision, Record, Result, Run
 from basisconv.study.training.augment import TrainingStream, evaluation_batches
 from basisconv.study.training.compiling import Forward, compile_if_accurate
+from basisconv.study.training.distributed import SINGLE_PROCESS, Group
 from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
@@ -31,7 +32,6 @@ from basisconv.study.training.optimization import (
     set_learning_rate,
     squared_norms,
 )
-from basisconv.study.training.parallel import SINGLE_PROCESS, Group
 from basisconv.study.training.phases import initial_network, restored_network, switch_plan
 from basisconv.study.training.precision import autocast, check_native, convolution_precision
 from basisconv.study.training.rng import global_streams, restore_global_streams, seed_global_streams

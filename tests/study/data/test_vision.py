@@ -8,7 +8,7 @@ import torch
 from fake_runs import make_run
 
 from basisconv.study.data import vision
-from basisconv.study.execution.attempt import train_to_record
+from basisconv.study.execution.one_run import train_to_record
 from basisconv.study.records.checkpoint import Checkpoints
 from basisconv.study.records.environment import UnsuitableMachine
 

@@ -25,9 +25,10 @@ from torture.nodes import small_run
 from basisconv.study.cli import main
 from basisconv.study.data.packs import MissingData
 from basisconv.study.execution import ray_team
+from basisconv.study.execution.many_runs import train_runs
+from basisconv.study.execution.one_run import Trainer
 from basisconv.study.execution.ray_team import _task, _train_without_store
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import train_runs
 from basisconv.study.records.environment import environment
 from basisconv.study.records.run import NUMERICS
 from basisconv.study.records.store import Store
@@ -59,7 +60,7 @@ def test_a_node_whose_code_gives_other_results_is_refused():
     assert _task(make_run(3), lambda run, more: run.seed + more, 2) == 5
     refused = _task(make_run(numerics=NUMERICS + 1), make_run)
     assert isinstance(refused, RuntimeError)
-    assert f"numerics {NUMERICS}, the sweep's of {NUMERICS + 1}" in str(refused)
+    assert f"numerics {NUMERICS}, not {NUMERICS + 1}" in str(refused)
     assert isinstance(_task(make_run(), lambda: None), TypeError)
 
 
@@ -91,7 +92,7 @@ def test_as_many_runs_are_at_hand_as_the_nodes_hold(
     told = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
     ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: told)
     monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
-    team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, gpu_per_run)
+    team = ray_team.RayTeam(Trainer(Store(tmp_path)), Stop(), gpu_per_run)
     team._threads = threads
     assert team._room() == room
 
@@ -109,7 +110,7 @@ def test_a_gpu_that_joins_the_cluster_later_is_given_away_too(tmp_path, monkeypa
 
     ray = SimpleNamespace(remote=lambda **_: lambda work: Remote(), nodes=lambda: nodes)
     monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
-    team = ray_team.RayTeam(Store(tmp_path), None, Stop(), 60.0, 0.25)
+    team = ray_team.RayTeam(Trainer(Store(tmp_path)), Stop(), 0.25)
     team.start(make_run(0), None)
     nodes.append({"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}})
     team.start(make_run(1, threads=2), None)
@@ -212,7 +213,7 @@ import sys
 from pathlib import Path
 from torture.nodes import small_run
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 
 if __name__ == "__main__":
     runs = [small_run(0), small_run(1), small_run(2, steps=50), small_run(3, steps=50)]
@@ -249,7 +250,7 @@ def test_ray_trains_as_this_process_does_and_an_interrupt_leaves_nothing_behind(
         assert process.returncode == -signal.SIGINT
         assert told.count("Traceback") == 1 and "KeyboardInterrupt" in told
         assert "2/4 runs" in told and out == ""
-        assert f"Run {runs[2].run_id} (resnet18, width 8, seed 2) was put aside" in told
+        assert f"Run {runs[2].run_id} (resnet18, width 8, seed 2) was paused" in told
         assert contents(home) == [] and contents(Path(temporary)) == []
     assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
     assert store.get(runs[2].run_id) is None and any(paused.glob("*.pt"))
@@ -266,9 +267,9 @@ from pathlib import Path
 from fake_runs import FarStore, fake_train, make_record, make_run, trained
 from torture.nodes import simulated_cluster, small_run, trial
 from basisconv.study.records.run import NUMERICS
-from basisconv.study.execution import ray_cluster
+from basisconv.study.execution import ray_team
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 
 class Late(BaseException):
     # Of no Exception, for after one of these a sweep waits for the runs at hand.
@@ -357,7 +358,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGALRM, late)
     with simulated_cluster() as cluster:
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
-        with ray_cluster.ray_cluster(ray_cluster.import_ray()):  # one that there is
+        with ray_team.ray_cluster(ray_team.import_ray()):  # one that there is
             facts = {
                 "apart": soon(apart, folder), "aside": soon(put_aside, folder),
                 "full": soon(full_disk, folder), "packed": packed(folder, cluster),
@@ -437,4 +438,4 @@ def test_a_full_disk_at_a_task_ends_the_sweep(cluster_facts):
 def test_where_the_store_is_not_shared_an_interrupt_ends_runs_at_once(cluster_facts):
     begun, locked = cluster_facts["aside"]
     assert begun == [make_run(20).run_id] and locked == []
-    assert f"Run {begun[0]} (resnet18, width 16, seed 20) was put aside" in cluster_facts["told"]
+    assert f"Run {begun[0]} (resnet18, width 16, seed 20) was paused" in cluster_facts["told"]

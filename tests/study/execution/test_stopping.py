@@ -16,8 +16,8 @@ import pytest
 from fake_runs import AfterStarts, fake_train, make_run, trained
 
 from basisconv.study.execution import stopping
+from basisconv.study.execution.many_runs import RunsReport, train_runs
 from basisconv.study.execution.stopping import Stop, Terminated, sigterm_raises, stop_on_signals
-from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import Checkpoints, Paused, checkpoint_files
@@ -79,7 +79,7 @@ def test_a_signal_inside_a_task_ends_the_loop(number: int, raised: type[BaseExce
 
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_ECHO_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "_REPEAT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt), stop_on_signals(Stop()):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
@@ -133,7 +133,7 @@ def test_a_time_limit_puts_runs_aside(
     assert report == RunsReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
     told = capfd.readouterr().err
-    assert told.count("was put aside: after step 3") == workers
+    assert told.count("was paused: after step 3") == workers
 
 
 def test_a_worker_that_is_told_to_stop_costs_only_its_run(
@@ -174,7 +174,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
         out, told = process.communicate(timeout=60)
     assert process.returncode == status, told
     assert "the same command goes on" in told and "Traceback" not in told
-    assert told.count("was put aside: after step ") == 2
+    assert told.count("was paused: after step ") == 2
     assert study.store.all() == {}
     assert train_runs(runs, study.store).done == 2
     for run in runs:
@@ -193,5 +193,5 @@ def test_minutes_end_the_command_inside_a_run_and_it_says_what_is_left(tmp_path:
     records, put_aside = study.store.all(), list((tmp_path / "checkpoints").iterdir())
     assert (records or put_aside) and len(put_aside) <= 2
     # On a fast machine they may be at the next section's, of which no step was taken yet.
-    assert told.count("was put aside: after step ") == len(put_aside)
-    assert told.count("was put aside") - told.count("aside: before its first") == len(put_aside)
+    assert told.count("was paused: after step ") == len(put_aside)
+    assert told.count("was paused") - told.count("paused: before its first") == len(put_aside)

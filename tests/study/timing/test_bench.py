@@ -13,7 +13,7 @@ from torch import nn
 import basisconv as bc
 from basisconv.cost import summary
 from basisconv.study.records.files import read_json
-from basisconv.study.timing import bench, benchmarks, pace
+from basisconv.study.timing import bench, machine
 from basisconv.study.timing.bench import Conditions
 from basisconv.study.training.models import build_network
 from basisconv.timing import Timing
@@ -23,7 +23,7 @@ from basisconv.timing import Timing
 def facts() -> Iterator[dict[str, Any]]:
     before = torch.get_num_threads()
     patch = pytest.MonkeyPatch()
-    # Its processes of their own take seconds each; test_pace measures it.
+    # Its processes of their own take seconds each; test_steps measures it.
     patch.setattr(bench, "step_memory", lambda name, width, plan, *_: 100 + 10 * len(plan.layers))
     patch.setattr(bench, "is_native", lambda precision: precision == "float32")
     yield bench.measure(
@@ -132,7 +132,7 @@ def test_amdahls_figure_is_what_is_left_when_layers_shrink(
 def test_where_arithmetic_is_all_that_counts_the_forward_macs_ratio_is_expected() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
     layer = bc.BasisConv2d.from_conv2d(conv, 4)
-    roof = pace.Roof("float32", macs_per_second=1.0, bytes_per_second=1e30)
+    roof = machine.Roof("float32", macs_per_second=1.0, bytes_per_second=1e30)
     found = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8), roof)
     assert found["bound_speedup"] == pytest.approx(3.6)
     # A number of half the bytes: as many multiplications meet half the traffic.
@@ -169,8 +169,8 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench, "compare", compare)
     setting = Conditions("bfloat16", 2, repeats=7)
     list(bench._network("resnet18", 8, [0.5], setting))
-    monkeypatch.setattr(pace.Roof, "measure", lambda self: None)
-    bench._layers("resnet18", 8, [0.5], {}, setting, pace.Roof("bfloat16", 1.0, 1.0))
+    monkeypatch.setattr(machine.Roof, "measure", lambda self: None)
+    bench._layers("resnet18", 8, [0.5], {}, setting, machine.Roof("bfloat16", 1.0, 1.0))
     assert set(how) == {("bfloat16", False)} and set(asked) == {7}
     assert len(replays) == len(asked)
     x = torch.randn(2, 3, 4, 4)
@@ -204,16 +204,16 @@ def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
 def test_results_of_several_devices_stand_side_by_side(
     facts: dict[str, Any], tmp_path: Path
 ) -> None:
-    here = benchmarks.save_benchmark(facts, tmp_path)
+    here = bench.save_benchmark(facts, tmp_path)
     another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
-    other = benchmarks.save_benchmark(another, tmp_path)
-    assert benchmarks.save_benchmark(facts, tmp_path) == here != other
+    other = bench.save_benchmark(another, tmp_path)
+    assert bench.save_benchmark(facts, tmp_path) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
-    assert {d["device"]["device"] for d in benchmarks.saved_benchmarks(tmp_path)} == {
+    assert {d["device"]["device"] for d in bench.saved_benchmarks(tmp_path)} == {
         "Another CPU", facts["device"]["device"]
     }  # fmt: skip
-    table = benchmarks.markdown(facts)
+    table = bench.markdown(facts)
     assert table.count("\n|") == 2 + len(facts["layers"]) + 16 + 2 + 4
     assert "resnet18, width 8, training step" in table and "bfloat16 is left out" in table
     # Measurements exceed it, so that it is no bound.

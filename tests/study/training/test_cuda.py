@@ -16,14 +16,14 @@ from torch import Tensor, nn
 import basisconv as bc
 from basisconv.study.records.checkpoint import Checkpoints, Paused
 from basisconv.study.records.run import Run
-from basisconv.study.timing import pace
-from basisconv.study.timing.pace import (
+from basisconv.study.timing import steps
+from basisconv.study.timing.machine import step_memory
+from basisconv.study.timing.steps import (
     Prepared,
     as_cuda_graphs,
     inference,
     initialised_network,
     random_images,
-    step_memory,
     training_step,
 )
 from basisconv.study.training.compiling import compile_if_accurate
@@ -121,7 +121,7 @@ def test_a_replayed_step_trains_as_the_step_itself(monkeypatch: pytest.MonkeyPat
     def moving(model: nn.Module, **settings: Any) -> torch.optim.SGD:
         return sgd(model, **settings | {"learning_rate": 1e-3})
 
-    monkeypatch.setattr(pace, "sgd", moving)
+    monkeypatch.setattr(steps, "sgd", moving)
     x, (ours, theirs) = (
         random_images(32),
         (initialised_network("resnet18", 64, PLANS["subset"]) for _ in "ab"),

@@ -12,8 +12,8 @@ from torch import nn
 import basisconv as bc
 from basisconv.study.records import environment
 from basisconv.study.records.run import Optimizer
-from basisconv.study.timing import pace
-from basisconv.study.timing.pace import (
+from basisconv.study.timing import machine, steps
+from basisconv.study.timing.steps import (
     Prepared,
     as_cuda_graphs,
     inference,
@@ -76,7 +76,7 @@ def test_what_runs_has_the_precision_asked_for(precision: str) -> None:
 
 def test_what_is_compiled_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(pace, "compile_network", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(steps, "compile_network", lambda model: compiled.append(model) or model)
     model, spy = spied()
     step = training_step(Prepared(model, "float32", compiled=True), X)
     step(), step()
@@ -101,16 +101,16 @@ def test_a_machine_of_known_pace_has_the_roofline_that_follows(
     def seconds(arms: dict[str, Callable[[], None]], *_: object, **__: object) -> dict[str, Timing]:
         return dict.fromkeys(arms, Timing((1.0, 3.0), 0.0))
 
-    monkeypatch.setattr(pace, "compare", seconds)
-    assert pace.arithmetic_rate() == 1536**3
-    assert pace.memory_bandwidth(size=16) == 2 * 16 * 4
+    monkeypatch.setattr(machine, "compare", seconds)
+    assert machine.arithmetic_rate() == 1536**3
+    assert machine.memory_bandwidth(size=16) == 2 * 16 * 4
 
 
 def test_the_roof_is_the_best_of_all_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     rates, bandwidths = iter([3.0, 9.0, 5.0]), iter([7.0, 2.0, 8.0])
-    monkeypatch.setattr(pace, "arithmetic_rate", lambda precision: next(rates))
-    monkeypatch.setattr(pace, "memory_bandwidth", lambda: next(bandwidths))
-    roof = pace.Roof("float32")
+    monkeypatch.setattr(machine, "arithmetic_rate", lambda precision: next(rates))
+    monkeypatch.setattr(machine, "memory_bandwidth", lambda: next(bandwidths))
+    roof = machine.Roof("float32")
     seen = []
     for _ in range(3):
         roof.measure()
@@ -121,7 +121,7 @@ def test_the_roof_is_the_best_of_all_looks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_step_that_keeps_more_peaks_higher() -> None:
     """Twice the images: at least their activations more, which are known to within a factor."""
     less, more = (
-        pace.step_memory("resnet18", 8, bc.Plan(), batch, "float32", threads=1)
+        machine.step_memory("resnet18", 8, bc.Plan(), batch, "float32", threads=1)
         for batch in (64, 192)
     )
     # Of each image the step keeps at least the 17 outputs of 3×3 convolutions before batch-norm:

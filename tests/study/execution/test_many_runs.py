@@ -25,8 +25,9 @@ from fake_runs import (
 )
 
 from basisconv.study.data.packs import MissingData
+from basisconv.study.execution.many_runs import RunsReport, train_runs
+from basisconv.study.execution.one_run import Trainer
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.sweep import RunsReport, train_runs
 from basisconv.study.execution.workers import _Worker
 from basisconv.study.progress import Counts, count_runs, steps_done
 from basisconv.study.records import environment, files
@@ -139,7 +140,7 @@ def test_a_gpu_that_a_run_has_broken_ends_the_sweep_after_that_run(store, log, m
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    with pytest.raises(UnsuitableMachine, match=f"{runs[2].run_id}.*seed 2 has no luck.*goes on"):
+    with pytest.raises(UnsuitableMachine, match=f"{runs[2].run_id}.*seed 2 has no luck.*continues"):
         train_runs(runs, store, workers=1, train=partial(fake_train, log=log, raising=[2]))
     assert [r and r.status for r in map(store.get, ids(runs))] == ["failed", "done", "failed", None]
 
@@ -166,7 +167,7 @@ def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log)
 
 @pytest.mark.parametrize("values", [{"workers": 0}, {"checkpoint_seconds": -1}])
 def test_senseless_limits_are_refused(store, values):
-    with pytest.raises(ValueError, match="needs a worker and no negative time"):
+    with pytest.raises(ValueError, match="at least one worker, and no negative time"):
         train_runs([make_run()], store, **values)
 
 
@@ -211,7 +212,7 @@ def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, lo
     begun = trained(log)
     assert set(store.all()) == set(begun) - {runs[0].run_id} != set()
     assert len(begun) < len(runs) and strays(store.folder) == []
-    assert "the runs at hand end first" in capfd.readouterr().err
+    assert "the current ones end first" in capfd.readouterr().err
 
 
 def test_a_killed_worker_costs_only_its_run(store, log, capfd):
@@ -221,7 +222,7 @@ def test_a_killed_worker_costs_only_its_run(store, log, capfd):
     lost = runs[1].run_id
     assert report == RunsReport(done=5, failed=(), left=(runs[1],), killed=(lost,))
     assert sorted(trained(log)) == sorted(ids(runs))
-    told = f"Run {lost} (resnet18, width 16, seed 1) was lost and stays to be trained"
+    told = f"Run {lost} (resnet18, width 16, seed 1) was killed and is still to be trained"
     assert f"{told}: its process ended with code -9" in capfd.readouterr().err
     assert train_runs(runs, store, train=partial(fake_train, log=log)).left == ()
 
@@ -229,7 +230,7 @@ def test_a_killed_worker_costs_only_its_run(store, log, capfd):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="signals are told by Linux's /proc")
 def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
     before = signal.getsignal(signal.SIGINT)
-    worker = _Worker(store, None, 60.0)
+    worker = _Worker(Trainer(store))
     try:
         status = Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
         (ignored,) = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn:")]
@@ -241,7 +242,7 @@ def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
 
 
 def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
-    monkeypatch.setattr("basisconv.study.execution.sweep.MOST_KILLED", 1)
+    monkeypatch.setattr("basisconv.study.execution.many_runs.MOST_KILLED", 1)
     runs = [make_run(seed) for seed in range(6)]
     report = train_runs(runs, store, train=partial(fake_train, log=log, dying=range(6)))
     assert 1 <= len(report.killed) == len(trained(log)) <= 2
@@ -250,7 +251,7 @@ def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
 
 def sleep_instead(monkeypatch, nap):
     clock = types.SimpleNamespace(sleep=nap, monotonic=time.monotonic)
-    monkeypatch.setattr("basisconv.study.execution.sweep.time", clock)
+    monkeypatch.setattr("basisconv.study.execution.many_runs.time", clock)
 
 
 def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
@@ -301,7 +302,7 @@ from functools import partial
 from pathlib import Path
 from fake_runs import fake_train, make_run
 from basisconv.study.records.store import Store
-from basisconv.study.execution.sweep import train_runs
+from basisconv.study.execution.many_runs import train_runs
 
 if __name__ == "__main__":
     folder, count, workers, seconds = Path(sys.argv[1]), *map(float, sys.argv[2:])

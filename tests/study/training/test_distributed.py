@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import basisconv as bc
 from basisconv.study.cli import main
 from basisconv.study.data.sets import load
-from basisconv.study.execution import together
+from basisconv.study.execution import one_run
+from basisconv.study.execution.one_run import train_distributed
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.execution.together import train_distributed
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
@@ -31,13 +31,13 @@ from basisconv.study.records.run import Run
 from basisconv.study.records.store import Store
 from basisconv.study.training import train as training
 from basisconv.study.training.augment import TrainingStream
+from basisconv.study.training.distributed import SINGLE_PROCESS, Group
 from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
     momentum_of,
     set_learning_rate,
 )
-from basisconv.study.training.parallel import SINGLE_PROCESS, Group
 from basisconv.study.training.phases import initial_network, switch_plan
 from basisconv.study.training.train import train
 
@@ -76,9 +76,9 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch
-from test_parallel import NETWORKS
+from test_distributed import NETWORKS
 from basisconv.study.training import train as training
-from basisconv.study.training.parallel import torchrun_group
+from basisconv.study.training.distributed import torchrun_group
 from basisconv.study.records.run import Run
 
 run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -198,10 +198,10 @@ def test_who_only_looks_at_a_runs_lock_keeps_nobody_from_training_it(
     run, store = small_runs.make_run((2, bc.Plan())), Store(tmp_path)
     lock = store.lock(run.run_id)
     lock.acquire()
-    monkeypatch.setattr(together.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(one_run.time, "sleep", lambda seconds: None)
     outcome = train_distributed(run, store, SINGLE_PROCESS, Stop())
     assert outcome is not None and outcome.status == "locked"
-    monkeypatch.setattr(together.time, "sleep", lambda seconds: lock.release())
+    monkeypatch.setattr(one_run.time, "sleep", lambda seconds: lock.release())
     outcome = train_distributed(run, store, SINGLE_PROCESS, Stop())
     assert outcome is not None and outcome.status == "done"
 
@@ -249,7 +249,7 @@ def test_a_run_that_has_its_record_is_not_trained_again(
 
     run, store = make_run((1, bc.Plan()), processes=1), Store(tmp_path)
     store.put(make_record(run))
-    monkeypatch.setattr(together, "train", fail)
+    monkeypatch.setattr(training, "train", fail)
     assert train_distributed(run, store, SINGLE_PROCESS, Stop()).status == "done"
     monkeypatch.setattr(Group, "broadcast", lambda self, value: False)  # as the first tells
     assert train_distributed(run, store, Group(1, 2), Stop()) is None
