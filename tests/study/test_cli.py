@@ -24,7 +24,7 @@ from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import Checkpoints
 from basisconv.study.records.files import DamagedFile
 from basisconv.study.records.publish import published
-from basisconv.study.records.run import Measurement, Record, Result, Run
+from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store
 from basisconv.study.report.make import make_report
 from basisconv.study.timing import bench
@@ -36,14 +36,7 @@ def fake_train(run: Run, checkpoints: Checkpoints | None = None) -> Record:
     """A record without training; the run of seed 101 fails."""
     if run.seed == 101:
         raise RuntimeError("no such luck")
-    result = Result(
-        steps=run.steps, epochs=1.0, parameters=1, train_loss=1.0, val_loss=1.0 + run.seed / 10,
-        val_accuracy=0.5, test_loss=None, test_accuracy=0.4 if run.test else None, history=(),
-    )  # fmt: skip
-    measurement = Measurement(
-        seconds={"total": 1.0}, environment={"device_kind": "test"}, peak_memory_bytes=1
-    )
-    return Record(run=run, status="done", result=result, measurement=measurement)
+    return make_record(run, loss=1.0 + run.seed / 10, kind="test")
 
 
 @pytest.fixture
@@ -66,8 +59,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--profile", "desk", "--set", "costs=tables"], "costs: Input should be"),
         (["merge", "nowhere", "--profile", "smoke"], "nowhere holds no records"),
         (["publish", "99_none", "--profile", "smoke"], "no notebook '99_none'"),
-        (["data", "pack"], "--out"),
-        (["data", "pack", "--out", "x"], "name: cifar10 or cifar100"),
+        (["data", "sample"], "data sample writes a new folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_1(
@@ -76,9 +68,9 @@ def test_bad_input_is_one_sentence_and_exit_1(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("basisconv: ") and words in told.err
-    assert "Traceback" not in told.err and not told.out
+    output = capsys.readouterr()
+    assert output.err.startswith("basisconv: ") and words in output.err
+    assert "Traceback" not in output.err and not output.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,13 +88,13 @@ def test_an_unknown_command_or_option_is_exit_2(
 
 
 @pytest.mark.usefixtures("fake")
-def test_run_trains_what_is_missing_names_what_failed_and_goes_on(
+def test_run_trains_what_is_missing_and_names_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = str(tmp_path / "runs")
     assert main(["run", "--profile", "smoke", "--runs", runs]) == 1
-    told = capsys.readouterr().err
-    assert "01_baseline" in told and "--retry-failed" in told
+    output = capsys.readouterr().err
+    assert "01_baseline" in output and "--retry-failed" in output
     study = Study.open("smoke", runs=Path(runs))
     sweep_runs = draft(study, "03_sensitivity").runs
     assert all(study.store.get(run_id) for run_id in sweep_runs)  # after the failures in 01, 02
@@ -116,7 +108,7 @@ def test_run_trains_what_is_missing_names_what_failed_and_goes_on(
 
 
 @pytest.mark.usefixtures("fake")
-def test_out_of_time_is_no_failure_and_status_says_what_is_left(
+def test_a_time_limit_is_not_a_failure_and_status_says_what_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = str(tmp_path / "runs")
@@ -141,20 +133,20 @@ def test_a_section_is_trained_by_its_name_and_no_other(
     assert "No runs belong to ['01_none']. Sections: 01b_pilot," in capsys.readouterr().err
 
 
-def test_the_plan_is_told_before_its_step_times_are_measured(
+def test_status_estimates_hours_before_step_times_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "cost_table", lambda name: tmp_path / "costs.json")
     assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 0
-    told = capsys.readouterr().out
-    (whole,) = [line for line in told.splitlines() if line.startswith("all ")]
+    output = capsys.readouterr().out
+    (whole,) = [line for line in output.splitlines() if line.startswith("all ")]
     # Without step times a plan costs its multiplications; the profile's text has what was measured.
-    stated = float(re.search(r"about (\d+) hours", told)[1])
-    assert 0.8 < float(whole.split()[2]) / stated < 1.25 and "bench --costs desk" in told
+    stated = float(re.search(r"about (\d+) hours", output)[1])
+    assert 0.8 < float(whole.split()[2]) / stated < 1.25 and "bench --costs desk" in output
 
 
 @pytest.mark.usefixtures("fake")
-def test_merge_takes_in_what_another_machine_made(
+def test_merge_adds_records_of_another_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["run", "--profile", "smoke", "--runs", str(tmp_path / "there")])
@@ -179,16 +171,14 @@ def test_records_of_another_profile_are_not_merged(
     desk = study_module.published_folder("desk")
     runs = tmp_path / "runs"
     assert main(["merge", str(desk), "--profile", "paper", "--runs", str(runs)]) == 1
-    told = capsys.readouterr().err
-    assert "holds records of profile desk, not of paper: add --profile desk." in told
+    output = capsys.readouterr().err
+    assert "holds records of profile desk, not of paper: add --profile desk." in output
     assert not runs.exists()
     assert main(["merge", str(desk), "--profile", "desk", "--runs", str(runs)]) == 0
     assert capsys.readouterr().out.endswith(f" added, 0 known, in {runs}\n")
 
 
-def test_minutes_are_those_of_the_command_and_not_of_each_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_minutes_are_of_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, over = [0.0], []
 
     def sweep(runs: list[Run], store: Store, stop: Stop, **_: object) -> RunsReport:
@@ -222,7 +212,7 @@ def test_a_dry_run_names_the_runs_and_does_nothing(
     assert "04_selection: waits for" in out
     assert not (tmp_path / "runs").exists()
 
-    # Failed runs are named when they would be trained, and steps that are done are told.
+    # Failed runs are named when they would be trained, and steps that are done are output.
     main(["run", *runs])
     capsys.readouterr()
     assert main(["run", *runs, "--dry-run"]) == 0
@@ -237,7 +227,7 @@ def test_a_dry_run_names_the_runs_and_does_nothing(
     assert "seed 101, 0 basis layers, " in out and " steps, 7 of them done\n" in out
 
 
-def test_of_two_results_of_a_gpu_run_the_first_stands_and_it_is_said(
+def test_of_two_results_of_a_gpu_run_the_first_stays_and_the_output_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = (Store(tmp_path / name) for name in ("here", "there"))
@@ -246,8 +236,8 @@ def test_of_two_results_of_a_gpu_run_the_first_stands_and_it_is_said(
     command = ["merge", str(there.folder), "--profile", "smoke", "--runs", str(here.folder)]
     for _ in range(2):
         assert main(command) == 0
-        told = capsys.readouterr().out
-        assert told.startswith("0 added, 0 known, 1 not taken") and make_run().run_id in told
+        output = capsys.readouterr().out
+        assert output.startswith("0 added, 0 known, 1 not added") and make_run().run_id in output
     record = here.get(make_run().run_id)
     assert record is not None and record.result is not None and record.result.val_loss == 1.0
 
@@ -273,14 +263,14 @@ def test_what_there_is_of_a_section_is_published_when_asked_for(
     monkeypatch.setattr(study_module, "ROOT", tmp_path)
     capsys.readouterr()
     assert main(["publish", "03_sensitivity", *runs, "--incomplete"]) == 0
-    told = capsys.readouterr().out
-    assert told == f"03_sensitivity: {len(wanted) - 1} records published, 0 known, 1 missing\n"
+    output = capsys.readouterr().out
+    assert output == f"03_sensitivity: {len(wanted) - 1} records published, 0 known, 1 missing\n"
     assert main(["verify", *runs]) == 0
     assert f"{len(wanted) - 1} published records, 1 manifests" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fake")
-def test_what_is_published_of_a_larger_section_leaves_the_whole_one_shown(
+def test_an_incomplete_larger_section_leaves_the_complete_one_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
@@ -290,10 +280,10 @@ def test_what_is_published_of_a_larger_section_leaves_the_whole_one_shown(
     assert main(["publish", "01_baseline", *fewer]) == 0
     capsys.readouterr()
     assert main(["publish", "01_baseline", *runs, "--incomplete"]) == 0
-    told = capsys.readouterr().out
-    assert told == (
-        "01_baseline: 0 records published, 1 known, 1 missing; until all are there the whole one "
-        "is shown\n"
+    output = capsys.readouterr().out
+    assert output == (
+        "01_baseline: 0 records published, 1 known, 1 missing, and the complete section published "
+        "before is still shown\n"
     )
     (shown,) = published(study_module.published_folder("smoke")).values()
     assert len(shown.run_ids) == 1
@@ -313,8 +303,8 @@ def test_missing_data_stop_a_run_once_and_before_any_training(
         str(tmp_path / "r"),
     ]
     assert main(arguments) == 1
-    told = capsys.readouterr()
-    assert told.err.count("basisconv: ") == 1 and str(tmp_path / "nowhere") in told.err
+    output = capsys.readouterr()
+    assert output.err.count("basisconv: ") == 1 and str(tmp_path / "nowhere") in output.err
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -345,7 +335,7 @@ def test_the_module_runs_and_data_where_says_what_there_is() -> None:
         ("verify --profile smoke --runs .", "", 1, r"[^\n]+\nbasisconv: 1 files are not .+\n"),
     ],
 )
-def test_a_reader_who_has_seen_enough_is_no_error(
+def test_a_reader_that_closes_the_pipe_is_not_an_error(
     command: str, unbuffered: str, status: int, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"{'0' * 16}.json").touch()  # a damaged record
@@ -380,12 +370,12 @@ def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
     command = ["run", "--profile", "smoke", "--runs", str(runs)]
     changes = ["--set", "seeds.explore=[0, 101]", "--set", "seeds.confirm=[100]"]
     assert main([*command, *changes]) == 1
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     # 03's 21 and 05's; 04 waits for 03, whose failures it does not count anew.
     study = Study.open("smoke", ["seeds.explore=[0, 101]", "seeds.confirm=[100]"], runs)
     failed = [r for r in study.store.all().values() if r.status == "failed"]
-    assert len(failed) > 21 and f"basisconv: {len(failed)} runs failed" in told
-    assert f"{runs} hold the traceback" in told
+    assert len(failed) > 21 and f"basisconv: {len(failed)} runs failed" in output
+    assert f"{runs} hold the traceback" in output
     monkeypatch.setattr(sys.modules[__name__], "fake_train", lambda run, _: _lucky(run))
     assert main([*command, *changes]) == 1  # failures stand until asked
     assert main([*command, *changes, "--retry-failed"]) == 0
@@ -488,7 +478,7 @@ def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
     assert taken == [{}, {"repeats": 3}] * 2
 
 
-def test_status_says_what_is_published_and_how_to_take_it_up(
+def test_status_says_what_is_published_and_how_to_merge_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["status", "--profile", "desk"]) == 0

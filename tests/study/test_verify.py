@@ -161,4 +161,4 @@ def test_an_empty_store_has_nothing_to_verify(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["verify", "--profile", "smoke", "--runs", str(tmp_path / "none")]) == 0
-    assert "nothing to verify" in capsys.readouterr().out
+    assert "Nothing to verify" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from unittest import mock
 
 from basisconv.plan import Plan
 from basisconv.study import cli
-from basisconv.study.data import sets
 from basisconv.study.execution.many_runs import train_runs
 from basisconv.study.experiments import cost_table as cost_table_module
 from basisconv.study.experiments import pipeline
@@ -28,7 +27,7 @@ from basisconv.study.timing import costs
 from basisconv.study.timing.costs import Step
 from basisconv.study.training.train import train
 from torture import Line, Scale
-from torture.subjects import cost_table, counted, random_pack
+from torture.subjects import cost_table, counted
 from torture.writes import at_writes
 
 _FAILURES = {"half written": errno.ENOSPC, "written": errno.ENOSPC, "synced": errno.EIO}
@@ -134,12 +133,6 @@ def _writes(folder: Path, stack: contextlib.ExitStack) -> Iterator[Write]:
     yield Write(
         "cost table", table.name, ["bench", "--costs", "desk"], lambda: cost_table(table, "desk")
     )
-
-    raw = sets.read_pack(random_pack(folder / "another", 0))
-    stack.enter_context(mock.patch.object(sets, "_read", lambda name: raw))
-    pack = ["data", "pack", "cifar10", "--out", str(folder / "pack")]
-    for name in ("train-0.webp", "test-labels.npy", "manifest.json"):
-        yield Write(f"data pack, {name}", name, pack)
 
 
 def _without_training(runs: Any, store: Any, **options: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from basisconv.plan import Plan
-from basisconv.study.data.packs import RawSet, RawSplit, write_pack
+from basisconv.study.data.packing import write_pack
+from basisconv.study.data.packs import RawSet, RawSplit
 from basisconv.study.data.sets import DIGESTS
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.records.checkpoint import Checkpoints, Paused, checkpoint_files

