@@ -50,7 +50,7 @@ test: $(READY) ## lint, types, tests and notebooks
 	$(PY) -m pytest tests
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-torture: $(READY) ## kill, damage and fill what must lose nothing; writes tests/torture-report.md
+torture: $(READY) ## kill and damage what must lose nothing; writes tests/torture-report.md
 	PYTHONPATH=tests $(PY) -m torture
 
 reproduce: $(READY) ## run every notebook and build the paper; takes PROFILE, EXECUTOR and SET

@@ -1,4 +1,4 @@
-"""Every record, checkpoint, manifest and cost table of a profile, held against its checksum."""
+"""Compares every record, checkpoint, manifest and cost table of a profile with its checksum."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from basisconv.study.experiments.study import Study, cost_table, published_folder
 from basisconv.study.records import checkpoint
 from basisconv.study.records.files import DamagedFile, read_json
-from basisconv.study.records.publish import manifest_path, read_manifest
+from basisconv.study.records.publish import manifest_path, published
 from basisconv.study.records.store import Store
 from basisconv.study.timing.costs import MeasuredCosts
 
 
 @dataclass
 class Findings:
-    """What was looked at, and what is wrong with it.
+    """What was checked.
 
     Attributes:
-        sound: how many files of each kind are what was written.
+        sound: how many files of each kind are unchanged.
         problems: a sentence for each of the others.
     """
 
@@ -28,12 +28,12 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def check(self, kind: str, look: Callable[[], object]) -> None:
-        """Look at a file, and count it or keep what it raises."""
+        """Read a file, and count it or keep the error."""
         self.sound.setdefault(kind, 0)
         try:
             look()
         except FileNotFoundError:
-            pass  # a training at hand has just removed it
+            pass  # its training has just removed it
         except (ValueError, OSError) as error:
             self.problems.append(str(error))
         else:
@@ -41,11 +41,10 @@ class Findings:
 
 
 def verify(study: Study) -> Findings:
-    """Look at all files of a profile that results hang on; nothing is changed.
+    """Check all files on which results depend; nothing is changed.
 
-    These are the records and checkpoints of the working store, and beside the paper the published
-    records, the manifest of their sections and the cost table. (`data.data_verify` looks at data
-    sets.)
+    These are the records and checkpoints of the working store, and in paper/runs the published
+    records, their manifest and the cost table. (For data sets see `data_verify`.)
     """
     findings = Findings()
     folder = published_folder(study.profile.name)
@@ -77,14 +76,10 @@ def _records(store: Store) -> list[Path]:
 
 
 def _check_manifest(folder: Path) -> None:
-    records, named = Store(folder), set[str]()
-    for entry in read_manifest(folder).values():
-        if entry.complete:
-            records.records(entry.section.run_ids)
-        named.update(run_id for section in entry.sections() for run_id in section.run_ids)
-    if unnamed := sorted({path.stem for path in _records(records)} - named):
+    if not manifest_path(folder).exists():
         raise DamagedFile(
-            f"{manifest_path(folder)} is gone or older than the records beside it: no section "
-            f"names {', '.join(unnamed)}. Put it back, or publish their sections again; or, where "
-            "they are what publishing had replaced when it was killed, delete them."
+            f"{manifest_path(folder)} is gone, which names the sections of the records in its "
+            "folder. Put it back, or publish their sections again."
         )
+    for section in published(folder).values():
+        Store(folder).records(section.run_ids)

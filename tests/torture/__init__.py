@@ -17,7 +17,6 @@ class Scale:
         team_kills: processes killed of a sweep with workers.
         truncations: places at which each kind of file is cut.
         flips: bits flipped in each kind of file, one at a time.
-        runs: in a store that four processes share.
         nodes: of a Ray cluster killed, one in each sweep.
     """
 
@@ -25,12 +24,11 @@ class Scale:
     team_kills: int
     truncations: int
     flips: int
-    runs: int
     nodes: int
 
 
-FULL = Scale(kills=100, team_kills=6, truncations=20, flips=200, runs=40, nodes=10)
-SHORT = Scale(kills=6, team_kills=0, truncations=5, flips=25, runs=12, nodes=1)
+FULL = Scale(kills=100, team_kills=6, truncations=20, flips=200, nodes=10)
+SHORT = Scale(kills=6, team_kills=0, truncations=5, flips=25, nodes=1)
 
 
 @dataclass(frozen=True)

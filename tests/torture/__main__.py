@@ -13,14 +13,11 @@ from basisconv.study.records.environment import environment
 from basisconv.study.records.files import write_atomic
 from torture import FULL, Line
 from torture.damage import damage_trials
-from torture.disks import disk_trials
 from torture.kills import kill_trials
-from torture.malice import malice_trials
 from torture.nodes import node_trials
-from torture.sharing import sharing_trials
 
 REPORT = Path(__file__).parents[1] / "torture-report.md"
-TRIALS = (kill_trials, damage_trials, disk_trials, sharing_trials, malice_trials)
+TRIALS = (kill_trials, damage_trials)
 
 
 def main() -> int:
@@ -53,8 +50,7 @@ def report(lines: list[Line], seconds: float) -> str:
             "",
             "Written by `make torture`; `make test` does the same on a smaller scale. Results are "
             "compared to the last bit; they are of real trainings (ResNet-18 of width 8, 60 "
-            "images, 3 to 5 steps with switches between forms, a checkpoint before every step), "
-            "but where processes share a store or disks fail, for which records are made up.",
+            "images, 3 to 5 steps with switches between forms, a checkpoint before every step).",
             "",
             f"{here['device']} ({here['device_kind']}), {os.cpu_count()} cores, "
             f"{here['platform']}, Python {here['python']}, torch {here['torch']}; "

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from small_runs import make_run
+
 from basisconv.plan import Plan
 from basisconv.study import verify
 from basisconv.study.data import sets
@@ -22,7 +24,7 @@ from basisconv.study.records.run import Record
 from basisconv.study.records.store import Store
 from basisconv.study.training.train import train
 from torture import Line, Scale
-from torture.subjects import RUNS, cost_table, published, put_aside, random_pack, small_run
+from torture.subjects import RUNS, cost_table, paused_at, published, random_pack
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def damage_trials(folder: Path, scale: Scale) -> list[Line]:
 def _subjects(folder: Path, store: Store) -> Iterator[Subject]:
     one, two = (store.path(run.run_id) for run in RUNS[:2])
     yield Subject("record", one, two, lambda: store.records([one.stem]))
-    (path, _), (other, _) = (put_aside(run, folder / run.run_id, 2) for run in RUNS[:2])
+    (path, _), (other, _) = (paused_at(run, folder / run.run_id, 2) for run in RUNS[:2])
     yield Subject(
         "checkpoint", path, other, lambda: checkpoint.read_checkpoint(path, RUNS[0].run_id)
     )
@@ -104,8 +106,8 @@ def _damage(subject: Subject, scale: Scale) -> Line:
             subject.read()
         except (ValueError, OSError) as error:
             noticed += 1
-            told = str(error)
-            named += subject.path.stem in told or str(subject.path.parent) in told
+            output = str(error)
+            named += subject.path.stem in output or str(subject.path.parent) in output
         subject.path.write_bytes(sound)
     subject.read()
     found = f"{noticed} noticed, {named} in a sentence that names the file or its folder"
@@ -156,9 +158,9 @@ def _results(records: dict[str, Record]) -> dict[str, object]:
 
 def _checkpoints_recover(folder: Path) -> Line:
     """A training goes on from the other checkpoint, or anew, with the same result."""
-    run, other = RUNS[0], small_run((3, Plan()), seed=5)
+    run, other = RUNS[0], make_run((3, Plan()), seed=5)
     wanted = train(run).result
-    (newer, older), foreign = put_aside(run, folder / "a", 2), put_aside(other, folder / "b", 1)[0]
+    (newer, older), foreign = paused_at(run, folder / "a", 2), paused_at(other, folder / "b", 1)[0]
     sound = {path: path.read_bytes() for path in (newer, older)}
     draw, good, trials = random.Random(0), 0, 0
     another = foreign.read_bytes()
@@ -175,7 +177,7 @@ def _checkpoints_recover(folder: Path) -> Line:
             keep = whole if path == older and not both else damaged
             if keep is not None:
                 path.write_bytes(keep)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as output:
             warnings.simplefilter("always")
             record = train(run, Checkpoints(newer.parent, run))
         refusals = 0 if damaged is None else 1 + both
@@ -183,7 +185,7 @@ def _checkpoints_recover(folder: Path) -> Line:
         trials += 1
         good += (
             record.result == wanted
-            and sum("a checkpoint was refused" in str(w.message) for w in told) == refusals
+            and sum("a checkpoint was refused" in str(w.message) for w in output) == refusals
             and sum("a checkpoint was refused" in note for note in notes) == refusals
             and any(note == "went on from step 1" for note in notes) != both
         )

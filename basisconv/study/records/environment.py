@@ -1,4 +1,4 @@
-"""What this machine is, in words that a record can keep."""
+"""What this machine is and can do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _M_MMAP_MAX = -4
 
 
 class UnsuitableMachine(RuntimeError):
-    """This machine lacks what a Run needs: no fault of the Run, so there is no record of it."""
+    """This machine lacks what a Run needs. The Run has not failed, and gets no record."""
 
 
 def device() -> torch.device:
@@ -34,10 +34,9 @@ def device() -> torch.device:
 
 @lru_cache
 def environment() -> dict[str, str]:
-    """Device, software and the state of the source: told, and but for one not compared.
+    """Device, software and the state of the source, for records.
 
-    `device_kind` names the kind of hardware, by which two results must agree or need not; see
-    `repeats_exactly`.
+    `device_kind` decides whether two results must agree; see `repeats_exactly`.
     """
     return {
         "device_kind": device_kind(),
@@ -46,7 +45,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "platform": platform.platform(terse=True),
-        # Where the package was sent without its checkout, its sender told.
+        # A package sent without its checkout has its commit in the environment.
         "commit": _git("rev-parse", "HEAD") or os.environ.get("BASISCONV_COMMIT", "unknown"),
         "tree": {"": "clean", None: "unknown"}.get(_git("status", "--porcelain"), "modified"),
     }
@@ -63,15 +62,15 @@ def device_kind() -> str:
 def repeats_exactly(kind: str) -> bool:
     """Whether a Run has one result, to the last bit, on all devices of such a kind.
 
-    CPUs of one kind compute alike. cuDNN picks kernels by their speed on the day, and some of
-    them add in the order in which threads arrive; and a training that went from one kind of
-    device to another ("… then …") depends on when it did.
+    CPUs of one kind compute alike. On GPUs cuDNN picks kernels by their speed, and some add in
+    the order in which threads arrive. A training that moved from one kind of device to another
+    ("… then …") depends on when it did.
     """
     return kind.startswith("cpu ") and " then " not in kind
 
 
 def still_computes() -> bool:
-    """Whether this process can still compute: some errors of a GPU are the end of its context."""
+    """Whether this process can still compute: some errors end a GPU's context."""
     if device().type != "cuda":
         return True
     try:
@@ -82,7 +81,7 @@ def still_computes() -> bool:
 
 
 def has_native_bfloat16() -> bool:
-    """Whether this device multiplies bfloat16 itself rather than emulating it."""
+    """Whether this device has instructions for bfloat16, rather than emulating it."""
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -90,11 +89,11 @@ def has_native_bfloat16() -> bool:
 
 
 def configure_cpu(threads: int) -> None:
-    """Compute with so many CPU threads, in memory that a step keeps for the next.
+    """Set the number of CPU threads, and keep freed memory for the next step.
 
-    glibc gives a large tensor's pages back to the system as soon as it is freed, and the next
-    step pays for them anew: 5 to 10 % of a training step on a CPU, most of it in the cheap
-    layers. So nothing is given back; other allocators are left alone.
+    glibc returns a large tensor's pages to the system as soon as it is freed, and the next step
+    has to get them again: 5 to 10 % of a training step on a CPU. So nothing is returned; other
+    allocators are left alone.
     """
     torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":
@@ -104,11 +103,11 @@ def configure_cpu(threads: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory held so far, or since `reset_peak_memory`: torch's on a GPU, else ours."""
+    """Peak memory since the start or `reset_peak_memory`: torch's on a GPU, else the process's."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
-        # Before getrusage's, whose peak is for the life of the process; some sandboxes lack it.
+        # Preferred to getrusage, whose peak cannot be reset; some sandboxes lack this line.
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
@@ -117,7 +116,7 @@ def peak_memory_bytes() -> int:
 
 
 def reset_peak_memory() -> int:
-    """Count the peak anew from here, where the system can; what is held now, or the old peak."""
+    """Start a new peak, where the system can; returns the memory in use, or the old peak."""
     if device().type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

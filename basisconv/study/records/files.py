@@ -1,9 +1,8 @@
-"""Files that are whole or absent, and that say when they are not what was written.
+"""Files that are complete or absent, and whose damage is noticed.
 
-A writer that is killed leaves the old file or the new one, never a mixture: bytes go to a
-temporary file in the same folder, to the disk, and only then to their name. A JSON file carries
-the sha256 of its own raw bytes as its last entry, so a flipped bit, a truncation or an edit by
-hand is noticed before anything is believed.
+A killed writer leaves the old file or the new one, never a mixture: bytes go to a temporary file
+in the same folder, to the disk, and are then renamed. A JSON file has the sha256 of its own bytes
+as its last entry, so a flipped bit, a truncation or an edit by hand is noticed.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# The digest is the last entry, so that what it covers is all bytes but its own 64.
+# The digest is the last entry and covers all bytes but its own 64.
 _HEAD = b' "sha256": "'
 _TAIL = b'"\n}\n'
 _DIGEST = 64
 
-# Name of a temporary file: the file's own, then machine, process and a random part. The machine
-# is there because a process id says nothing about the processes of another one.
+# A temporary file's name: the file's own, then machine (whose process ids these are), process and
+# a random part.
 _STRAY = re.compile(r"^\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$")
 _STRAY_SECONDS = 24 * 3600
 
 
 class DamagedFile(ValueError):
-    """A file is not what its writer wrote, or nothing that this version can read."""
+    """A file was changed after it was written, or this version cannot read it."""
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file whole, or leave what was there before.
+    """Write a file completely, or leave the old one.
 
     Args:
         path: the file; its folder is made when it is missing.
@@ -55,18 +54,18 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # an interrupt, too, must not leave the temporary file
+    except BaseException as error:  # an interrupt as well
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            reason = f"{error.strerror or error}. Nothing was written; an older file stands"
+            reason = f"{error.strerror or error}. Nothing was written; an older file is unchanged"
             raise OSError(error.errno, reason, str(path)) from error
         raise
     _fsync_folder(path.parent)
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Have a folder's new names survive a power cut, on systems that can."""
+    """Make renames in a folder survive a power cut, on systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -130,8 +129,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     remedy = "Put back an unchanged copy, or delete the file to have it made again."
     if not (start.endswith(b"\n" + _HEAD) and data.endswith(_TAIL)):
         raise DamagedFile(
-            f"{path} ({len(data)} bytes) is cut short or no file of ours: expected a JSON object "
-            f"that ends with its sha256. {remedy}"
+            f"{path} ({len(data)} bytes) is cut short or was not written by basisconv: "
+            f"expected a JSON object that ends with its sha256. {remedy}"
         )
     found = _digest(start + _TAIL)
     if found != stated:
@@ -143,7 +142,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         payload = json.loads(data)
         del payload["sha256"]
     except (ValueError, TypeError, RecursionError) as error:
-        # The checksum is right, so somebody made this file on purpose and not with write_json.
+        # The checksum is right: somebody made this file on purpose.
         raise DamagedFile(f"{path} is not a JSON object: {error}. {remedy}") from error
     return payload
 
@@ -151,14 +150,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def remove_stray_files(folder: str | Path) -> None:
     """Remove the temporary files that killed writers left in a folder.
 
-    A file of a process that lives on this machine stays, and so does one of another machine, until
-    it is a day old: no write takes that long.
+    Files of living processes on this machine stay, and so do those of other machines until they
+    are a day old.
     """
     for path in Path(folder).glob(".*.tmp"):
         match = _STRAY.match(path.name)
         if match is None:
             continue
-        with contextlib.suppress(FileNotFoundError):  # its writer, or another sweep, was faster
+        with contextlib.suppress(FileNotFoundError):  # its writer, or another process, was faster
             old = time.time() - path.stat().st_mtime > _STRAY_SECONDS
             if old or (match[1] == _machine() and not _alive(int(match[2]))):
                 path.unlink()

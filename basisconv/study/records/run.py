@@ -1,8 +1,8 @@
-"""What is trained and what came out: `Run` and `Record`; and how a paper's section groups them.
+"""What is trained and what came out: `Run` and `Record`, and the paper's sections of them.
 
-A Run holds all that decides its result and nothing that does not; its id is a hash of that. A
-Record is the Run with its result, which the same Run gives again bit for bit on the same kind of
-CPU, and the measurement of the time it took, which does not repeat.
+A Run has everything that decides its result and nothing else; its id is a hash of that. A Record
+is the Run with its result, which is the same bit for bit on the same kind of CPU, and with
+measurements such as times, which are not.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Run(Model):
     seed: int = Field(ge=0)
     precision: Precision = "float32"
     test: bool = False
-    """Whether the test set is read, once, at the last step."""
+    """Whether the test set is read, once, after the last step."""
     compile: bool = False
     threads: Count = 1
     # Left out at their defaults, so that no run's id changed when they were added.
@@ -172,7 +172,7 @@ class Epoch(Model):
 
 
 class Result(Model):
-    """What the same Run gives again, bit for bit, on the same kind of CPU."""
+    """The result of a Run, the same bit for bit on the same kind of CPU."""
 
     steps: int
     epochs: float
@@ -190,16 +190,16 @@ class Result(Model):
 
 
 class Measurement(Model):
-    """What differs from time to time; of it `device_kind` alone is compared, by `Store.add`."""
+    """What differs each time; only `device_kind` is compared, by `Store.add`."""
 
     seconds: dict[str, float]
-    """Wall time of all sessions: "total", and by part "train", "evaluate", "switch", "data",
+    """Wall time of all sessions: "total", and its parts "train", "evaluate", "switch", "data",
     "compile", "checkpoint"."""
     environment: dict[str, str]
     """Device, its kind ("device_kind") and capabilities, versions, commit."""
     peak_memory_bytes: int
     notes: tuple[str, ...] = ()
-    """What did not go as asked and changes no result beyond rounding."""
+    """What did not go as asked, and changes no result beyond rounding."""
 
 
 class Record(Model):
@@ -210,7 +210,7 @@ class Record(Model):
     result: Result | None
     measurement: Measurement
     error: str | None = None
-    """Of a failed run its traceback, of a diverged one where it diverged."""
+    """A failed run's traceback; where a diverged run diverged."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -226,14 +226,14 @@ class Record(Model):
         return self.run.run_id
 
     def same_result(self, other: Record) -> bool:
-        """Whether two records agree in all but what was measured."""
+        """Whether two records agree in everything but measurements."""
         return (self.status, self.result) == (other.status, other.result)
 
     def save(self, path: str | Path) -> None:
         """Write the record with its run's id and a checksum.
 
         Raises:
-            OSError: when it cannot be written; an older file then stands.
+            OSError: when it cannot be written; an older file is then unchanged.
         """
         values = self.model_dump(mode="json")
         write_json(path, {"schema_version": SCHEMA, "run_id": self.run_id, **values})
@@ -266,7 +266,7 @@ _REMEDY = "Put back an unchanged copy, or delete it to have the run trained agai
 
 
 def check_schema(path: str | Path, values: dict[str, Any]) -> None:
-    """Take "schema_version" out of a file's values and refuse any but this version's.
+    """Remove "schema_version" from a file's values and refuse another version's.
 
     Raises:
         DamagedFile: for another version's.
@@ -294,7 +294,7 @@ class Arm(Model):
 
 
 class Section(Model):
-    """One section of the paper: its arms, and the values that are no run's result."""
+    """One section of the paper: its arms, and values that no run resulted in."""
 
     name: str
     profile: str

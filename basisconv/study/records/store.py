@@ -31,7 +31,7 @@ class MissingRuns(ValueError):
         return (
             f"{self.folder} has no record of {len(self.run_ids)} of the runs asked for: {named}. "
             "`python -m basisconv run --profile PROFILE` trains what is missing, "
-            "`python -m basisconv merge DIR` takes in records made elsewhere."
+            "`python -m basisconv merge DIR` adds records made elsewhere."
         )
 
 
@@ -41,13 +41,12 @@ class ConflictingResults(ValueError):
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of the records that were offered, as run ids.
+    """What became of the records that were to be added, as run ids.
 
     Attributes:
-        added: taken in: new, or in place of a failure.
-        known: here already, with the same result; or failures of runs that have a record here.
-        kept: another kind of device, or a GPU, got another result; the one that was here first
-            stands.
+        added: new, or in place of a failure.
+        known: here already with the same result, or failures of runs that have a record here.
+        kept: not added, because there is another result of another kind of device or of a GPU.
     """
 
     added: tuple[str, ...]
@@ -59,7 +58,7 @@ class Store:
     """A folder of records."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).absolute()  # workers may stand in another folder
+        self.folder = Path(folder).absolute()  # workers may have another current folder
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"
@@ -68,14 +67,14 @@ class Store:
         """Where a run's record is or will be.
 
         Raises:
-            ValueError: if that is no run id, so that no name leads out of the folder.
+            ValueError: if that is not a run id, so no name leads out of the folder.
         """
         if not _RUN_ID.fullmatch(run_id):
-            raise ValueError(f"{run_id!r} is no run id: those are 16 hexadecimal digits.")
+            raise ValueError(f"{run_id!r} is not a run id: those are 16 hexadecimal digits.")
         return self.folder / f"{run_id}.json"
 
     def lock(self, run_id: str) -> FileLock:
-        """The lock that a run's trainer holds; it goes with its process, however that ends."""
+        """The lock of whoever trains a run; it is released when the process ends, however."""
         path = self._lock_file(run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
@@ -83,8 +82,8 @@ class Store:
     def is_training(self, run_id: str) -> bool:
         """Whether a living process has the run's lock.
 
-        The lock is taken for a moment, for only the lock itself knows of its holder's death. A
-        trainer who comes at that moment finds the run locked, and looks again.
+        The lock is taken for a moment, because only that shows whether its holder is alive. Who
+        wants to train the run at that moment finds it locked, and tries again.
         """
         if not self._lock_file(run_id).exists():
             return False
@@ -95,7 +94,7 @@ class Store:
         return False
 
     def checkpoints(self, run_id: str) -> Path:
-        """The folder of a run's checkpoints, there while it is put aside or being trained."""
+        """The folder of a run's checkpoints, which exists while it is paused or being trained."""
         return self.folder / "checkpoints" / self.path(run_id).stem
 
     def get(self, run_id: str) -> Record | None:
@@ -125,12 +124,12 @@ class Store:
         record.save(self.path(record.run_id))
 
     def write_result(self, record: Record, seen: Record | None) -> None:
-        """Put the record of a training, whose lock is held.
+        """Write the record of a training; its lock must be held.
 
         Args:
-            record: what came of it.
-            seen: the record that was there when it began. Where another has been merged in
-                meanwhile, the two are held against each other as in `add`.
+            record: its result.
+            seen: the record at its start. If another was merged meanwhile, the two are compared
+                as in `add`.
 
         Raises:
             OSError: as `put`.
@@ -156,7 +155,7 @@ class Store:
         return {run_id: record for run_id, record in found.items() if record is not None}
 
     def untrained(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
-        """The runs that are to be trained, each once: without a record, or, if asked, failed."""
+        """The runs without a record, each once; with `retry_failed` failed ones too."""
         unique = {run.run_id: run for run in runs}
         return [run for i, run in unique.items() if needs_training(self.get(i), retry_failed)]
 
@@ -174,12 +173,12 @@ class Store:
         return sorted(stem for stem in stems if _RUN_ID.fullmatch(stem))
 
     def add(self, records: Iterable[Record]) -> MergeReport:
-        """Take in records made elsewhere, being `alone`; doing it again changes nothing.
+        """Add records made elsewhere, under `exclusive`; adding them again changes nothing.
 
         Raises:
             ConflictingResults: if one has another result than the record here and both were made
-                on the same kind of CPU; nothing is written then. GPUs are not held to that, for
-                their results do not repeat: see `environment.repeats_exactly`.
+                on the same kind of CPU; nothing is written then. GPUs may differ: see
+                `environment.repeats_exactly`.
             DamagedFile: as `get`.
         """
         added, known, kept, conflicts = [], [], [], []
@@ -199,15 +198,15 @@ class Store:
             ids = ", ".join(record.run_id for record in conflicts)
             raise ConflictingResults(
                 f"{self.folder} has other results of {ids}, made on the same kind of CPU "
-                f"({_device_kind(conflicts[0])}), where they must be equal. Nothing was taken in. "
-                "Find out which are wrong, delete those files and merge again."
+                f"({_device_kind(conflicts[0])}), where they must be equal. Nothing was added: "
+                "find out which are wrong, delete those files and merge again."
             )
         for record in added:
             self.put(record)
         return MergeReport(_ids(added), _ids(known), _ids(kept))
 
     def merge(self, folder: str | Path) -> MergeReport:
-        """Take in all records of another folder, once every one of them has been verified.
+        """Add all records of another folder, after all of them were verified.
 
         Raises:
             FileNotFoundError: if there is no such folder, or no record in it.
@@ -225,7 +224,7 @@ class Store:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep others from settling, merging and publishing; what was compared is replaced."""
+        """Keep other processes from writing results, merging and publishing."""
         path = self.folder / "locks" / "records.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
@@ -236,7 +235,7 @@ class Store:
 
 
 def needs_training(record: Record | None, retry_failed: bool) -> bool:
-    """Whether a run with this record is to be trained."""
+    """Whether a run with this record still has to be trained."""
     return record is None or (retry_failed and record.status == "failed")
 
 

@@ -1,4 +1,4 @@
-"""Trainings put aside and gone on with: the same result, and nothing believed unseen."""
+"""Trainings paused and gone on with: the same result, and nothing believed unseen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import pickle
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,14 +85,14 @@ def paused(run: Run, folder: Path, *times: int, **options: Any) -> Checkpoints:
     return checkpoints
 
 
-def test_a_run_put_aside_anywhere_gives_the_same_result(tmp_path: Path) -> None:
+def test_a_run_paused_anywhere_gives_the_same_result(tmp_path: Path) -> None:
     """Before each step, amid each evaluation, before and after both switches."""
     run = make_run((2, BASIS), (2, OTHER), (1, bc.Plan()))
     whole = train(run).result
     assert whole is not None
     for stop in itertools.count():
         record, sessions = until_done(run, tmp_path / str(stop), stop)
-        assert record.result == whole, f"put aside at {stop}"
+        assert record.result == whole, f"paused at {stop}"
         if sessions == 1:  # it ended before it was asked so often
             break
     # 5 steps, 2 evaluations and the test set's.
@@ -108,7 +107,7 @@ def test_a_run_put_aside_anywhere_gives_the_same_result(tmp_path: Path) -> None:
         {"optimizer": "muon", "momentum": 0.6, "factor_lr_ratio": 0.5},
     ],
 )  # fmt: skip
-def test_a_run_put_aside_before_every_step_gives_the_same_result(
+def test_a_run_paused_before_every_step_gives_the_same_result(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     run = make_run(**changes)
@@ -117,7 +116,7 @@ def test_a_run_put_aside_before_every_step_gives_the_same_result(
     assert sessions > 4 and record.result == train(run).result
 
 
-def test_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "load", load)
     run = make_run((4, BASIS), (1, bc.Plan()))
     paused(run, tmp_path, 2)
@@ -162,7 +161,7 @@ def test_the_memory_format_of_weights_and_momentum_is_kept(tmp_path: Path) -> No
     assert not kernel.is_contiguous()
 
 
-def test_seconds_add_up_and_the_record_tells_of_the_sessions(tmp_path: Path) -> None:
+def test_seconds_add_up_and_the_record_notes_the_sessions(tmp_path: Path) -> None:
     run = make_run()
     with pytest.MonkeyPatch.context() as patch:
         clock = itertools.count(0, 10)
@@ -181,7 +180,7 @@ def test_seconds_add_up_and_the_record_tells_of_the_sessions(tmp_path: Path) -> 
     assert measured.environment["device_kind"] == device_kind()
 
 
-def test_a_training_that_went_on_elsewhere_says_so(
+def test_a_training_resumed_on_another_device_notes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run()
@@ -192,9 +191,7 @@ def test_a_training_that_went_on_elsewhere_says_so(
     assert kind == f"abacus then {device_kind()}"
 
 
-def test_a_layer_that_draws_from_torchs_own_stream_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchs_own_streams_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network here does; a user's with dropout would."""
 
     def with_dropout(*args: Any) -> torch.nn.Module:
@@ -211,7 +208,7 @@ def test_a_layer_that_draws_from_torchs_own_stream_goes_on_with_it(
     assert record.result == whole
 
 
-def test_a_phase_that_does_not_compile_goes_on_eager_and_the_next_one_compiles(
+def test_a_phase_that_does_not_compile_is_eager_and_the_next_one_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = compiles_dense_alone(monkeypatch)
@@ -266,14 +263,16 @@ def test_a_bad_checkpoint_falls_back_to_the_other_and_says_so(tmp_path: Path) ->
     with pytest.warns(UserWarning, match=f"refused: {newest}.*expected sha256"):
         record = train(run, Checkpoints(tmp_path, run, seconds=0))
     assert record.result == whole
-    told = record.measurement.notes
-    assert told[0] == "went on from step 1" and "expected sha256" in told[1] and len(told) == 2
+    output = record.measurement.notes
+    assert (
+        output[0] == "went on from step 1" and "expected sha256" in output[1] and len(output) == 2
+    )
     # The bad one is gone, rather than counted as one of the two that are kept.
     left = checkpoint.checkpoint_files(tmp_path)
     assert len(left) == 2 and newest not in left and older not in left
 
 
-def test_without_a_sound_one_the_run_starts_anew(tmp_path: Path) -> None:
+def test_without_a_sound_checkpoint_the_run_starts_again(tmp_path: Path) -> None:
     run = make_run()
     paused(run, tmp_path, 2, seconds=0)
     for path in checkpoint.checkpoint_files(tmp_path):
@@ -301,7 +300,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, change: dict[str, An
     run = make_run()
     other = run.model_copy(update=change)
     paused(other, tmp_path, 2)
-    with pytest.warns(UserWarning, match=f"{other.run_id}.*{run.run_id}.* is wanted"):
+    with pytest.warns(UserWarning, match=f"{other.run_id}.* expected .*{run.run_id}"):
         record = train(run, Checkpoints(tmp_path, run))
     assert record.result == train(run).result
 
@@ -319,7 +318,7 @@ def test_another_versions_checkpoint_is_refused(
         checkpoint.read_checkpoint(path, run.run_id)
 
 
-def test_a_state_that_does_not_fit_the_run_is_refused_and_nothing_taken_of_it(
+def test_a_state_that_does_not_fit_the_run_is_refused_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
     run = make_run()
@@ -366,7 +365,7 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     torch.save({"position": Payload(trap)}, hidden)
     for data in (pickle.dumps(Payload(trap)), hidden.read_bytes()):
         path = renamed(path, data)
-        with pytest.raises(DamagedFile, match="is not loaded"):
+        with pytest.raises(DamagedFile, match="is not a checkpoint"):
             checkpoint.read_checkpoint(path, run.run_id)
     # Without its digest not a byte of it reaches torch.
     path.write_bytes(b"x")
@@ -376,47 +375,19 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not trap.exists()
 
 
-def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / f"{0:09d}-.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000))
-    path = renamed(path, path.read_bytes())
-    with pytest.raises(DamagedFile, match="would unpack .* to 50000000"):
-        checkpoint.read_checkpoint(path, "0" * 16)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [1], {"format": 1}, {"position": {}}, {"weights": {"a": 1}}, {"momentum": 3},
-        {"losses": 1.0}, {"more": 1}, {"position": {"step": -1}},
-    ],
-)  # fmt: skip
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, values: Any) -> None:
+@pytest.mark.parametrize("values", [[1], {"format": 1}, {"position": {}}, {"more": 1}])
+def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path, values: Any) -> None:
     run = make_run()
-    checkpoints = paused(run, tmp_path, 0)
+    paused(run, tmp_path, 0)
     (path,) = checkpoint.checkpoint_files(tmp_path)
     if isinstance(values, dict) and values != {"format": 1}:
-        sound = torch.load(path, weights_only=True)
-        changed = values.get("position")
-        values = {**sound, **values}
-        if changed:
-            values["position"] = {**sound["position"], **changed}
+        values = {**torch.load(path, weights_only=True), **values}
     torch.save(values, tmp_path / "made.pt")
     path = renamed(path, (tmp_path / "made.pt").read_bytes())
-    with pytest.raises(DamagedFile, match="is not a checkpoint of ours"):
-        checkpoint.read_checkpoint(path, checkpoints.run_id)
-
-
-def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
-    run = make_run()
-    paused(run, tmp_path, 1)
-    (path,) = checkpoint.checkpoint_files(tmp_path)
-    later = path.rename(path.with_name("000000003" + path.name[9:]))
-    with pytest.raises(DamagedFile, match="holds step 1: it was renamed"):
-        checkpoint.read_checkpoint(later, run.run_id)
+    with pytest.raises(DamagedFile, match="is not a checkpoint"):
+        checkpoint.read_checkpoint(path, run.run_id)
     with pytest.raises(DamagedFile, match="none in its name"):
-        checkpoint.read_checkpoint(later.rename(later.with_name("newest.pt")), run.run_id)
+        checkpoint.read_checkpoint(path.rename(path.with_name("newest.pt")), run.run_id)
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
@@ -433,7 +404,7 @@ def test_a_full_disk_ends_the_training_and_leaves_the_older_ones(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_strays_of_killed_writers_go_with_the_next_write(tmp_path: Path) -> None:
+def test_the_next_write_removes_files_of_killed_writers(tmp_path: Path) -> None:
     run = make_run()
     stray = tmp_path / ".000000001-0.pt.00000000-1-00000000.tmp"
     stray.touch()

@@ -124,7 +124,7 @@ def test_the_message_names_both_checksums(tmp_path):
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000 + b"\n", b'["a",\n', b'{"a": nan,\n'])
-def test_what_a_stranger_made_with_a_right_checksum_is_refused(tmp_path, body):
+def test_a_file_with_a_right_checksum_and_no_json_object_is_refused(tmp_path, body):
     path = tmp_path / "file.json"
     start, end = body + b' "sha256": "', b'"\n}\n'
     path.write_bytes(start + hashlib.sha256(start + end).hexdigest().encode() + end)
@@ -208,7 +208,7 @@ while True:
 """
 
 
-def test_json_that_is_there_already_is_not_written_again(tmp_path):
+def test_unchanged_json_is_not_written_again(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"n": 1})
     before = path.stat()
@@ -219,7 +219,7 @@ def test_json_that_is_there_already_is_not_written_again(tmp_path):
     assert read_json(path) == {"n": 1}
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+def test_a_killed_writer_leaves_a_complete_file(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"n": 0, "more": [0] * 20_000})
     draw = random.Random(0)
@@ -236,7 +236,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_stray_files_go_with_their_writer_alone(tmp_path, monkeypatch):
+def test_only_files_of_dead_writers_are_removed(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
 
@@ -258,7 +258,7 @@ def test_stray_files_go_with_their_writer_alone(tmp_path, monkeypatch):
     assert live.exists() and elsewhere.exists() and foreign.exists()
 
 
-def test_a_temporary_file_is_one_that_the_sweep_knows(tmp_path, monkeypatch):
+def test_temporary_names_are_recognised(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(files.os, "fsync", lambda fd: seen.extend(strays(tmp_path)))
     write_atomic(tmp_path / "a.json", b"")

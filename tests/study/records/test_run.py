@@ -86,7 +86,7 @@ def test_run_survives_json_and_pickle():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "output"),
     [
         ({"learning_rat": 0.1}, "learning_rat"),
         ({"learning_rate": 0.0}, "greater than 0"),
@@ -106,8 +106,8 @@ def test_run_survives_json_and_pickle():
         ({"seed": -1}, "greater than or equal to 0"),
     ],
 )
-def test_what_is_no_run_is_refused(changes, told):
-    with pytest.raises(ValidationError, match=told):
+def test_invalid_runs_are_refused(changes, output):
+    with pytest.raises(ValidationError, match=output):
         make_run(**changes)
 
 
@@ -163,8 +163,8 @@ def test_a_record_whose_run_was_changed_is_refused(tmp_path):
 def test_a_record_of_another_schema_is_refused(tmp_path, version):
     path = tmp_path / "record.json"
     forge(path, schema_version=version)
-    told = f"has schema version {version}, this code reads 1: use it with .* or delete it"
-    with pytest.raises(DamagedFile, match=told):
+    output = f"has schema version {version}, this code reads 1: use it with .* or delete it"
+    with pytest.raises(DamagedFile, match=output):
         Record.load(path)
 
 
@@ -172,7 +172,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path, version):
     "changes",
     [{"extra": 1}, {"result": None}, {"status": "finished"}, {"run": {}}, {"measurement": []}],
 )
-def test_what_is_no_record_is_refused(tmp_path, changes):
+def test_invalid_records_are_refused(tmp_path, changes):
     path = tmp_path / "record.json"
     forge(path, **changes)
     with pytest.raises(DamagedFile, match=re.escape(f"{path} is not a record")):
