@@ -283,7 +283,7 @@ def process_group() -> Any:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("unsharded", [True, False])
-def test_what_fsdp_shards_is_left_and_the_order_is_told(unsharded: bool):
+def test_what_fsdp_shards_is_left_and_the_order_is_given(unsharded: bool):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

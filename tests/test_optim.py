@@ -206,7 +206,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_saved_and_loaded_in_the_middle_it_goes_on_to_the_bit() -> None:
+def test_saved_and_loaded_in_the_middle_it_continues_to_the_bit() -> None:
     model = network()  # one coefficient matrix in it is empty
     optimizer = bc.Muon(model, lr=0.05)
     for seed in range(2):

@@ -215,7 +215,7 @@ def test_layers_may_come_from_a_generator():
     assert list(bc.make_plan(network(), ratio=0.5, layers=(n for n in chosen)).layers) == chosen
 
 
-def test_where_no_layer_may_change_the_reason_is_told_for_the_first():
+def test_where_no_layer_may_change_the_first_reason_is_given():
     model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(6)))
     for conv in model[1:]:
         parametrizations.weight_norm(conv)
@@ -228,7 +228,7 @@ def test_where_no_layer_may_change_the_reason_is_told_for_the_first():
 
 @pytest.mark.parametrize("plan", [{"1": 2}, "plan.json"])
 @pytest.mark.parametrize("ask", [bc.apply_plan, lambda m, p: bc.summary(m, (1, 4, 9, 9), p)])
-def test_what_is_no_plan_is_told_how_to_make_one(ask, plan):
+def test_what_is_not_a_plan_gets_a_hint_how_to_make_one(ask, plan):
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     with pytest.raises(TypeError, match="is not a Plan: make one with Plan.*make_plan.*Plan.load"):
         ask(model, plan)

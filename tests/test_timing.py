@@ -254,7 +254,7 @@ class Casts(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def test_each_step_under_autocast_casts_its_weights_anew() -> None:
+def test_each_step_under_autocast_casts_its_weights_again() -> None:
     """As training does, which enters autocast once a step: else dense layers cast for nothing."""
     conv, x = nn.Conv2d(4, 8, 3, bias=False), torch.randn(2, 4, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
@@ -271,7 +271,7 @@ def test_what_cannot_be_waited_for_is_not_timed() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_where_somebody_looks(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
 
     class Stream:

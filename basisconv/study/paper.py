@@ -1,8 +1,8 @@
 """Which results the paper shows, and where its PDF goes.
 
-Published sections (`paper/runs/<profile>/`) are shown as soon as the headline section is among
-them: their tables, figures and numbers are made again from the records, without training. Until
-then the paper is built from what a reproduction left in `build/<profile>/`, marked as preliminary.
+Once the headline section is published (`paper/runs/<profile>/`) the paper shows the published
+sections, made from their records without training. Until then it shows what a reproduction left
+in `build/<profile>/`, marked as preliminary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_paper(study: Study) -> Path:
     name = study.profile.name
     if not (study.folder / "numbers").exists():
         raise ValueError(
-            f"Profile {name!r} has not been reproduced here, so its paper has nothing to show. "
+            f"Profile {name!r} has not been reproduced here, so there is nothing to show. "
             f"Do that first: make reproduce PROFILE={name}"
         )
     return compile_paper(
@@ -44,11 +44,10 @@ def build_paper(study: Study) -> Path:
 def build_published(profile: str) -> Path:
     """Make tables, figures, numbers, the PDF and the table of claims from published records.
 
-    Those of sections that are published no more, or of another profile, are removed: the PDF shows
-    whatever it finds.
+    Files of other sections and profiles are removed, because the PDF shows whatever it finds.
 
     Raises:
-        MissingRuns: naming records of a complete section that are not there.
+        MissingRuns: naming missing records of a complete section.
     """
     sections, records = _published(profile)
     reports = {name: _report(name, profile, sections, records) for name in (*sections, CLAIMS_NAME)}
@@ -61,18 +60,18 @@ def build_published(profile: str) -> Path:
 
 
 def _remove_others(made: Set[Path]) -> None:
-    """Remove the files beside those just made that are of their kinds, and were made before."""
+    """Remove older files of the same kinds from the folders of those just made."""
     for folder, suffix in {(path.parent, path.suffix) for path in made}:
         for path in set(folder.glob(f"*{suffix}")) - made:
             path.unlink(missing_ok=True)
 
 
 def published_report(name: str) -> Report:
-    """What the paper shows of a section, for its notebook to show too; nothing is trained.
+    """What the paper and a notebook show of a published section; nothing is trained.
 
     Raises:
         ValueError: if the section is not published.
-        MissingRuns: naming published records that are not there, of any section.
+        MissingRuns: naming missing records of any published section.
     """
     profile = best_published()
     sections, records = _published(profile) if profile else ({}, {})

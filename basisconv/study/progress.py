@@ -1,8 +1,8 @@
 """How far a profile is: arms × seeds × steps × milliseconds a step = hours, and what is done.
 
-Hours are this machine's, with the profile's workers side by side, and a step has its share of the
-evaluation in it. The time of a step comes from records of this kind of device where there are some,
-else from the profile's dense step and the costs; else it is unknown.
+Hours are of this machine with all of the profile's workers, and include evaluations. The time of
+a step comes from records of this kind of device, else from the profile's dense step and the
+costs; otherwise it is unknown.
 """
 
 from __future__ import annotations
@@ -28,14 +28,7 @@ from basisconv.study.timing.costs import Unmeasured
 
 @dataclass(frozen=True)
 class Counts:
-    """How many runs stand where.
-
-    Attributes:
-        done: those with a result, diverged ones included.
-        failed: those whose record is a failure.
-        running: those without a record that a living process trains.
-        missing: the others.
-    """
+    """Numbers of runs: with a result (diverged ones too), failed, being trained, and the rest."""
 
     done: int
     failed: int
@@ -44,14 +37,10 @@ class Counts:
 
 
 def count_runs(runs: Iterable[Run], store: Store) -> Counts:
-    """Count the runs that are done, failed, running and missing.
-
-    Args:
-        runs: what was wanted; a run named twice counts once.
-        store: where their records are.
+    """Count the runs that are done, failed, running and missing; duplicates count once.
 
     Raises:
-        DamagedFile: if a record is not what was written.
+        DamagedFile: if a record was changed after it was written.
     """
     records = {run_id: store.get(run_id) for run_id in {run.run_id for run in runs}}
     counts = Counter(record.status for record in records.values() if record)
@@ -63,27 +52,25 @@ def count_runs(runs: Iterable[Run], store: Store) -> Counts:
 
 
 def steps_done(run: Run, store: Store) -> int:
-    """The step that a run's latest checkpoint says it stands at; 0 without one."""
+    """The step of a run's latest checkpoint; 0 without one."""
     return max(map(step_of_file, checkpoint_files(store.checkpoints(run.run_id))), default=0)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a section of the study takes, and how far it is.
+    """How much work a section is, and how far it is.
 
     Attributes:
         section: the notebook's name.
         arms: how many.
-        seeds: of its arms, each number once.
-        runs: those that no section above has already.
+        seeds: the numbers of seeds of its arms, each once.
+        runs: those that no section above has.
         steps: of one of these, on average.
-        step_ms: of such a step and its evaluation in one worker, on average; None where nobody
-            knows.
+        step_ms: of such a step and its evaluation in one worker, on average; None if unknown.
         hours: all of these runs together.
-        left: hours of what has no result yet, less the steps that a checkpoint holds.
-        status: how many of these runs stand where.
-        waits: for what, where its arms hang on records that are not there yet; others stand in
-            for them.
+        left: hours of those without a result, less the steps before a checkpoint.
+        status: how many of these runs are done, failed, running and missing.
+        waits: what its arms wait for, if they depend on missing records; its runs are then a guess.
     """
 
     section: str
@@ -99,27 +86,23 @@ class Progress:
 
 
 def progress_by_section(study: Study) -> tuple[list[Progress], bool]:
-    """What each section takes, in the order in which they are trained.
+    """The progress of each section, in the order in which they are trained.
 
     Returns:
-        A row a section; and whether executed MACs stand in for step times that the profile wants
-        measured, and that are not, or not all of them.
+        A row for each section; and whether executed MACs replace step times that the profile
+        wants measured and that are not, or not all of them.
 
     Raises:
-        DamagedFile: if a record is not what was written.
+        DamagedFile: if a record was changed after it was written.
     """
-    every = [_drafted(study, name) for name in TRAINED]
-    drafts = [(found, waits) for found, waits, _ in every]
-    by_macs = any(estimated for *_, estimated in every)
-    clock = RunTimes.of(study, [found for found, _ in drafts])
-    workers, store = study.profile.workers, study.store
+    drafts = [_drafted(study, name) for name in TRAINED]
+    times = RunTimes.of(study, [found for found, *_ in drafts])
     rows: list[Progress] = []
     counted: set[str] = set()
-    for found, waits in drafts:
+    for found, waits, _ in drafts:
         own = [run for run_id, run in found.runs.items() if run_id not in counted]
         counted |= found.runs.keys()
-        hours = clock.hours(own)
-        steps = sum(run.steps for run in own)
+        hours, steps = times.hours(own), sum(run.steps for run in own)
         rows.append(
             Progress(
                 section=found.name,
@@ -127,14 +110,14 @@ def progress_by_section(study: Study) -> tuple[list[Progress], bool]:
                 seeds=tuple(sorted({len(arm.run_ids) for arm in found.arms})),
                 runs=len(own),
                 steps=steps / max(1, len(own)),
-                step_ms=None if hours is None else hours * workers * 3.6e6 / max(1, steps),
+                step_ms=hours and hours * study.profile.workers * 3.6e6 / max(1, steps),
                 hours=hours,
-                left=clock.hours_left(own),
-                status=count_runs(own, store),
+                left=times.hours_left(own),
+                status=count_runs(own, study.store),
                 waits=waits,
             )
         )
-    return rows, by_macs
+    return rows, any(by_macs for *_, by_macs in drafts)
 
 
 def table(rows: Sequence[Progress]) -> str:
@@ -145,31 +128,28 @@ def table(rows: Sequence[Progress]) -> str:
         seeds = "–".join(str(n) for n in sorted({row.seeds[0], row.seeds[-1]}))
         lines.append(
             f"{row.section:<18}{row.arms:>5}{seeds:>6}{row.runs:>6}{row.steps:>7.0f}"
-            f"{_number(row.step_ms, 0):>6}{_state([row])}"
+            f"{_number(row.step_ms, 0):>6}{_cells([row])}"
             + (f"  (its runs are a guess: it {row.waits})" if row.waits else "")
         )
-    lines.append(f"{'all':<29}{sum(r.runs for r in rows):>6}{'':>13}{_state(rows)}")
+    lines.append(f"{'all':<29}{sum(r.runs for r in rows):>6}{'':>13}{_cells(rows)}")
     return "\n".join(lines)
 
 
-def _state(rows: Sequence[Progress]) -> str:
-    counts = [row.status for row in rows]
-    done, failed = sum(c.done for c in counts), sum(c.failed for c in counts)
-    running, missing = sum(c.running for c in counts), sum(c.missing for c in counts)
+def _cells(rows: Sequence[Progress]) -> str:
     hours, left = _sum(row.hours for row in rows), _sum(row.left for row in rows)
+    done, failed, running, missing = (
+        sum(getattr(row.status, name) for row in rows)
+        for name in ("done", "failed", "running", "missing")
+    )
     return (
         f"{_number(hours, 1):>7}{done:>7}{failed:>8}{running:>9}{missing:>9}{_number(left, 1):>12}"
     )
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Their sum; None where one is unknown."""
-    total = 0.0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+    """Their sum; None if one is unknown."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -177,23 +157,23 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _drafted(study: Study, name: str) -> tuple[Draft, str, bool]:
-    """A notebook's draft, what it waits for, and whether executed MACs stand in for step times.
+    """A notebook's draft, what it waits for, and whether executed MACs replace step times.
 
-    Where it waits for scores, all layers count as equally sensitive.
+    While it waits for scores, all layers count as equally sensitive.
     """
+
+    def draft_with_scores(study: Study) -> tuple[Draft, str]:
+        try:
+            return draft(study, name), ""
+        except Waiting as waiting:
+            swept = swept_layers(study, study.profile.notebooks.sensitivity)
+            equal = dict.fromkeys(swept, 1.0)
+            return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
+
     try:
-        return *_with_scores(study, name), False
+        return *draft_with_scores(study), False
     except Unmeasured:
-        return *_with_scores(_by_macs(study), name), True
-
-
-def _with_scores(study: Study, name: str) -> tuple[Draft, str]:
-    try:
-        return draft(study, name), ""
-    except Waiting as waiting:
-        swept = swept_layers(study, study.profile.notebooks.sensitivity)
-        equal = dict.fromkeys(swept, 1.0)
-        return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
+        return *draft_with_scores(_by_macs(study)), True
 
 
 def _by_macs(study: Study) -> Study:
@@ -202,12 +182,12 @@ def _by_macs(study: Study) -> Study:
 
 @dataclass(frozen=True)
 class RunTimes:
-    """How long runs take on this machine; None where nobody knows.
+    """How long runs take on this machine; None if unknown.
 
     Attributes:
         study: whose runs.
-        dense_seconds: what the cost of a dense step takes in one worker, by the width trained;
-            under None for all other widths.
+        dense_seconds: the time of one unit of cost in one worker, by the width trained; under
+            None for all other widths.
     """
 
     study: Study
@@ -215,33 +195,45 @@ class RunTimes:
 
     @classmethod
     def of(cls, study: Study, drafts: Iterable[Draft] | None = None) -> RunTimes:
-        """By the records of this kind of device, or, where there are none, as the profile says.
+        """From records of this kind of device, else from the profile's dense step.
+
+        Of what runs took it is the lower quartile: other work on the machine, or a pause, makes a
+        run take several times as long, and nothing makes one much shorter.
 
         Args:
             study: the profile's study.
-            drafts: whose records tell; by default those of all sections.
+            drafts: whose records count; by default those of all sections.
         """
         if drafts is None:
             drafts = [_drafted(study, name)[0] for name in TRAINED]
-        runs = {run_id for found in drafts for run_id in found.runs}
-        records = [study.store.get(run_id) for run_id in runs]
-        return cls(study, _dense_seconds(study, [record for record in records if record]))
+        records = [study.store.get(i) for i in {i for found in drafts for i in found.runs}]
+        times: dict[int | None, list[float]] = defaultdict(list)
+        for record in records:
+            if record and record.status == "done" and _made_here(record):
+                time = record.measurement.seconds["total"] / _cost(study, record.run)
+                for width in (record.run.width, None):
+                    times[width].append(time)
+        if times:
+            quartiles = {w: float(np.quantile(t, 0.25, method="lower")) for w, t in times.items()}
+            return cls(study, quartiles)
+        stated = study.profile.dense_step_ms
+        return cls(study, {} if stated is None else {None: stated / 1000})
 
     def hours(self, runs: Iterable[Run]) -> float | None:
         """All of the runs together, from their first step to their last."""
         return _sum(self._hours(run) for run in runs)
 
     def hours_left(self, runs: Iterable[Run]) -> float | None:
-        """Of those without a result, less the steps that a checkpoint holds."""
+        """Of those without a result, less the steps before a checkpoint; None if one is unknown."""
         store = self.study.store
-        total = 0.0
+        left = []
         for run in runs:
             hours, record = self._hours(run), store.get(run.run_id)
-            if hours is None:
-                return None
             if record is None or record.status == "failed":
-                total += hours * (1 - steps_done(run, store) / run.steps)
-        return total
+                left.append(hours and hours * (1 - steps_done(run, store) / run.steps))
+            else:
+                left.append(hours and 0.0)
+        return _sum(left)
 
     def _hours(self, run: Run) -> float | None:
         each = self.dense_seconds.get(run.width, self.dense_seconds.get(None))
@@ -250,24 +242,8 @@ class RunTimes:
         return _cost(self.study, run) * each / self.study.profile.workers / 3600
 
 
-def _dense_seconds(study: Study, records: Iterable[Record]) -> dict[int | None, float]:
-    """The lower quartile of what runs took.
-
-    Other work on the machine, or a pause, makes a run take several times as long, and nothing
-    makes one much shorter.
-    """
-    here, stated = device_kind(), study.profile.dense_step_ms
-    paces: dict[int | None, list[float]] = defaultdict(list)
-    for record in records:
-        if record.status == "done" and record.measurement.environment.get("device_kind") == here:
-            pace = record.measurement.seconds["total"] / _cost(study, record.run)
-            for width in (record.run.width, None):
-                paces[width].append(pace)
-    if paces:
-        return {
-            width: float(np.quantile(found, 0.25, method="lower")) for width, found in paces.items()
-        }
-    return {} if stated is None else {None: stated / 1000}
+def _made_here(record: Record) -> bool:
+    return record.measurement.environment.get("device_kind") == device_kind()
 
 
 def _cost(study: Study, run: Run) -> float:
@@ -281,5 +257,5 @@ def _cost(study: Study, run: Run) -> float:
     validation, test = EVALUATED_IMAGES[run.data.name]
     epochs = -(-run.steps // (images // run.batch_size))
     evaluated = epochs * validation + (test if run.test else 0)
-    # Forward alone is a third of forward and backward; the average step stands for all phases.
+    # Forward is a third of forward and backward; the average step stands for all phases.
     return training * (1 + evaluated / run.batch_size / 3 / run.steps)

@@ -1,9 +1,8 @@
 """The driver: every notebook in order through papermill, then the paper.
 
-A notebook is run to a file of its own name with `.running` in it and moved when it succeeded,
-because papermill writes its output on error too. It is up to date, and skipped, when the
-package's sources, the profile, its table of step costs, the notebook's cells and its parameters are
-those of the last success and all that it declared to have written is still there.
+papermill writes a notebook's output on errors as well, so it goes to a file with `.running` in its
+name, which is renamed after a success. A notebook is up to date, and skipped, when sources,
+profile, cost table, cells and parameters are those of its last success and its outputs exist.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ def reproduce(study: Study, settings: list[str]) -> list[Path]:
 
     Args:
         study: the profile's study.
-        settings: the changes that its profile was opened with, for the notebooks to repeat.
+        settings: the changes of its profile, which the notebooks repeat.
 
     Returns:
-        Every file that was declared, the PDF last.
+        Every file that the notebooks declared, the PDF last.
 
     Raises:
         ValueError: if a notebook's parameters cell does not have the profile's parameters.
@@ -66,41 +65,40 @@ def reproduce(study: Study, settings: list[str]) -> list[Path]:
 
 
 def check_outputs(study: Study) -> list[Path]:
-    """What a finished reproduction has written.
+    """The files of a finished reproduction.
 
     Raises:
-        NotebookFailed: naming what is not there.
+        NotebookFailed: naming what is missing.
     """
     paths = [study.folder / path for name in NOTEBOOKS for path in _outputs(study, name)]
     paths.append(study.folder / "paper.pdf")
     missing = [path for path in paths if not path.exists() or path.stat().st_size == 0]
-    # Either may be there alone: a failed notebook has its report's list and no success.
+    # A failed notebook may have the list of its outputs without a success.
     unfinished = [
         name
         for name in NOTEBOOKS
         if not (_done(study, name).exists() and outputs_file(study, name).exists())
     ]
     if missing or unfinished:
-        told = [str(path.relative_to(study.folder)) for path in missing] + unfinished
+        lacking = [str(path.relative_to(study.folder)) for path in missing] + unfinished
         raise NotebookFailed(
-            f"{study.folder} lacks {', '.join(told)}. "
+            f"{study.folder} lacks {', '.join(lacking)}. "
             f"Make them: make reproduce PROFILE={study.profile.name}"
         )
     return paths
 
 
 def check_notebook(name: str, given: dict[str, Any]) -> None:
-    """Hold a notebook's parameters cell against what will be passed to it.
+    """Compare a notebook's parameters cell with what will be passed to it.
 
-    papermill itself only warns of a name that the notebook does not have, and sees no mapping's
-    keys.
+    papermill only warns of a name that the notebook does not have, and ignores a mapping's keys.
 
     Raises:
         ValueError: naming the parameters that are unknown or missing.
     """
     path = SOURCES / f"{name}.ipynb"
     if not path.exists():
-        raise ValueError(f"{path} is not there; the notebooks are {', '.join(NOTEBOOKS)}.")
+        raise ValueError(f"{path} does not exist; the notebooks are {', '.join(NOTEBOOKS)}.")
     has, wants = _names(parameters_of(path)), _names(given)
     unknown, missing = sorted(wants - has), sorted(has - wants)
     if unknown or missing:
@@ -121,7 +119,7 @@ def parameters_of(path: Path) -> dict[str, Any]:
         if "parameters" in cell["metadata"].get("tags", []):
             values: dict[str, Any] = {}
             for statement in ast.parse("".join(cell["source"])).body:
-                # A value derived from another would stay as it was when that is replaced.
+                # A value derived from another would not follow when that is replaced.
                 match statement:
                     case ast.Assign(targets=[ast.Name(id=name)], value=value):
                         with suppress(ValueError):
@@ -148,22 +146,22 @@ def _run(study: Study, name: str, given: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     running, finished = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
     for old in (outputs_file(study, name), _done(study, name)):
-        old.unlink(missing_ok=True)  # the last success does not vouch for this time
+        old.unlink(missing_ok=True)  # they are of the last success
     try:
         papermill.execute_notebook(
             str(source), str(running), parameters=given, cwd=str(ROOT), progress_bar=False,
             kernel_name="python3", stderr_file=sys.stderr,
-            # A kernel warns that its sockets, on this machine alone, are not encrypted, and tells
-            # an interrupt as an error. What fails in a cell comes back as an exception.
+            # The kernel would warn of unencrypted local sockets, and report an interrupt as an
+            # error. An error in a cell comes back as an exception.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookFailed(
             f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"The notebook as far as it came: {running}"
+            f"The unfinished notebook: {running}"
         ) from None
     except (KeyboardInterrupt, Terminated):
-        # Nobody waits for the cell any more, and asyncio would print its traceback at the end.
+        # Nothing awaits the cell any more, and asyncio would print its traceback at exit.
         logging.getLogger("asyncio").disabled = True
         raise
     except Exception as error:  # a kernel that died, a notebook that cannot be read
@@ -171,17 +169,17 @@ def _run(study: Study, name: str, given: dict[str, Any]) -> None:
     # A cell that called sys.exit(0), or a kernel that was killed, passes papermill.
     if not outputs_file(study, name).exists():
         raise NotebookFailed(
-            f"{name} ended without writing its outputs. The notebook as far as it came: {running}"
+            f"{name} ended without writing its outputs. The unfinished notebook: {running}"
         )
     os.replace(running, finished)
     write_json(_done(study, name), {"fingerprint": stamp})
 
 
 def fingerprint(study: Study, source: Path, given: dict[str, Any]) -> str:
-    """Changes with all that decides a notebook's outputs, but the machine and the records.
+    """A digest of everything that decides a notebook's outputs, except machine and records.
 
-    The whole profile is in it, and not this notebook's slice alone: the settings of the Runs
-    and the seeds are every notebook's, and 04 and 10 read what others made. Who trains is not.
+    It covers the whole profile: the settings of the Runs and the seeds are every notebook's, and
+    04 and 10 read what others made. It does not cover who trains.
     """
     profile = study.profile.model_dump(
         mode="json", by_alias=True, exclude={"executor", "gpu_per_run"}

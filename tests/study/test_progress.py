@@ -94,7 +94,7 @@ def test_a_machine_that_nobody_timed_is_unknown(tmp_path: Path) -> None:
     assert RunTimes.of(study).hours_left(draft(study, "01_baseline").runs.values()) is None
 
 
-def test_the_pace_of_a_run_beside_other_work_is_not_the_machines(study: Study) -> None:
+def test_slow_runs_do_not_change_the_estimated_time(study: Study) -> None:
     for run, seconds in zip(draft(study, "01_baseline").runs.values(), (3000, 30), strict=True):
         study.store.put(make_record(run, seconds=seconds))
     assert rows(study)["01_baseline"].hours == pytest.approx(2 * 30 / 2 / 3600)

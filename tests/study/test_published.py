@@ -177,10 +177,10 @@ def test_only_what_is_published_can_be_shown(root: Path) -> None:
 
 def test_the_findings_are_the_papers_numbers() -> None:
     text = paper.FINDINGS.read_text(encoding="utf-8").split("<!-- claims")[0]
-    told = re.findall(r"\d+\.\d+", text)
+    printed = re.findall(r"\d+\.\d+", text)
     files = sorted((paper.ROOT / "paper" / "results" / "numbers").glob("*.json"))
     written = set(re.findall(r"\d+\.\d+", " ".join(p.read_text("utf-8") for p in files)))
-    assert told and set(told) - written == set()
+    assert printed and set(printed) - written == set()
 
 
 def test_the_readmes_figures_are_those_of_the_sections_that_it_names() -> None:

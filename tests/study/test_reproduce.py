@@ -142,14 +142,14 @@ def test_a_signal_in_a_notebook_ends_with_one_sentence(
     while not started.exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == rc
-    assert told.splitlines()[0] == f"{NAME}: running" and "Traceback" not in told
-    assert told.splitlines()[-1].startswith(f"basisconv: {word};")
+    assert printed.splitlines()[0] == f"{NAME}: running" and "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"basisconv: {word};")
     assert not (study.folder / "notebooks" / f"{NAME}.ipynb").exists()
 
 
-def test_a_failure_after_a_success_is_no_success(study: Study) -> None:
+def test_a_failure_after_a_success_is_a_failure(study: Study) -> None:
     """The outputs of the last time do not vouch for this time."""
     write_notebook(study, WRITES)
     reproduce.reproduce(study, [])

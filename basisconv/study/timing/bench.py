@@ -1,11 +1,11 @@
 """`make bench` and notebook 06: what the saving in multiplications is worth in seconds.
 
-Each distinct layer of a network and whole networks, dense beside every basis form and its peers
-in one process, interleaved. Beside every speed-up stand the ratio of executed MACs, the share of
-it that was realised, and what to expect from the same run (in the record `bound_speedup`): of a
-layer's forward pass if dense and basis both ran at this machine's roof, of a network if each
-convolution's time shrank by its MACs and all else stayed. Neither is an upper bound: where dense
-is further from its roof, or a convolution gains more than its MACs, the clock sees more.
+Each distinct layer of a network and whole networks are timed, dense and every basis form and
+peer interleaved in one process. Every speed-up has the ratio of executed MACs, the share of it
+that was realised, and the expected speed-up (`bound_speedup` in the record): of a layer's forward
+pass if dense and basis ran at this machine's roof, of a network if each convolution's time shrank
+by its MACs and the rest stayed the same. Neither is an upper bound: dense may be further from its
+roof, and a convolution may gain more than its MACs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from basisconv.timing import Timing, compare, forward_backward
 FOLDER = ROOT / "paper" / "runs" / "bench"
 """Where the benchmarks of all devices are kept, as <device>.json."""
 
-# What a basis layer may be, by name; None of a smaller coefficient matrix is a plain one.
+# The forms of a basis layer that are timed.
 FORMS_TIMED: dict[str, dict[str, Any]] = {
     "subset": {"form": "subset"},
     "full": {"form": "full"},
@@ -60,7 +60,7 @@ FORMS_TIMED: dict[str, dict[str, Any]] = {
 
 
 class Conditions(NamedTuple):
-    """How everything in one part of a benchmark is run."""
+    """How the arms of one part of a benchmark are run."""
 
     precision: Precision
     batch_size: int
@@ -74,7 +74,7 @@ class Conditions(NamedTuple):
             return compare(as_cuda_graphs(arms), self.repeats, device=device())
 
     def input(self, x: Tensor) -> Tensor:
-        """A layer's input as it is inside a network."""
+        """A layer's input in the format that it has inside a network."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else x.dtype
         return x.to(dtype, memory_format=torch.channels_last)
 
@@ -96,7 +96,7 @@ def measure(
         networks: names (see `basisconv.study.training.models.build_network`) and widths.
         ratios: shares of basis filters.
         batch_sizes: images a batch.
-        precisions: see `basisconv.study.training.precision`; those that are emulated are left out.
+        precisions: see `basisconv.study.training.precision`; emulated ones are left out.
         repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
     """
@@ -143,8 +143,8 @@ def measure(
 
 
 def _too_large(what: str, setting: Conditions) -> str:
-    told = f"{what}, {setting.precision}, batch {setting.batch_size}"
-    return f"{told} is left out: this device's memory does not hold it"
+    conditions = f"{setting.precision}, batch {setting.batch_size}"
+    return f"{what}, {conditions} is left out: this device's memory does not hold it"
 
 
 def benchmark_device(repeats: int = 20) -> dict[str, Any]:
@@ -155,12 +155,12 @@ def benchmark_device(repeats: int = 20) -> dict[str, Any]:
                   ("resnet50", 64)],
         ratios=(0.125, 0.25, 0.5),
         batch_sizes=(128, 512) if on_cuda else (64,),
-        # A GPU older than Ampere has neither of the two.
+        # A GPU older than Ampere has neither.
         precisions=("bfloat16", "tf32")
         if on_cuda and is_native("tf32")
         else ("float32", "bfloat16"),
         repeats=repeats,
-        # torch's own count of threads: it knows of containers, hyper-threads, OMP_NUM_THREADS.
+        # torch's count respects containers, hyper-threads and OMP_NUM_THREADS.
         threads=torch.get_num_threads(),
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
 
 
 def _basis_forms(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
-    """Every basis form that the layer can have with m filters."""
+    """Every basis form that is possible with m filters."""
     for name, options in FORMS_TIMED.items():
         if m % options.get("coef_groups", 1):
             continue
@@ -235,7 +235,7 @@ def _network(
         for key, plan in {"dense": Plan(), **plans}.items()
     }
     x = random_images(setting.batch_size)
-    # The convolutions that the plans put in basis form, the same ones in all; equal ones once.
+    # The convolutions in basis form, the same ones in all plans; equal ones count once.
     observed = observe(models["dense"], x, (nn.Conv2d,))
     titles = {n: title(*observed[n][:2]) for n in plans[f"{FORMS[0]}, {ratios[0]:g}"].layers}
     alone = {what: observed[n] for n, what in titles.items()}
@@ -265,13 +265,14 @@ def _amdahl(
     after: Summary,
     backward: bool,
 ) -> float:
-    """What to expect of a network by Amdahl's law: layers shrink by their MACs, all else stays.
+    """The speed-up by Amdahl's law, if layers shrink by their MACs and the rest stays the same.
 
-    No upper bound: a layer may gain more than its MACs, and takes other time alone than inside.
+    It is not an upper bound: a layer may gain more than its MACs, and its time alone differs from
+    its time in the network.
     """
     rest = 1.0
     for name, what in titles.items():
-        # What the layer, timed alone in the same turns, takes of the dense network's time.
+        # The layer's share of the dense network's time; it was timed alone in the same turns.
         share = timings["dense"].speedup_over(timings[what])[0]
         kept = _executed(after[name], backward) / _executed(before[name], backward)
         rest -= share * (1 - kept)
@@ -299,11 +300,11 @@ def _memory(
 def _macs(layer: nn.Module, x: Tensor) -> float:
     """Multiply-accumulates of forward and backward, the input's gradient included."""
     if isinstance(layer, nn.Conv2d | BasisConv2d):
-        # Behind another layer, as inside a network: a first layer's input needs no gradient.
+        # Not the first layer, whose input needs no gradient.
         before = nn.Conv2d(x.shape[1], x.shape[1], 1, device=x.device)
         row = summary(nn.Sequential(before, layer), x.shape)["1"]
         return row.macs + row.macs_backward
-    # Of any other module as torch counts its operators, none of which is grouped among peers.
+    # Peers: torch counts their operators, none of which is grouped.
     x = x.detach().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         layer(x).sum().backward()
@@ -312,11 +313,10 @@ def _macs(layer: nn.Module, x: Tensor) -> float:
 
 
 def _roofline(conv: nn.Conv2d, layer: nn.Module, x: Tensor, roof: Roof) -> dict[str, float | None]:
-    """Where a basis layer stands under the roofline; nothing for peers, whose bytes are theirs.
+    """A basis layer's place under the roofline; None for peers, whose bytes are not counted.
 
-    The speed-up is that of the forward pass if dense and basis both ran at the roof: a ratio of
-    two least times, so that dense further from its roof gains more. Bytes are counted in the
-    precision of `x`, in which the layers were run.
+    The speed-up is that of the forward pass if dense and basis both ran at the roof. Bytes are
+    counted in the precision of `x`, in which the layers were run.
     """
     if not isinstance(layer, BasisConv2d):
         return {"intensity": None, "bound_speedup": None}
@@ -339,14 +339,14 @@ def _timing(arm: Timing, dense: Timing) -> dict[str, float]:
 
 
 def title(conv: nn.Conv2d, x: Tensor) -> str:
-    """A layer as tables name it, the same for all layers that cost the same."""
+    """A layer's name in tables, the same for all layers that cost the same."""
     stride = "" if conv.stride == (1, 1) else f", stride {conv.stride[0]}"
     kernel = "" if conv.kernel_size == (3, 3) else f", {conv.kernel_size[0]}×{conv.kernel_size[1]}"
     return f"{conv.in_channels}→{conv.out_channels}, {x.shape[2]}×{x.shape[3]}{kernel}{stride}"
 
 
 def save_benchmark(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write a benchmark beside those of other devices; a device's own is replaced."""
+    """Save a benchmark, in place of an older one of the same device."""
     device_name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(_device(facts))).strip("-").lower()
     path = folder / f"{device_name}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -358,13 +358,13 @@ def saved_benchmarks(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """The benchmarks of all devices, by the names of their files.
 
     Raises:
-        DamagedFile: if one of them is not what was written.
+        DamagedFile: if one of them was changed after it was written.
     """
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
 def markdown(facts: dict[str, Any]) -> str:
-    """The benchmark as a Markdown table, one row a layer or network and way to run it."""
+    """The benchmark as Markdown, a row for each arm of each layer and network."""
     head = _device(facts) + [f"{key} {value}" for key, value in facts["settings"].items()]
     lines = [
         ", ".join(head), *facts["left_out"], "",
@@ -391,5 +391,5 @@ def markdown(facts: dict[str, Any]) -> str:
 
 
 def _device(facts: dict[str, Any]) -> list[str]:
-    """Its name and its kind, which of a GPU are the same."""
+    """Its name and its kind, which are the same for a GPU."""
     return list(dict.fromkeys([facts["device"]["device"], facts["device"]["device_kind"]]))

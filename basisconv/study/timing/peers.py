@@ -1,4 +1,4 @@
-"""Other ways to the same layer: two plain convolutions, and tensorly-torch's factorised ones."""
+"""Other factorised layers: two plain convolutions, and tensorly-torch's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Peer = Callable[[nn.Conv2d, int], nn.Module]
 
 
 def sequential(conv: nn.Conv2d, n_basis: int) -> nn.Module:
-    """The full form as anybody would write it: a convolution to n_basis channels, then a 1×1."""
+    """The full form in plain torch: a convolution to n_basis channels, then a 1×1."""
     # torch's stubs want pairs, and call a layer's own attributes tuples of any length.
     first = nn.Conv2d(
         conv.in_channels, n_basis, conv.kernel_size, conv.stride, conv.padding, bias=False  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def _factorized(conv: nn.Conv2d, factorization: str, rank: Any) -> nn.Module:
         padding=conv.padding, bias=False, factorization=factorization, rank=rank,
         implementation="factorized",
     )  # fmt: skip
-    # Its weights come as they were allocated; noise of any size takes as long as another.
+    # Its weights are uninitialised memory; any noise takes the same time.
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.02)
     return layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -73,19 +73,13 @@ def as_cuda_graphs(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callab
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             call()
-        graphs[name] = _Replay(graph, call)
+        graphs[name] = partial(_replay, graph, call)
     return graphs
 
 
-@dataclass(frozen=True)
-class _Replay:
-    """A graph and the recorded call, which keeps the tensors that the graph reads."""
-
-    graph: torch.cuda.CUDAGraph
-    call: Callable[[], object]
-
-    def __call__(self) -> None:
-        self.graph.replay()
+def _replay(graph: torch.cuda.CUDAGraph, call: Callable[[], object]) -> None:
+    """Replay a graph; the recorded call is kept for the tensors that the graph reads."""
+    graph.replay()
 
 
 def random_images(batch_size: int) -> Tensor:

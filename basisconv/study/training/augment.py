@@ -1,9 +1,9 @@
 """Batches of training images, cropped and flipped whole, as a pure function of (seed, step).
 
-The split lies padded on the device, and a batch is one gather from a view of all its crops: no
-worker processes, and the same few operations on a CPU and on a GPU. Flips alternate: an image that
-a fair coin flips in one epoch is not flipped in the next (Jordan, 94% on CIFAR-10 in 3.29 Seconds
-on a Single GPU, 2024).
+The padded split is on the device, and a batch is one gather from a view of all its crops: no
+worker processes, and the same few operations on CPU and GPU. Flips alternate: an image flipped in
+one epoch is not flipped in the next (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU,
+2024).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TrainingStream:
         self._labels = split.labels.to(device)
         self._crops = _crops(_reflect_padded(split.images.to(device).permute(0, 2, 3, 1)))
         self._normalise = _Normalise(split.images, device)
-        # Drawn on the CPU, whose numbers are the same beside every device.
+        # Drawn on the CPU, so that they are the same with every device.
         self._flipped_first = torch.rand(n, generator=generator(seed, "flip")) < 0.5
         self._epoch = -1
         self._draws: tuple[Tensor, ...] = ()
@@ -107,7 +107,7 @@ class _Normalise:
     """uint8 (b, h, w, 3) to float32 (b, 3, h, w), in channels-last memory."""
 
     def __init__(self, images: Tensor, device: str | torch.device) -> None:
-        # A row of pixels, not one pixel: a CPU vectorises over the first, and not over three.
+        # Shaped as a row of pixels, over which a CPU vectorises; over three channels it does not.
         row = (images.shape[-1], 3)
         self._mean = (255 * torch.tensor(MEAN, device=device)).expand(row).contiguous()
         self._scale = (1 / (255 * torch.tensor(STD, device=device))).expand(row).contiguous()

@@ -1,9 +1,8 @@
 """`torch.compile`, used only where it agrees with eager.
 
-Compiled convolutions have been wrong in some releases, so the loss and the gradients of one batch
-are compared with eager float32's before anything is trained, in every phase; where they are
-further from them than eager ones, or where nothing can be compiled, training goes on in eager mode
-and says why.
+Compiled convolutions have been wrong in some releases. So the loss and gradients of one batch are
+compared with eager float32's before each phase. Where they are further off than eager ones, or
+nothing can be compiled, the phase is trained in eager mode, with a note of the reason.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ Forward = Callable[[Tensor], Tensor]
 
 _ALLOWED = 1.5
 _ROUNDING = 0.05
-"""The compiled loss, and each compiled gradient, may be so many times as far from float32's as its
-eager one is, and so much more: a relative error. How far that is hangs on the layer: bfloat16 moves
-the first gradients of a ResNet-18 by half and the last by hundredths. Two right kernels are about
-as far; a wrong one spoils the gradients of its own layer and of all before it."""
+"""The relative error of the compiled loss and of each compiled gradient may be so many times its
+eager one's, and so much more. It depends on the layer: bfloat16 moves the first gradients of a
+ResNet-18 by half and the last by hundredths. Two correct kernels are about as far off; a wrong one
+spoils the gradients of its layer and of all before it."""
 
-# A gradient that should be zero (a bias before batch-norm) is rounding alone, so errors count
-# relative to this share of the largest gradient at least.
+# Errors are relative to at least this share of the largest gradient: a gradient that should be zero
+# (a bias before batch-norm) is only rounding.
 _FLOOR = 1e-3
 
-# The first call of what runs as CUDA graphs is eager, the second is recorded, the third a replay.
+# With CUDA graphs the first call is eager, the second is recorded, the third is a replay.
 _CALLS = 3
 
 
@@ -45,17 +44,16 @@ def compile_if_accurate(
         model: the network, on its device and in training mode; its buffers are left as they
             were, its gradients empty.
         loss: of one batch, through the forward pass given and in the precision given.
-        precision: to train in; errors count from eager float32's loss and gradients.
+        precision: to train in.
 
     Returns:
-        what to train with, and None; or the model and why it is not compiled, which is warned
-        of as well.
+        the compiled forward pass and None; or the model and the reason, which is also a warning.
     """
-    # A process trains many networks of one class, and dynamo compiles a class's forward a few
-    # times only before it gives up silently.
+    # A process trains many networks of one class, and dynamo silently gives up on a class after a
+    # few compilations.
     torch.compiler.reset()
     forward = compile_network(model)
-    # What fails here is no compiler's fault.
+    # Outside of the try: an error here is not the compiler's.
     eager = loss_and_gradients(model, model, lambda f: loss(f, precision))
     try:
         exact = eager
@@ -81,9 +79,9 @@ def compile_if_accurate(
 
 
 def compile_network(model: nn.Module) -> Forward:
-    """A model's forward pass, to be compiled for the shapes of its first call.
+    """A model's forward pass, compiled at the first call for its shapes.
 
-    On CUDA the kernels are launched as CUDA graphs: eager launches bound a small network's pace.
+    On CUDA it runs as CUDA graphs: launches limit the speed of a small network.
     """
     on_cuda = next(model.parameters()).device.type == "cuda"
     forward: Forward = torch.compile(
@@ -93,10 +91,7 @@ def compile_network(model: nn.Module) -> Forward:
 
 
 def unlimited_recompiles() -> AbstractContextManager[None]:
-    """For timing: lets dynamo compile as many networks of one class as are compared.
-
-    On its own it gives up after a few, silently, and runs the rest in eager mode.
-    """
+    """For timing: lets dynamo compile any number of networks of one class."""
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(
         recompile_limit=4096, accumulated_recompile_limit=4096
     )
@@ -108,8 +103,7 @@ def loss_and_gradients(
 ) -> list[Tensor]:
     """One batch's loss and every parameter's gradient, in float64, of the last of some calls.
 
-    Batch-norm's running statistics, which move with every forward pass in training mode, are put
-    back after each call.
+    Batch-norm's running statistics are restored after each call.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for _ in range(calls):
@@ -119,7 +113,7 @@ def loss_and_gradients(
             value.backward()
         finally:
             _restore(model, buffers)
-    # Copies: what a CUDA graph returns is overwritten by its next replay.
+    # Copies: the next replay of a CUDA graph overwrites its outputs.
     gradients = [
         p.grad.to(torch.float64, copy=True) for p in model.parameters() if p.grad is not None
     ]

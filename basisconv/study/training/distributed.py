@@ -1,8 +1,8 @@
-"""Several processes that train one Run, as torchrun starts them: torch's DistributedDataParallel.
+"""Several processes that train one Run, started by torchrun: torch's DistributedDataParallel.
 
-Each takes its shard of every batch, and the shards' gradients are averaged before a step, so that
-all hold the same weights. Batch-norm normalises by the shard's own statistics; its running ones
-are each process's own, and those of the first are evaluated with.
+Each gets a shard of every batch, and the gradients are averaged before a step, so all have the
+same weights. Batch-norm uses the shard's statistics; its running statistics are each process's
+own, and the evaluation uses those of the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Group:
     """The processes that train a Run together.
 
     Attributes:
-        rank: which of them this one is; the first, 0, keeps the record.
+        rank: of this process; the first, 0, writes the record.
         size: how many they are.
     """
 
@@ -40,9 +40,9 @@ class Group:
         return images[part], labels[part]
 
     def wrap(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A network, or its compiled form, whose backward pass averages the gradients of all.
+        """A network, or its compiled form, whose backward pass averages all gradients.
 
-        The first process's weights are everybody's from here on.
+        All processes get the weights of the first.
         """
         if self.size == 1:
             return forward
@@ -51,14 +51,14 @@ class Group:
         return wrapped
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over all processes of a value of each."""
+        """The mean of a value over all processes."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
         return value
 
     def any(self, value: bool) -> bool:
-        """Whether it is so in one of the processes."""
+        """Whether the value is true in any process."""
         if self.size == 1:
             return value
         found = torch.tensor(value, dtype=torch.uint8)
@@ -66,7 +66,7 @@ class Group:
         return bool(found)
 
     def broadcast(self, value: T) -> T:
-        """What the first process has for a value, which is picklable."""
+        """The first process's value, which is picklable."""
         if self.size == 1:
             return value
         values = [value]
@@ -79,9 +79,9 @@ SINGLE_PROCESS = Group()
 
 @contextmanager
 def torchrun_group() -> Iterator[Group]:
-    """The group that torchrun has started this process in; without torchrun, this one alone.
+    """The group in which torchrun started this process; without torchrun, this process alone.
 
-    Where there is CUDA each process has a GPU and gradients go over NCCL; else over gloo.
+    With CUDA each process has a GPU and gradients go over NCCL; else over gloo.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield SINGLE_PROCESS
@@ -89,13 +89,13 @@ def torchrun_group() -> Iterator[Group]:
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # What is no tensor of the GPU's stays with gloo: over NCCL, `broadcast` would wait for it.
+        # Gloo for what is not on the GPU: over NCCL, `broadcast` would wait for the GPU.
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
-        # A wrapper that outlives the group ends it in its own destructor, which holds the lock that
-        # the group's threads may be waiting for.
+        # A wrapper that outlives the group would end it in its destructor, holding a lock that the
+        # group's threads may be waiting for.
         gc.collect()
         dist.destroy_process_group()

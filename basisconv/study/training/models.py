@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from basisconv.study.data.vision import torchvision
 from basisconv.study.training.rng import generator
 
 # torch 2.13's oneDNN writes past its buffers in the weight gradient of a strided, channels-last 1×1
-# convolution with fewer input channels than an AVX2 register holds.
+# convolution with fewer input channels than this, the width of an AVX2 register.
 _NARROWEST = 8
 
 
@@ -42,20 +42,12 @@ def build_network(network: str, width: int, classes: int) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def shared_network(network: str, width: int, classes: int) -> nn.Module:
-    """As `build_network`, for who reads names and shapes alone: shared, so not to be changed.
+    """As `build_network`, for names and shapes only: it is shared, so do not change it.
 
     Raises:
         ValueError: as `build_network`.
     """
     return build_network(network, width, classes)
-
-
-def _resnet18(width: int, classes: int) -> nn.Module:
-    return _resnet("BasicBlock", (2, 2, 2, 2), width, classes)
-
-
-def _resnet50(width: int, classes: int) -> nn.Module:
-    return _resnet("Bottleneck", (3, 4, 6, 3), width, classes)
 
 
 def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn.Module:
@@ -102,8 +94,8 @@ def _vgg16_bn(width: int, classes: int) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
-    "resnet18": _resnet18,
-    "resnet50": _resnet50,
+    "resnet18": partial(_resnet, "BasicBlock", (2, 2, 2, 2)),
+    "resnet50": partial(_resnet, "Bottleneck", (3, 4, 6, 3)),
     "vgg16_bn": _vgg16_bn,
 }
 
@@ -118,7 +110,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def initialise_layer(module: nn.Module, stream: torch.Generator) -> None:
-    """Draw one layer's weights; modules without weights of their own are left alone.
+    """Draw one layer's weights; modules without weights of their own are skipped.
 
     Convolutions as torchvision's ResNet does (He et al., 2015: variance 2 / (C_out · k²)), a
     basis layer so that its product has that variance, both with biases of zero, linear layers as

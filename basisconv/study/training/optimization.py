@@ -13,8 +13,8 @@ from basisconv.layer import BasisConv2d
 from basisconv.optim import Muon, muon_groups
 from basisconv.study.records.run import Run
 
-# What Muon's Runs do not state: Newton–Schulz steps, and SGD's settings for biases, batch-norm
-# and the classifier. Results hang on them as on all arithmetic: see NUMERICS.
+# Not fields of a Run: Newton–Schulz steps, and SGD's settings for biases, batch-norm and the
+# classifier. A change of them needs a new NUMERICS.
 _MUON: dict[str, Any] = {"steps": 3, "sgd_lr": 0.1, "sgd_momentum": 0.9, "sgd_weight_decay": 5e-4}
 
 
@@ -77,8 +77,8 @@ def sgd(
         weight_decay: of kernels and matrices; see `parameter_groups`.
         decay: "factors" or "product", likewise.
     """
-    # Not fused: a step is not measurably faster by it, and on a CPU it pairs up numbers by their
-    # place in memory, which is wrong, silently, for a gradient in another memory format.
+    # Not fused: that is no faster, and on a CPU it is silently wrong for a gradient in another
+    # memory format than its parameter.
     return torch.optim.SGD(
         parameter_groups(model, weight_decay, decay),
         lr=learning_rate, momentum=momentum, nesterov=momentum > 0, foreach=True,
@@ -87,13 +87,13 @@ def sgd(
 
 def momentum_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The momentum buffers that there are, by parameter name."""
-    # A parameter's state is there from its first step on, its buffer with momentum alone.
+    # A parameter has a state after its first step, and a buffer only with momentum.
     states = {n: optimizer.state[p] for n, p in model.named_parameters()}
     return {n: s["momentum_buffer"] for n, s in states.items() if "momentum_buffer" in s}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set a step's rate; groups with a peak of their own keep their ratio to the Run's."""
+    """Set a step's rate; groups with another peak keep their ratio to the Run's."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["ratio"]
 

@@ -1,8 +1,7 @@
-"""In which numbers a device computes: float32, TF32 or bfloat16.
+"""The number format that a device computes in: float32, TF32 or bfloat16.
 
-float32 is IEEE's everywhere: on CUDA, where torch would run convolutions in TF32 on its own, that
-has a name of its own. bfloat16 is autocast: weights, their gradients' sums and the statistics of
-batch-norm stay float32.
+float32 is IEEE's on CUDA as well, where torch by default runs convolutions in TF32. bfloat16 is
+autocast: weights, gradients and the statistics of batch-norm stay float32.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from basisconv.study.records.run import Precision
 
 
 def is_native(precision: Precision) -> bool:
-    """Whether this device computes in such numbers itself rather than emulating them."""
+    """Whether this device has instructions for a format, rather than emulating it."""
     if precision == "tf32":
         return device().type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     return precision == "float32" or has_native_bfloat16()
 
 
 class EmulatedPrecision(UnsuitableMachine, ValueError):
-    """This device computes a precision, but only by way of another."""
+    """This device only emulates a precision."""
 
 
 def check_native(precision: Precision) -> None:
@@ -40,12 +39,12 @@ def check_native(precision: Precision) -> None:
 
 
 def autocast(precision: Precision) -> AbstractContextManager[None]:
-    """For forward passes, losses apart: bfloat16 where it is asked for."""
+    """For forward passes without their losses: bfloat16 if that is the precision."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def convolution_precision(precision: Precision) -> AbstractContextManager[None]:
-    """For a whole training: cuDNN computes so, by the kernels that it finds fastest."""
+    """For a whole training: cuDNN's precision, with the kernels that it finds fastest."""
     # torch has no types for this context manager.
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(  # type: ignore[no-untyped-call]
         enabled=True, benchmark=True, allow_tf32=precision == "tf32"

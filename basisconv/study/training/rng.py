@@ -1,4 +1,4 @@
-"""Random streams by name: what is drawn for one purpose never shifts what another one gets."""
+"""Random streams by purpose: draws for one purpose never shift those for another."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def generator(
 ) -> torch.Generator:
     """A generator keyed by a seed and a purpose, say `generator(0, "order", epoch)`.
 
-    Two arms with one seed share every stream whose purpose they share, whatever else either of
-    them draws, and so they are paired.
+    Two arms with the same seed have the same streams, whatever else they draw: they are paired.
 
     Args:
         seed: the Run's seed.
@@ -30,7 +29,7 @@ def generator(
 
 
 def seed_global_streams(seed: int) -> None:
-    """Start torch's own generators, which layers such as dropout draw from, as a Run's."""
+    """Seed torch's own generators, which layers such as dropout use."""
     torch.manual_seed(generator(seed, "torch").initial_seed())
 
 
@@ -46,7 +45,7 @@ def restore_global_streams(streams: Mapping[str, Tensor]) -> None:
     """Set torch's own generators, as far as this machine has them.
 
     Raises:
-        ValueError: if one of the states is none.
+        ValueError: if one of them is not a state.
     """
     try:
         torch.set_rng_state(streams["cpu"])

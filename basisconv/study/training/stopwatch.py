@@ -1,4 +1,4 @@
-"""Wall seconds by part, of work that may be put aside and gone on with in another process."""
+"""Wall seconds by part, of work that may be paused and resumed in another process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Stopwatch:
             self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what an earlier session took, as its `seconds` told it."""
+        """Add the `seconds` of an earlier session."""
         for name, spent in seconds.items():
             self._spent[name] = self._spent.get(name, 0.0) + spent
 
     def seconds(self) -> dict[str, float]:
-        """What each part took so far, blocks that are open left out, and "total"."""
+        """What each part took so far, without open blocks, and "total"."""
         total = self._spent.get("total", 0.0) + time.perf_counter() - self._start
         return {**self._spent, "total": total}

@@ -50,26 +50,25 @@ def train(
 ) -> Record:
     """Train a network as a Run says and measure it.
 
-    On the CPU the result is the same, bit for bit, each time and on each machine of one kind,
-    whether the training was put aside on the way or not. A loss that is not finite ends the run
-    with the status "diverged".
+    On the CPU the result is the same, bit for bit, on each machine of one kind, whether the
+    training was paused or not. A loss that is not finite ends the run with status "diverged".
 
     Args:
         run: what to train.
-        checkpoints: where to go on from and what to leave behind; None for neither.
-        group: the processes that train it, each with this call.
+        checkpoints: from which to resume, and which to write; None for neither.
+        group: the processes that train it together; each makes this call.
 
     Raises:
-        UnsuitableMachine: if the data are not at hand, or this device only emulates the precision.
-        ValueError: if the data are not those of the Run, the batch is larger than the training
-            set, or the group is not of as many processes as the Run.
+        UnsuitableMachine: if the data are not here, or this device only emulates the precision.
+        ValueError: if the data are not the Run's, the batch is larger than the training set, or
+            the group has another number of processes than the Run.
         Paused: when the checkpoints' `stop` asks for it.
         CheckpointNotSaved: if a checkpoint cannot be written.
     """
     if run.processes != group.size:
         raise ValueError(
-            f"Run {run.run_id} is one of {run.processes} processes, and there are {group.size}: "
-            f"torchrun --nproc-per-node {run.processes} -m basisconv train trains it."
+            f"Run {run.run_id} needs {run.processes} processes, and there are {group.size}: use "
+            f"torchrun --nproc-per-node {run.processes} -m basisconv train."
         )
     configure_cpu(run.threads)
     check_native(run.precision)
@@ -126,8 +125,8 @@ class _Training:
             self.notes += checkpoints.refused
         if group.broadcast(self.step) != self.step:
             raise ValueError(
-                f"Process {group.rank} would go on from step {self.step}, the first from another: "
-                "all of them have to see the store, on one machine or a network file system."
+                f"Process {group.rank} would resume from step {self.step}, the first from another: "
+                "all of them need the store, on one machine or a network file system."
             )
 
     def result(self) -> Result:
@@ -170,13 +169,13 @@ class _Training:
             stop = min(end, (self.first // every + 1) * every)
             self.model.train()
             while self.step < stop:
-                self._keep()
+                self._save_if_due()
                 with self.clock.part("train"):
                     rate = learning_rate(run, self.step, start, end)
                     set_learning_rate(self.optimizer, rate)
                     self.losses += self._one_step(forward, self.step)
                 self.step += 1
-            with self.clock.part("train"):  # where a GPU is waited for
+            with self.clock.part("train"):  # includes waiting for a GPU
                 loss = float(self.losses) / (stop - self.first)
             if not math.isfinite(loss):
                 raise Diverged(f"The training loss is {loss} by step {stop} of {run.steps}.")
@@ -191,8 +190,8 @@ class _Training:
                 )  # fmt: skip
             self.first, self.losses = stop, torch.zeros_like(self.losses)
 
-    def _keep(self) -> None:
-        """Leave a checkpoint where one is due, between two steps or amid an evaluation."""
+    def _save_if_due(self) -> None:
+        """Write a checkpoint if one is due, between two steps or during an evaluation."""
         if self.checkpoints is not None:
             with self.clock.part("checkpoint"):
                 self.checkpoints.save_if_due(self._state)
@@ -209,7 +208,7 @@ class _Training:
         )  # fmt: skip
 
     def _restore(self, state: TrainingState) -> None:
-        """Take up a state, or raise ValueError and leave everything as it is."""
+        """Restore a state, or raise ValueError and change nothing."""
         at = state.position
         model = restored_network(self.run, at.phase, len(self.data.classes), state.weights)
         model = model.to(self.device)
@@ -236,7 +235,7 @@ class _Training:
     def _losses(
         self, forward: Forward, x: Tensor, y: Tensor, precision: Precision
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the cross-entropy in it."""
+        """What is minimised, and its cross-entropy part."""
         run = self.run
         with autocast(precision):
             logits = forward(x)
@@ -247,19 +246,19 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self, split: Split) -> tuple[float, float, str]:
-        """Mean cross-entropy, accuracy (a fraction) and, as bits, which images were right."""
+        """Mean cross-entropy, accuracy, and in base64 a bit per image that was right."""
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right: list[Tensor] = []
         for x, y in evaluation_batches(split, self.device):
-            self._keep()
+            self._save_if_due()
             with self.clock.part("evaluate"):
                 with autocast(self.run.precision):
                     logits = self.model(x)
                 loss += F.cross_entropy(logits.float(), y, reduction="sum")
                 right.append(logits.argmax(1) == y)
         n = len(split.labels)
-        with self.clock.part("evaluate"):  # where a GPU is waited for
+        with self.clock.part("evaluate"):  # includes waiting for a GPU
             correct = torch.cat(right).cpu()
             mean, accuracy = float(loss) / n, int(correct.sum()) / n
             bits = base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
@@ -269,7 +268,7 @@ class _Training:
         return mean, accuracy, bits
 
     def _forward(self) -> Forward:
-        """What the phase trains with from here on: compiled, or the network itself."""
+        """The phase's forward pass: compiled, or the network itself."""
         if not self.run.compile or self.eager:
             return self.group.wrap(self.model)
         with self.clock.part("compile"):

@@ -57,7 +57,7 @@ def snapshot(store):
     return {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
 
 
-def test_each_run_is_trained_once_in_order_and_a_second_sweep_does_nothing(store, log, capsys):
+def test_each_run_is_trained_once_in_order_and_a_second_call_does_nothing(store, log, capsys):
     runs = [make_run(seed) for seed in (3, 1, 2)]
     train = partial(fake_train, log=log)
     for workers in (1, 2):
@@ -80,10 +80,12 @@ def test_two_workers_train_many_runs(store, log, capfd):
     assert sorted(trained(log)) == sorted(ids(runs))
     assert 1 <= len(pids(log)) <= 2 and os.getpid() not in pids(log)
     assert [store.get(i).status for i in ids([runs[5], runs[0]])] == ["diverged", "done"]
-    told = capfd.readouterr().err
-    assert f"Run {runs[2].run_id} (resnet18, width 16, seed 2) failed: RuntimeError: seed 2" in told
-    assert f"Run {runs[5].run_id} (resnet18, width 16, seed 5) diverged" in told
-    assert "8/8 runs" in told
+    output = capfd.readouterr().err
+    assert (
+        f"Run {runs[2].run_id} (resnet18, width 16, seed 2) failed: RuntimeError: seed 2" in output
+    )
+    assert f"Run {runs[5].run_id} (resnet18, width 16, seed 5) diverged" in output
+    assert "8/8 runs" in output
 
 
 def timed_train(run, checkpoints, folder):
@@ -94,7 +96,7 @@ def timed_train(run, checkpoints, folder):
     return make_record(run)
 
 
-def test_a_run_of_two_threads_comes_first_and_has_two_workers_place(store, tmp_path):
+def test_a_run_of_two_threads_comes_first_and_replaces_two_workers(store, tmp_path):
     runs = [make_run(0), make_run(1), *(make_run(seed, threads=2) for seed in (2, 3))]
     train_runs(runs, store, workers=2, train=partial(timed_train, folder=tmp_path))
     small = [tuple(map(float, (tmp_path / i).read_text().split())) for i in ids(runs[:2])]
@@ -103,7 +105,7 @@ def test_a_run_of_two_threads_comes_first_and_has_two_workers_place(store, tmp_p
     assert all(large[1][1] <= start for start, _ in small)
 
 
-def test_a_run_of_more_threads_than_there_are_has_the_machine_to_itself(store, log):
+def test_a_run_of_more_threads_than_there_are_runs_alone(store, log):
     runs = [make_run(seed, threads=8) for seed in range(2)]
     report = train_runs(runs, store, workers=2, train=partial(fake_train, log=log))
     assert report.done == 2
@@ -127,7 +129,7 @@ def test_an_exception_is_recorded_and_retried_only_when_asked(store, log, capsys
     assert trained(log)[3:] == [runs[1].run_id]
 
 
-def test_a_gpu_that_a_run_has_broken_ends_the_sweep_after_that_run(store, log, monkeypatch):
+def test_a_gpu_that_stops_working_ends_training_after_that_run(store, log, monkeypatch):
     """After an illegal access, say, all that follows in the process would fail, and be recorded."""
     runs = [make_run(seed) for seed in range(4)]
     environment.environment()  # from here on remembered: there is no CUDA to ask
@@ -154,7 +156,7 @@ def test_diverged_runs_count_as_done_and_are_not_retried(store, log):
     assert len(trained(log)) == 2
 
 
-def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log):
+def test_a_time_limit_starts_nothing_more_and_the_next_call_continues(store, log):
     runs = [make_run(seed) for seed in range(6)]
     train = partial(fake_train, log=log)
     assert train_runs(runs, store, stop=Stop(0), train=train).left == tuple(runs)
@@ -166,7 +168,7 @@ def test_a_time_limit_starts_nothing_more_and_the_next_sweep_goes_on(store, log)
 
 
 @pytest.mark.parametrize("values", [{"workers": 0}, {"checkpoint_seconds": -1}])
-def test_senseless_limits_are_refused(store, values):
+def test_invalid_limits_are_refused(store, values):
     with pytest.raises(ValueError, match="at least one worker, and no negative time"):
         train_runs([make_run()], store, **values)
 
@@ -179,7 +181,7 @@ def test_the_default_trainer_is_the_real_one(store, log, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda d: d.replace(b"12345", b"12346"), lambda d: d[:-1]])
-def test_a_damaged_record_stops_the_sweep_before_anything_is_trained(store, log, damage):
+def test_a_damaged_record_is_refused_before_anything_is_trained(store, log, damage):
     runs = [make_run(seed) for seed in range(3)]
     store.put(make_record(runs[2]))
     path = store.path(runs[2].run_id)
@@ -189,7 +191,7 @@ def test_a_damaged_record_stops_the_sweep_before_anything_is_trained(store, log,
     assert trained(log) == []
 
 
-def test_a_full_disk_ends_the_sweep_and_keeps_what_was_there(store, log, monkeypatch):
+def test_a_full_disk_ends_training_and_keeps_what_was_there(store, log, monkeypatch):
     runs = [make_run(seed) for seed in range(4)]
     train_runs(runs[:2], store, workers=1, train=partial(fake_train, log=log))
     before = snapshot(store)
@@ -203,7 +205,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_was_there(store, log, monkeyp
     assert trained(log) == ids([*runs[:3], runs[2], runs[3]])
 
 
-def test_a_full_disk_in_a_worker_ends_the_sweep_after_the_runs_at_hand(store, log, capfd):
+def test_a_full_disk_in_a_worker_ends_training_after_the_current_runs(store, log, capfd):
     runs = [make_run(seed) for seed in range(40)]  # more than one worker gets done meanwhile
     train = partial(fake_train, log=log, seconds=0.3, full_disk=[0])
     with pytest.raises(OSError, match="Nothing was written") as error:
@@ -222,12 +224,12 @@ def test_a_killed_worker_costs_only_its_run(store, log, capfd):
     lost = runs[1].run_id
     assert report == RunsReport(done=5, failed=(), left=(runs[1],), killed=(lost,))
     assert sorted(trained(log)) == sorted(ids(runs))
-    told = f"Run {lost} (resnet18, width 16, seed 1) was killed and is still to be trained"
-    assert f"{told}: its process ended with code -9" in capfd.readouterr().err
+    output = f"Run {lost} (resnet18, width 16, seed 1) was killed and is still to be trained"
+    assert f"{output}: its process ended with code -9" in capfd.readouterr().err
     assert train_runs(runs, store, train=partial(fake_train, log=log)).left == ()
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="signals are told by Linux's /proc")
+@pytest.mark.skipif(not Path("/proc").exists(), reason="signals are reported by Linux's /proc")
 def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
     before = signal.getsignal(signal.SIGINT)
     worker = _Worker(Trainer(store))
@@ -241,7 +243,7 @@ def test_ctrl_c_reaches_no_worker_not_even_one_that_is_still_starting(store):
         worker.process.join()
 
 
-def test_a_sweep_whose_workers_are_all_killed_gives_up(store, log, monkeypatch):
+def test_after_many_killed_workers_no_more_runs_are_started(store, log, monkeypatch):
     monkeypatch.setattr("basisconv.study.execution.many_runs.MOST_KILLED", 1)
     runs = [make_run(seed) for seed in range(6)]
     report = train_runs(runs, store, train=partial(fake_train, log=log, dying=range(6)))
@@ -254,7 +256,7 @@ def sleep_instead(monkeypatch, nap):
     monkeypatch.setattr("basisconv.study.execution.many_runs.time", clock)
 
 
-def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
+def test_a_run_that_another_process_trains_is_awaited(store, log, monkeypatch):
     runs = [make_run(seed) for seed in range(3)]
     lock = store.lock(runs[0].run_id)
     naps = []
@@ -273,7 +275,7 @@ def test_a_run_that_somebody_else_trains_is_awaited(store, log, monkeypatch):
     assert store.get(runs[0].run_id).result.val_loss == 7.0
 
 
-def test_a_run_whose_trainer_died_is_taken_over(store, log, monkeypatch):
+def test_a_run_whose_process_died_is_trained(store, log, monkeypatch):
     lock = store.lock(make_run().run_id)
     sleep_instead(monkeypatch, lambda seconds: lock.release())
     lock.acquire()
@@ -281,7 +283,7 @@ def test_a_run_whose_trainer_died_is_taken_over(store, log, monkeypatch):
     assert trained(log) == ids([make_run()])
 
 
-def test_a_failure_that_another_sweep_has_just_retried_is_not_retried_again(store, log):
+def test_a_failure_that_another_process_has_just_retried_is_not_retried(store, log):
     runs = [make_run(0), make_run(1)]
     for run in runs:
         store.put(make_record(run, "failed"))
@@ -354,7 +356,7 @@ def running(pid):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_ended_sweep_keeps_its_records_and_leaves_no_process(tmp_path, store, log, kind):
+def test_an_ended_call_keeps_its_records_and_leaves_no_process(tmp_path, store, log, kind):
     """This trainer knows of no pause: at Ctrl-C and SIGTERM it is let finish, for it is short."""
     runs = [make_run(seed) for seed in range(8)]
     with start_sweep(tmp_path, len(runs), 2, 1.0) as process:
@@ -363,11 +365,11 @@ def test_an_ended_sweep_keeps_its_records_and_leaves_no_process(tmp_path, store,
             os.killpg(process.pid, kind)  # as a terminal does: to the workers as well
         else:
             process.send_signal(kind)
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
     assert process.returncode == -kind
     wait_until(lambda: not any(map(running, pids(log))))
     if kind == signal.SIGINT:
-        assert told.count("Traceback") == 1 and "KeyboardInterrupt" in told
+        assert output.count("Traceback") == 1 and "KeyboardInterrupt" in output
         assert strays(store.folder) == []
     kept, begun = set(store.all()), trained(log)
     assert 2 <= len(kept) <= len(begun) < len(runs)
@@ -378,7 +380,7 @@ def test_an_ended_sweep_keeps_its_records_and_leaves_no_process(tmp_path, store,
     assert strays(store.folder) == []
 
 
-def test_an_interrupt_in_the_training_here_leaves_nothing_half_done(store, log):
+def test_an_interrupt_of_training_in_this_process_leaves_no_record(store, log):
     def train(run, checkpoints):
         if run.seed == 1:
             raise KeyboardInterrupt
@@ -391,7 +393,7 @@ def test_an_interrupt_in_the_training_here_leaves_nothing_half_done(store, log):
     assert train_runs(runs, store, workers=1, train=partial(fake_train, log=log)).done == 3
 
 
-def test_sweeps_in_threads_share_a_store(store, log):
+def test_threads_share_a_store(store, log):
     runs = [make_run(seed) for seed in range(12)]
     train = partial(fake_train, log=log, seconds=0.01)
     threads = [
@@ -415,7 +417,7 @@ def test_status_counts_each_run_once(store):
     assert count_runs([*runs, make_run(0)], store) == Counts(2, 1, 0, 2)
 
 
-def test_status_tells_who_is_at_work_and_what_checkpoints_hold(store):
+def test_status_counts_running_runs_and_steps_of_checkpoints(store):
     runs = [make_run(seed) for seed in range(4)]
     store.put(make_record(runs[0]))
     with store.lock(runs[1].run_id), store.lock(runs[2].run_id):
@@ -431,7 +433,7 @@ def test_status_tells_who_is_at_work_and_what_checkpoints_hold(store):
     assert steps_done(runs[3], store) == 20
 
 
-def test_status_does_not_keep_anybody_from_training(store, log):
+def test_status_does_not_prevent_training(store, log):
     """It takes a lock for a moment; whoever comes then finds the run locked, and looks again."""
     run = make_run()
     with store.lock(run.run_id):
@@ -451,7 +453,7 @@ def test_status_does_not_keep_anybody_from_training(store, log):
     assert not store.is_training(make_run(7).run_id)
 
 
-def test_what_a_killed_trainer_left_of_a_finished_run_is_removed(store, log):
+def test_checkpoints_of_a_finished_run_whose_process_was_killed_are_removed(store, log):
     runs = [make_run(seed) for seed in range(3)]
     for run, kind in zip(runs, ("done", "failed", "diverged"), strict=True):
         store.put(make_record(run, kind))
@@ -482,7 +484,7 @@ def test_a_failed_run_keeps_its_checkpoint_and_a_result_removes_it(store):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run(
+def test_a_checkpoint_that_cannot_be_written_ends_training_without_a_failed_run(
     store, log, workers
 ):
     runs = [make_run(seed) for seed in range(2)]
@@ -492,7 +494,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep_and_is_no_failed_run
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_this_machine_lacks_ends_the_sweep_and_is_no_failed_run(store, workers):
+def test_what_this_machine_lacks_ends_training_without_a_failed_run(store, workers):
     runs = [make_run(seed) for seed in range(4)]
     with pytest.raises(MissingData, match="CIFAR-10 is not here"):
         train_runs(runs, store, workers=workers, train=unfit_train)
@@ -508,7 +510,7 @@ def test_what_this_machine_lacks_ends_the_sweep_and_is_no_failed_run(store, work
         ("failed", 1.5, None, 1.5),
     ],
 )
-def test_a_record_merged_in_during_the_training_is_held_against_its_own(
+def test_a_record_merged_during_the_training_is_compared_with_its_result(
     store, status, loss, kind, stands
 ):
     run = make_run()

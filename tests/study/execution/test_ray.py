@@ -64,7 +64,7 @@ def test_a_node_whose_code_gives_other_results_is_refused():
     assert isinstance(_task(make_run(), lambda: None), TypeError)
 
 
-def test_a_node_that_lacks_what_a_run_needs_is_named_and_no_failed_run():
+def test_a_node_that_lacks_what_a_run_needs_is_named_and_the_run_has_not_failed():
     def train(run, checkpoints):
         raise MissingData("CIFAR-10 is not here")
 
@@ -86,18 +86,18 @@ def test_a_node_that_lacks_what_a_run_needs_is_named_and_no_failed_run():
         ([{"memory": 1e9}], 0.0, 1, 1),
     ],
 )
-def test_as_many_runs_are_at_hand_as_the_nodes_hold(
+def test_as_many_runs_are_trained_as_fit_on_the_nodes(
     tmp_path, monkeypatch, nodes, gpu_per_run, threads, room
 ):
-    told = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
-    ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: told)
+    output = [{"Alive": has is not None, "Resources": has or {"CPU": 99.0}} for has in nodes]
+    ray = SimpleNamespace(remote=lambda **_: lambda work: work, nodes=lambda: output)
     monkeypatch.setattr(ray_team, "import_ray", lambda: ray)
     team = ray_team.RayTeam(Trainer(Store(tmp_path)), Stop(), gpu_per_run)
     team._threads = threads
     assert team._room() == room
 
 
-def test_a_gpu_that_joins_the_cluster_later_is_given_away_too(tmp_path, monkeypatch):
+def test_a_gpu_that_joins_the_cluster_later_is_used(tmp_path, monkeypatch):
     nodes, given = [{"Alive": True, "Resources": {"CPU": 2.0}}], []
 
     class Remote:
@@ -158,7 +158,7 @@ class OneWorker:
 
 
 @pytest.mark.parametrize(("kind", "tasks"), [(Store, 1), (FarStore, 2)])
-def test_a_run_is_begun_anew_only_where_its_task_does_not_see_the_store(
+def test_a_run_is_started_again_only_where_its_task_does_not_see_the_store(
     tmp_path, monkeypatch, kind, tasks
 ):
     ray, run, store = OneWorker(), make_run(), kind(tmp_path / "runs")
@@ -240,7 +240,7 @@ def test_ray_trains_as_this_process_does_and_an_interrupt_leaves_nothing_behind(
                 assert time.monotonic() < end, "waited in vain"
                 time.sleep(0.05)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            out, told = process.communicate(timeout=60)
+            out, output = process.communicate(timeout=60)
             end = time.monotonic() + 20
             while marked(tmp_path):
                 assert time.monotonic() < end, marked(tmp_path)
@@ -248,13 +248,13 @@ def test_ray_trains_as_this_process_does_and_an_interrupt_leaves_nothing_behind(
         finally:
             end_all(tmp_path)
         assert process.returncode == -signal.SIGINT
-        assert told.count("Traceback") == 1 and "KeyboardInterrupt" in told
-        assert "2/4 runs" in told and out == ""
-        assert f"Run {runs[2].run_id} (resnet18, width 8, seed 2) was paused" in told
+        assert output.count("Traceback") == 1 and "KeyboardInterrupt" in output
+        assert "2/4 runs" in output and out == ""
+        assert f"Run {runs[2].run_id} (resnet18, width 8, seed 2) was paused" in output
         assert contents(home) == [] and contents(Path(temporary)) == []
     assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
     assert store.get(runs[2].run_id) is None and any(paused.glob("*.pt"))
-    # What Ray has put aside, this process goes on with.
+    # What Ray has paused, this process goes on with.
     assert train_runs(runs, store, workers=1).done == 3
     assert "went on from step" in store.get(runs[2].run_id).measurement.notes[-1]
     assert [store.get(run.run_id).result for run in runs] == [train(run).result for run in runs]
@@ -313,7 +313,7 @@ def apart(folder):
         "again": len(trained(log)),
     }
 
-def put_aside(folder):
+def paused_at(folder):
     runs, store = [make_run(seed) for seed in range(20, 23)], FarStore(folder / "aside")
     log = folder / "aside.log"
 
@@ -360,7 +360,7 @@ if __name__ == "__main__":
         got = trial(cluster, [small_run(seed) for seed in range(4)], folder, random.Random(0))
         with ray_team.ray_cluster(ray_team.import_ray()):  # one that there is
             facts = {
-                "apart": soon(apart, folder), "aside": soon(put_aside, folder),
+                "apart": soon(apart, folder), "aside": soon(paused_at, folder),
                 "full": soon(full_disk, folder), "packed": packed(folder, cluster),
             }
     facts["trial"] = {
@@ -381,13 +381,13 @@ def cluster_facts(tmp_path_factory) -> dict[str, Any]:
     home.mkdir()
     process = start(CLUSTER, folder, HOME=str(home))
     try:
-        out, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        out, output = process.communicate(timeout=300)
+        assert process.returncode == 0, output
         assert marked(folder) == {}
     finally:
         end_all(folder)
     facts: dict[str, Any] = json.loads(out)
-    return facts | {"home": contents(home), "told": told}
+    return facts | {"home": contents(home), "output": output}
 
 
 @needs_ray
@@ -399,7 +399,7 @@ def test_a_killed_worker_and_a_killed_node_cost_no_run(cluster_facts):
     expected = {i: train(run).result.model_dump(mode="json") for i, run in runs.items()}
     assert trial["results"] == expected
     assert cluster_facts["home"] == []
-    assert "4/4 runs" in cluster_facts["told"]
+    assert "4/4 runs" in cluster_facts["output"]
 
 
 @needs_ray
@@ -429,13 +429,13 @@ def test_a_gpu_is_shared_by_as_many_runs_as_the_profile_says(cluster_facts):
 
 
 @needs_ray
-def test_a_full_disk_at_a_task_ends_the_sweep(cluster_facts):
-    told, filename, path = cluster_facts["full"]
-    assert "Nothing was written" in told and filename == path
+def test_a_full_disk_in_a_task_ends_training(cluster_facts):
+    output, filename, path = cluster_facts["full"]
+    assert "Nothing was written" in output and filename == path
 
 
 @needs_ray
 def test_where_the_store_is_not_shared_an_interrupt_ends_runs_at_once(cluster_facts):
     begun, locked = cluster_facts["aside"]
     assert begun == [make_run(20).run_id] and locked == []
-    assert f"Run {begun[0]} (resnet18, width 16, seed 20) was paused" in cluster_facts["told"]
+    assert f"Run {begun[0]} (resnet18, width 16, seed 20) was paused" in cluster_facts["output"]

@@ -276,7 +276,7 @@ def test_what_the_runs_need_is_asked_for_before_an_hour_of_measuring(
     assert not seen and not table.exists()
 
 
-def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
+def test_measuring_ends_with_its_time_and_can_be_continued(
     table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
@@ -285,7 +285,7 @@ def test_measuring_ends_when_its_time_is_over_and_goes_on_later(
     assert ensure_costs(study) and len(seen) > 2
 
 
-def test_records_without_the_table_that_sized_them_are_not_trained_anew(
+def test_without_the_table_that_sized_the_records_nothing_is_trained(
     table: Path, tmp_path: Path, seen: list[set[str]]
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")

@@ -45,7 +45,7 @@ X = torch.randn(2, 3, 8, 8)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("muon", bc.Muon)])
-def test_a_timed_step_is_a_whole_one(
+def test_a_timed_step_is_a_complete_one(
     monkeypatch: pytest.MonkeyPatch, name: Optimizer, kind: type[torch.optim.Optimizer]
 ) -> None:
     stepped: list[int] = []
@@ -136,7 +136,7 @@ def test_without_cuda_arms_run_as_they_are() -> None:
     assert as_cuda_graphs(arms) == arms
 
 
-def test_memory_is_counted_where_the_system_tells_no_peak_of_its_own(
+def test_memory_is_counted_where_the_system_reports_no_peak(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     status = tmp_path / "status"

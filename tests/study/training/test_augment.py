@@ -91,7 +91,7 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not torch.equal(TrainingStream(split, 16, seed=6).batch(0)[1], forwards[0][1])
 
 
-def test_the_order_does_not_hang_on_what_is_drawn_for_crops():
+def test_the_order_does_not_depend_on_the_crops():
     # Paired arms share order and crops apart: images of another size, the same order.
     small = TrainingStream(split_of(64, 8, 8), 16, seed=5)
     large = TrainingStream(split_of(64, 16, 16), 16, seed=5)

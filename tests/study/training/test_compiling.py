@@ -1,4 +1,4 @@
-"""torch.compile: used where it agrees with eager, and told where it does not."""
+"""torch.compile: used where it agrees with eager, with a warning where it does not."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "output"),
     [
         (lambda m: lambda x: m(x) * 1.1, "off"),
         (lambda m: lambda x: ScaledGradient.apply(m(x), 1.5), "off"),  # the loss is right
@@ -98,11 +98,11 @@ def test_what_agrees_is_used_and_leaves_the_model_as_it_was(
     ],
 )
 def test_what_disagrees_is_not_used_and_the_warning_says_why(
-    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[nn.Module], Forward], told: str
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[nn.Module], Forward], output: str
 ) -> None:
     model = network()
     pretend(monkeypatch, wrong)
-    with pytest.warns(UserWarning, match=f"torch.compile is not used.*{told}"):
+    with pytest.warns(UserWarning, match=f"torch.compile is not used.*{output}"):
         forward, reason = compile_if_accurate(model, loss, "float32")
     assert forward is model and reason is not None
 
@@ -138,7 +138,7 @@ def test_in_bfloat16_each_compiled_gradient_may_err_as_its_eager_one_does(
     assert (reason is None) == (forward is not model) == used
 
 
-def test_a_float32_check_that_memory_does_not_hold_is_no_end_of_a_bfloat16_training(
+def test_a_float32_check_out_of_memory_does_not_end_a_bfloat16_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def narrow(forward: Forward, precision: str) -> Tensor:

@@ -242,7 +242,7 @@ def _interrupted(run: Run, folder: Path, after: int) -> None:
         train(run, Checkpoints(folder, run, stop=lambda: next(asked)))
 
 
-def test_a_run_that_was_put_aside_goes_on_to_nearly_the_same_end(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_nearly_the_same(tmp_path: Path) -> None:
     """Nearly: on a GPU sums are added in the order in which threads arrive."""
     run = make_run((4, PLANS["subset"]), (4, bc.Plan()), **(RUN | {"precision": "float32"}))
     whole = train(run).result

@@ -77,7 +77,7 @@ def test_an_unknown_network_is_named() -> None:
         build_network("resnet19", 8, 10)
 
 
-def test_weights_hang_on_seed_and_layer_name_alone() -> None:
+def test_weights_depend_only_on_seed_and_layer_name() -> None:
     one, two = build_network("resnet18", 8, 10), build_network("resnet18", 8, 100)
     initialise(one, 3)
     torch.manual_seed(99)

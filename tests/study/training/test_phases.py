@@ -78,7 +78,7 @@ def test_a_switch_fitted_to_responses_keeps_outputs_that_svd_does_not() -> None:
     errors = {}
     for carry in ("exact", "responses"):
         run = make_run(bc.Plan(), plan, carry=carry, momentum_carry="carried")
-        model = first_network(run, 10).eval()
+        model = initial_network(run, 10).eval()
         before = model(images)
         carried = switch_plan(model, run, 1, buffers_of(model), images)
         assert bc.plan_of(model) == plan
@@ -87,7 +87,7 @@ def test_a_switch_fitted_to_responses_keeps_outputs_that_svd_does_not() -> None:
     assert errors["responses"] < 0.7 * errors["exact"]
 
 
-def test_reinit_starts_the_converted_layers_anew_and_those_alone() -> None:
+def test_reinit_draws_the_converted_layers_again_and_no_others() -> None:
     run = make_run(bc.Plan(BASIS), bc.Plan(), carry="reinit", momentum_carry="carried")
     model = initial_network(run, 10)
     kept = {n: p.clone() for n, p in model.named_parameters() if n.rpartition(".")[0] not in BASIS}

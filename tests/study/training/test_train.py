@@ -62,7 +62,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_three_steps_are_those_that_this_numerics_version_stands_for(
+def test_three_steps_are_those_of_this_numerics_version(
     monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """A change of the code that moves these has to raise `NUMERICS` in run.py.
