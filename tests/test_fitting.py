@@ -575,7 +575,7 @@ def test_memory_is_three_times_that_of_a_forward_pass(monkeypatch: pytest.Monkey
     batches = take_batches(data, 99)
     assert peak(lambda: spectra(model, batches, ["0", "3", "6", "9", "12", "18"])) < 3 * plain
     pair = x, x.clone()
-    assert peak(lambda: moments.Moments(1).add(*pair)) < 1.1 * 2**18 < x.nbytes
+    assert peak(lambda: moments.Moments(1).add(*pair)) < 1.25 * 2**18 < x.nbytes
 
 
 def test_a_compiled_model_runs_eagerly() -> None:
