@@ -73,6 +73,8 @@ class BasisConv2d(nn.Module):
             changes a tensor that nobody reads again, which no code can see: make the layer dense
             first, by `to_conv2d` or `basisconv.restore`.
 
+    A layer without a bias takes one, as a new parameter, from a state dict that has it.
+
     With n_basis = out_channels the subset form has no coefficients: `coef` (or `coef_out`) is then
     an empty buffer and no parameter. Libraries that refuse buffers in layers that train, as
     Opacus does, take form="full", which has none.

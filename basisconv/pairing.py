@@ -217,7 +217,14 @@ class _Network:
     ) -> tuple[Moments, Moments] | None:
         """Moments of (y, z) of the batches to fit to, and of those held out.
 
-        None where calls differ in number or shape.
+        Args:
+            old: the layer in the model as it was, which answers y.
+            now: the layer in its place in the changed model, which answers z.
+            calls: how often each batch calls it; a pass stops after that many.
+            changes: to the model.
+
+        Returns:
+            None where z has fewer calls, or calls of other shapes.
         """
         fitting, held = Moments(old.groups), Moments(old.groups)
         for batch, count in enumerate(calls):

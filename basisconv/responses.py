@@ -94,6 +94,8 @@ def take_batches(data: object, samples: int, forward: Forward | None = None) -> 
 
 
 def _as_arguments(item: object) -> Arguments:
+    if isinstance(item, Arguments):  # taken before
+        return item
     batch = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(batch, Tensor):
         return Arguments((batch,), {})

@@ -58,7 +58,9 @@ def test_exactly_as_many_as_there_are_is_no_reason_to_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for data in (X, [X], [X[:6], (X[6:],)], {"x": X}, [[{"x": X}, 3]], iter([X])):
-            assert take_batches(data, 12)
+            taken = take_batches(data, 12)
+            again = take_batches(taken, 12)  # what was taken may be given again
+            assert taken and all(a is b for a, b in zip(again, taken, strict=True))
 
 
 @pytest.mark.parametrize(
