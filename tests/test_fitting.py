@@ -244,6 +244,22 @@ def test_two_passes_a_layer_that_stop_behind_it() -> None:
     assert log.count("start") == 30 + 5 + 3 + 2 * 5 + 3  # three prove where the bias goes
 
 
+def test_no_code_of_the_model_catches_the_end_of_a_pass() -> None:
+    caught: list[str] = []
+
+    class Careful(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return super().forward(x)
+            except Exception as error:
+                caught.append(str(error))
+                return x
+
+    model = Careful(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    bc.apply_plan(model, Plan({"0": 2, "1": 2}), data=images(5), **fit)
+    assert not caught
+
+
 # Where the bias goes.
 
 
