@@ -30,17 +30,20 @@ class Moments:
     def __init__(self, groups: int) -> None:
         self.groups, self.count = groups, 0
         self._shift: list[Tensor] = []  # (C,), of each signal
-        self._sum = self._gram = torch.zeros((), dtype=torch.float64)
+        self._sum = self._gram = torch.empty(0)  # of the size of the first batch's
 
     @torch.no_grad()
     def add(self, *signals: Tensor) -> None:
         """Add the positions of one batch, the same number in each signal."""
         flat = [s.detach().reshape(-1, *s.shape[-3:]).flatten(2) for s in signals]
+        samples, channels, positions = flat[0].shape
+        width = channels // self.groups
         if not self._shift:
             # Any point near the mean will do, so the responses' own precision is enough.
             self._shift = [s.mean((0, 2)) for s in flat]
-        samples, channels, positions = flat[0].shape
-        width = channels // self.groups
+            size = len(flat) * width
+            self._sum = torch.zeros(self.groups, size, dtype=torch.float64)
+            self._gram = torch.zeros(self.groups, size, size, dtype=torch.float64)
         device = flat[0].device
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         at_once = max(1, CHUNK // (len(flat) * channels * dtype.itemsize))
@@ -57,8 +60,8 @@ class Moments:
                         chunk[:, i].copy_(grouped)
                         chunk[:, i] -= shift.to(dtype).view(self.groups, width, 1, 1)
                     stacked = chunk.view(self.groups, len(flat) * width, n * p)
-                    self._sum = self._sum + stacked.sum(2).cpu().double()
-                    self._gram = self._gram + (stacked @ stacked.mT).cpu().double()
+                    self._sum += stacked.sum(2).cpu().double()
+                    self._gram += (stacked @ stacked.mT).cpu().double()
                     self.count += n * p
 
     def mean(self) -> Tensor:

@@ -168,3 +168,13 @@ def test_singular_covariances() -> None:
         got = fitted(constant, 0 * y, 0 * z, 3)
         part = decompose(constant, 3)
         torch.testing.assert_close(got, assemble(part) @ part.basis, rtol=0, atol=1e-6)
+
+
+def test_rounding_may_make_a_covariance_indefinite() -> None:
+    weight, y, z = responses(c=6, columns=4)
+    covariance = moments(y, z)
+    zz = covariance[1, 1] - 1e-7 * covariance[1, 1, 0].trace() * torch.eye(6)
+    assert torch.linalg.eigvalsh(zz).min() < 0
+    parts, _ = fit(weight, covariance[0, 1], zz, ONE, 3, "full", 1, None, ridge=1e-6)
+    want = missed(weight, y, z, fitted(weight, y, z, 3, ridge=1e-6))
+    assert missed(weight, y, z, kernel(parts, [])) == pytest.approx(want, rel=1e-2)
