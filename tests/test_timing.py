@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -288,9 +289,9 @@ def test_a_progress_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest.M
             pass
 
     model = bc.apply_plan(nn.Sequential(nn.Conv2d(3, 4, 3)), bc.Plan({"0": 2}))
-    monkeypatch.setattr(timing.sys, "stderr", Stream())
-    monkeypatch.delitem(timing.sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys, "stderr", Stream())
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     bc.tune(model, torch.randn(1, 3, 5, 5), repeats=1)
     assert ("tune" in "".join(written)) == terminal
-    monkeypatch.setitem(timing.sys.modules, "tqdm.auto", None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     assert len(bc.tune(model, torch.randn(1, 3, 5, 5), repeats=1)) == 1
