@@ -1,5 +1,6 @@
 """basisconv: convolution layers that train a few basis filters and combine them into the rest."""
 
+from basisconv.allocation import search
 from basisconv.convert import (
     apply_plan,
     dense_state_dict,
@@ -43,6 +44,7 @@ __all__ = [
     "plan_of",
     "restore",
     "screening",
+    "search",
     "select",
     "select_by_threshold",
     "summary",

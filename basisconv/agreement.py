@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from basisconv.observe import Input, arguments, undisturbed
-from basisconv.surgery import swap
+from basisconv.surgery import swapped
 
 
 def check_outputs(
@@ -31,15 +31,11 @@ def check_outputs(
 
     def outputs(names: Iterable[str]) -> list[Any]:
         """What the model returns with some layers replaced; its layers are put back."""
-        pairs = [changed[name] for name in names]
-        swap(model, dict(pairs))
-        try:
-            with undisturbed(model), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)  # for models that draw
-                returned = tree_leaves(model(*given.positional, **given.named))
-                return [y.clone() if isinstance(y, Tensor) else y for y in returned]
-        finally:
-            swap(model, {new: old for old, new in pairs})
+        replaced = dict(changed[name] for name in names)
+        with swapped(model, replaced), undisturbed(model), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # for models that draw
+            returned = tree_leaves(model(*given.positional, **given.named))
+            return [y.clone() if isinstance(y, Tensor) else y for y in returned]
 
     want = outputs([])
     try:

@@ -23,13 +23,14 @@ import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from basisconv.layer import BasisConv2d, kernel_shape
-from basisconv.observe import Input, Observed, arguments, observe
+from basisconv.observe import Forward, Input, Observed, arguments, observe
 from basisconv.plan import Plan, check_plan
 from basisconv.surgery import Convolution, convolutions
 
@@ -211,11 +212,19 @@ def summary(model: nn.Module, input_size: Input, plan: Plan | None = None) -> Su
     return counted if counted == dense else replace(counted, dense=dense)
 
 
-def counter(model: nn.Module, input_size: Input) -> Callable[[Plan | None], Summary]:
-    """One forward pass, then `summary` for any plan that fits, but for what dense costs."""
-    given = arguments(model, input_size)
-    tensors = given.tensors()
-    seen = observe(model, given, (_ConvNd, BasisConv2d, nn.Linear))
+def counter(
+    model: nn.Module, input_size: Any, forward: Forward | None = None
+) -> Callable[[Plan | None], Summary]:
+    """One forward pass, then `summary` for any plan that fits, but for what dense costs.
+
+    Args:
+        model: the network.
+        input_size: as `summary` takes it; with `forward`, anything.
+        forward: calls the model on it otherwise: `forward(model, input_size)`.
+    """
+    given = arguments(model, input_size) if forward is None else input_size
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    seen = observe(model, given, (_ConvNd, BasisConv2d, nn.Linear), forward)
     size = tuple(tensors[0].shape) if tensors else ()
     return lambda plan: _counted(model, seen, plan, tensors, size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from basisconv.layer import whole
 
 # A shape, a tensor, positional arguments, or keyword arguments.
 Input = Tensor | Sequence[Any] | Mapping[str, Any]
+# How to call a network on a batch that it does not take as it is.
+Forward = Callable[[nn.Module, Any], object]
 
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 
@@ -73,7 +75,26 @@ def arguments(model: nn.Module, given: Input) -> Arguments:
     )
 
 
-def observe(model: nn.Module, given: Input, kinds: tuple[type, ...]) -> dict[str, Observed]:
+def run(model: nn.Module, given: Any, forward: Forward | None = None) -> object:
+    """What a network returns.
+
+    Args:
+        model: the network.
+        given: as `arguments` takes it; with `forward`, anything.
+        forward: calls the network on it otherwise: `forward(model, given)`.
+
+    Raises:
+        TypeError: for an input of no kind that `arguments` takes.
+    """
+    if forward is not None:
+        return forward(model, given)
+    positional, named = arguments(model, given)
+    return model(*positional, **named)
+
+
+def observe(
+    model: nn.Module, given: Any, kinds: tuple[type, ...], forward: Forward | None = None
+) -> dict[str, Observed]:
     """Run a model once and keep what its layers of some kinds were given and returned.
 
     The model runs under `undisturbed`. Layers appear in the order of their first call, also those
@@ -82,14 +103,15 @@ def observe(model: nn.Module, given: Input, kinds: tuple[type, ...]) -> dict[str
 
     Args:
         model: the network.
-        given: as `arguments` takes it.
+        given: as `run` takes it.
         kinds: the classes of layers.
+        forward: likewise.
 
     Raises:
         TypeError: for an input of no kind that `arguments` takes.
         ValueError: for a model with parameters that are not initialised.
     """
-    positional, named = arguments(model, given)
+    given = given if forward is not None else arguments(model, given)
     modules = dict[str, nn.Module](model.named_modules())
     modules = {name: module for name, module in modules.items() if isinstance(module, kinds)}
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -108,7 +130,7 @@ def observe(model: nn.Module, given: Input, kinds: tuple[type, ...]) -> dict[str
             for name, m in modules.items()
         ]
         try:
-            model(*positional, **named)
+            run(model, given, forward)
         finally:
             for handle in handles:
                 handle.remove()

@@ -33,6 +33,8 @@ class Plan:
         coef_rank: channels, a block, that the coefficients pass through; a layer with fewer
             basis filters in a block has that many instead. None for a plain matrix.
         modes: the layers that run otherwise than "factored", as `tune` sets them.
+        report: how `search` came to this plan, to be printed; of no other plan, and no part of
+            what is compared or saved.
     """
 
     layers: Mapping[str, int] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Plan:
     coef_groups: int = 1
     coef_rank: int | None = None
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    report: object | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for mapping in (self.layers, self.modes):
@@ -127,6 +130,7 @@ class Plan:
             self,
             layers={n: m for n, m in self.layers.items() if n in kept},
             modes={n: m for n, m in self.modes.items() if n in kept},
+            report=None,
         )
 
     def __or__(self, other: Plan) -> Plan:
@@ -138,7 +142,7 @@ class Plan:
         if not isinstance(other, Plan):
             return NotImplemented
         if not (self.layers and other.layers):
-            return other if other.layers or not self.layers else self
+            return replace(other if other.layers or not self.layers else self, report=None)
         differ = [
             f"{name}={getattr(self, name)!r} and {getattr(other, name)!r}"
             for name in ("form", "coef_groups", "coef_rank")
@@ -147,7 +151,12 @@ class Plan:
         if differ:
             raise ValueError(f"Plans of different forms do not join: {', '.join(differ)}.")
         modes = {n: m for n, m in self.modes.items() if n not in other.layers}
-        return replace(self, layers={**self.layers, **other.layers}, modes={**modes, **other.modes})
+        return replace(
+            self,
+            layers={**self.layers, **other.layers},
+            modes={**modes, **other.modes},
+            report=None,
+        )
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -93,15 +93,15 @@ def make_plan(
         layers = list(layers)  # read twice, which a generator is not
     empty = Plan({}, form, coef_groups, coef_rank)
     found = convolutions(model)
-    wanted = _matching(found, layers, "layers") if layers is not None else set(found)
-    named = _named(layers, wanted)
+    wanted = matching(found, layers, "layers") if layers is not None else set(found)
+    asked = named(layers, wanted)
     stem = next(iter(found), None)
-    wanted -= {n for n in wanted - named if n == stem or _is_trivial(found[n])}
+    wanted -= {n for n in wanted - asked if n == stem or _is_trivial(found[n])}
     if skip is not None:
-        wanted -= _matching(found, skip, "skip")
+        wanted -= matching(found, skip, "skip")
     barred = untouchable(model, {name: conv for name, conv in found.items() if name in wanted})
     for name, why in barred.items():
-        if name in named and not callable(layers):
+        if name in asked and not callable(layers):
             raise ValueError(f"{name} cannot be put in basis form: {why}.")
     stay = [f"{name}: {why}" for name, why in barred.items()]
     chosen = {name: found[name] for name in found if name in wanted - barred.keys()}
@@ -189,7 +189,12 @@ def basis_filters(out_channels: int, ratio: float) -> int:
     return max(1, round(ratio * out_channels))
 
 
-def _matching(found: Mapping[str, Convolution], match: Match, what: str) -> set[str]:
+def matching(found: Mapping[str, Convolution], match: Match, what: str) -> set[str]:
+    """The layers that match.
+
+    Raises:
+        ValueError: for a pattern, of the argument `what`, that matches none.
+    """
     if callable(match):
         return {name for name, conv in found.items() if match(name, conv)}
     chosen: set[str] = set()
@@ -204,7 +209,7 @@ def _matching(found: Mapping[str, Convolution], match: Match, what: str) -> set[
     return chosen
 
 
-def _named(match: Match | None, wanted: set[str]) -> set[str]:
+def named(match: Match | None, wanted: set[str]) -> set[str]:
     """The layers asked for one by one, which the default exclusions do not touch."""
     if match is None:
         return set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -135,3 +136,13 @@ def swap(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
         for name, child in module._modules.items():
             if child is not None and child in replaced:
                 module._modules[name] = replaced[child]
+
+
+@contextmanager
+def swapped(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
+    """`swap`, undone when the block is left."""
+    swap(model, replaced)
+    try:
+        yield
+    finally:
+        swap(model, {new: old for old, new in replaced.items()})

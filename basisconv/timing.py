@@ -42,7 +42,7 @@ class Timing:
     first: Timing | None = field(default=None, compare=False)  # arm of the same comparison
 
     def __repr__(self) -> str:
-        text = _seconds(self.median)
+        text = duration(self.median)
         if self.first is not None:
             median, low, high = self.speedup_over(self.first)
             text += f", {median:.2f}× [{low:.2f}, {high:.2f}]"
@@ -69,6 +69,7 @@ def compare(
     repeats: int = 20,
     warmup: int = 3,
     device: torch.device | str = "cpu",
+    setup: Callable[[str], object] | None = None,
 ) -> dict[str, Timing]:
     """Time several callables, interleaved.
 
@@ -79,6 +80,7 @@ def compare(
         device: where the work runs, "cpu" or "cuda"; on CUDA it is timed by events on the stream,
             so many calls at once that they take some milliseconds: launching them is hidden, as in
             training, as far as the host is the faster of the two.
+        setup: called with an arm's name before each of its samples, which do not count it.
 
     Raises:
         ValueError: if there is nothing to time, or on a device whose work cannot be waited for
@@ -90,10 +92,10 @@ def compare(
     if device.type == "cuda":
         # Events and synchronize are the current device's.
         with torch.cuda.device(device):
-            return _interleaved(arms, repeats, warmup, _cuda_seconds, _CUDA_SAMPLE)
+            return _interleaved(arms, repeats, warmup, _cuda_seconds, _CUDA_SAMPLE, setup)
     if device.type != "cpu":
         raise ValueError(f"Work is timed on a CPU or on CUDA, not on {device.type}.")
-    return _interleaved(arms, repeats, warmup, _cpu_seconds, 0.0)
+    return _interleaved(arms, repeats, warmup, _cpu_seconds, 0.0, setup)
 
 
 def _interleaved(
@@ -102,11 +104,18 @@ def _interleaved(
     warmup: int,
     clock: Callable[[Callable[[], object], int], float],
     sample: float,
+    setup: Callable[[str], object] | None,
 ) -> dict[str, Timing]:
     """`compare`, by a clock of the seconds that some calls take; a sample has at least so many."""
     warm, calls = {}, {}
-    for name, arm in arms.items():
-        times = [clock(arm, 1) for _ in range(warmup)]
+
+    def seconds(name: str, calls: int) -> float:
+        if setup is not None:
+            setup(name)
+        return clock(arms[name], calls)
+
+    for name in arms:
+        times = [seconds(name, 1) for _ in range(warmup)]
         warm[name] = sum(times)
         calls[name] = math.ceil(sample / times[-1]) if times and sample else 1
     samples: dict[str, list[float]] = {name: [] for name in arms}
@@ -114,7 +123,7 @@ def _interleaved(
     for _ in range(repeats):
         shuffle(order)
         for name in order:
-            samples[name].append(clock(arms[name], calls[name]) / calls[name])
+            samples[name].append(seconds(name, calls[name]) / calls[name])
     timings = {name: Timing(tuple(samples[name]), warm[name]) for name in arms}
     first, *others = arms
     return timings | {name: replace(timings[name], first=timings[first]) for name in others}
@@ -280,7 +289,7 @@ def _quantile(values: tuple[float, ...] | list[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Three digits, in a unit that leaves no zeros in front: "0.146 s", "23.1 ms"."""
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if seconds * scale >= 0.1:

@@ -1,0 +1,310 @@
+"""search: which layers of a trained network get basis filters, and how many, within a budget.
+
+plan = bc.search(model, data, budget="time=0.6")
+print(plan.report)
+small = bc.apply_plan(model, plan, init="responses", data=data)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from basisconv.candidates import (
+    cheaper,
+    check_scores,
+    filter_numbers,
+    given_costs,
+)
+from basisconv.convert import apply_plan
+from basisconv.cost import Summary, counter
+from basisconv.decompose import Form
+from basisconv.knapsack import choose_levels
+from basisconv.layer import MODES, BasisConv2d
+from basisconv.losses import Score, change, outputs_of, predict
+from basisconv.network_costs import DENSE, Bench, Costs, Level, measure_costs
+from basisconv.observe import Forward, Input, arguments
+from basisconv.plan import Plan
+from basisconv.planning import Match
+from basisconv.responses import check_whole, streams_kept, take_batches
+from basisconv.search_report import LayerChoice, SearchReport
+from basisconv.surgery import check_replaceable, convolutions, swapped
+from basisconv.timing import Timing
+
+_MISS, _RESCALES = 0.02, 3
+
+
+def search(
+    model: nn.Module,
+    data: object,
+    budget: str,
+    layers: Match | None = None,
+    form: Form = "subset",
+    coef_groups: int = 1,
+    input: Input | None = None,
+    samples: int = 512,
+    forward: Forward | None = None,
+    costs: Mapping[str, Mapping[Level, float]] | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
+    scores: Mapping[str, Score] | None = None,
+) -> Plan:
+    """The plan with the smallest predicted loss within a budget, for a trained network.
+
+    For each layer it decides whether it gets basis filters, and how many of them: a multiple of
+    lcm(8, groups · coef_groups) with which it is cheaper than dense. Losses add up over layers, and
+    so do costs (see `basisconv.losses` and `basisconv.network_costs`), so that the choice is a
+    multiple-choice knapsack, solved exactly. It does not judge whether a loss is acceptable:
+    `print(plan.report)` shows what each layer costs, saves and is predicted to lose.
+
+    Costs in time are those of a forward pass in evaluation mode, eager, on the model's device, with
+    today's number of threads, in its dtype and memory format. The chosen plan is timed against
+    dense, interleaved; where it misses the budget by more than 2 %, the target is scaled and the
+    plan chosen again, at most three times.
+
+    Args:
+        model: the network; layers in basis form count as dense ones. It is left as it was.
+        data: an iterable of batches, a tensor or a mapping. A batch is a tensor, a mapping
+            (`model(**batch)`), or a tuple or list that begins with one, as of a DataLoader. Labels
+            are not used.
+        budget: "time=0.6", "macs=0.6" or "parameters=0.6": that share of what the whole dense
+            network takes.
+        layers: globs and names, or `callable(name, conv) -> bool`: the candidates; None for all
+            convolutions, the stem and 1×1 ones included.
+        form: "subset" or "full".
+        coef_groups: as in `Plan`.
+        input: what is timed and counted, as `summary` takes it (with `forward`, a batch); by
+            default the first batch.
+        samples: the most that are taken of `data`, and held.
+        forward: calls the model otherwise, `forward(model, batch)`.
+        costs: seconds measured elsewhere, `{layer: {n_basis or "dense": seconds}}`, in place of
+            measuring; linear in between. A name with "dense" alone is no candidate, and adds to
+            what all plans cost. The same input then gives the same plan, for nothing is timed
+            unless `measure` is given.
+        measure: seconds of a forward pass of a model that it is given, for the last check, as by
+            another runtime.
+        scores: losses known otherwise, for every candidate: `{layer: {n_basis: loss}}`, linear in
+            between and down to 0 for all filters, in any one unit; or one number a layer in place
+            of its sensitivity, which scales the share of its responses' energy that is lost.
+
+    Returns:
+        The plan, with modes and a `report`. "rebuilt" is a mode of plans for parameters alone,
+        where that executes fewer multiplications.
+
+    Raises:
+        TypeError: for data or an input of no such kind.
+        ValueError: if the budget is unknown or no plan meets it (the message has the nearest that
+            can be had); if no layer gets cheaper at all; for arguments that do not fit, data
+            without a batch, a layer asked for that the data do not reach or that must stay dense,
+            a model on several devices, and responses, outputs or kernels that are not finite.
+        ImportError: if scipy is not installed.
+
+    Warns:
+        UserWarning: of layers that must stay dense, of data that were left, and if the plan
+            misses the time by more than 2 % after the last try.
+    """
+    wanted = _Budget.read(budget)
+    if wanted.kind != "time" and (costs is not None or measure is not None):
+        raise ValueError(f"costs= and measure= are of time, and the budget is {budget!r}.")
+    empty = Plan({}, form, coef_groups)
+    if isinstance(model, BasisConv2d):
+        raise ValueError("The model is itself a BasisConv2d: a search chooses among layers.")
+    check_whole(model)
+    device = _device(model)
+    basis = {n: c for n, c in convolutions(model).items() if isinstance(c, BasisConv2d)}
+    check_replaceable(model, basis)
+    batches = take_batches(data, samples, forward)
+    given = batches[0] if input is None else input
+    given = arguments(model, given) if forward is None else given
+    given = tree_map_only(Tensor, torch.clone, given)  # for models that write to their input
+    with swapped(model, {conv: conv.to_conv2d() for conv in basis.values()}):
+        with streams_kept():
+            count = counter(model, given, forward)
+        what: Literal["macs", "parameters"] = "parameters" if wanted.kind[0] == "p" else "macs"
+        numbers, prices = filter_numbers(model, count, layers, empty, what)
+        numbers = check_scores(model, scores or {}, numbers)
+        clock = None
+        if wanted.kind == "time":
+            bench = Bench(model, given, forward, device, empty)
+            clock = _Clock(bench, measure) if costs is None or measure is not None else None
+            prices = (
+                measure_costs(bench, numbers)
+                if costs is None
+                else given_costs(model, costs, numbers, layers)
+            )
+            if costs is not None and clock is not None:
+                prices = prices._replace(rest=prices.rest + clock.dense() - prices.total({}))
+        prices = cheaper(prices, numbers, "on this machine" if costs is None else "by costs=")
+        wanted.check(prices)
+        numbers = {name: [m for m in own if m != DENSE] for name, own in prices.layers.items()}
+        held = len(batches) // 5 or min(1, len(batches) - 1)  # a fifth, and one of few
+        fitted, held_out = batches[: len(batches) - held], batches[len(batches) - held :]
+        losses, found = predict(model, fitted, numbers, coef_groups, scores or {}, forward)
+        best = _solve(wanted, losses, prices, empty, clock)
+        plan = _with_modes(best.plan, count) if what == "parameters" else best.plan
+        cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
+        changed = None
+        if held_out:
+            before = outputs_of(model, held_out, forward)
+            changed = change(outputs_of(model, held_out, forward, cuts), before)
+        filters = {name: int(conv.out_channels) for name, conv in convolutions(model).items()}
+    rows = tuple(
+        LayerChoice(
+            name, filters[name], plan.layers.get(name), own[DENSE],
+            own[plan.layers.get(name, DENSE)], losses[name][plan.layers.get(name, DENSE)],
+        )
+        for name, own in prices.layers.items()
+    )  # fmt: skip
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    report = SearchReport(
+        budget, rows, prices.total({}), prices.total(plan.layers), best.ratio, best.timings,
+        torch.get_num_threads(), tuple(tensors[0].shape) if tensors else None,
+        f"{device}, {_dtype(model)}", changed,
+    )  # fmt: skip
+    return replace(plan, report=report)
+
+
+class _Budget(NamedTuple):
+    """A share of what the dense network takes, and of what."""
+
+    text: str
+    kind: str
+    share: float
+
+    @classmethod
+    def read(cls, text: object) -> _Budget:
+        """A budget as `search` takes it, or a ValueError."""
+        if isinstance(text, str):
+            kind, equals, number = text.partition("=")
+            try:
+                share = float(number)
+            except ValueError:
+                share = math.nan
+            if kind in ("time", "macs", "parameters") and equals and 0 < share < 1:
+                return cls(text, kind, share)
+        raise ValueError(
+            f"budget={text!r} is unknown: give a share between 0 and 1 of what the dense network "
+            f"takes, as 'time=0.6', 'macs=0.6' or 'parameters=0.6'."
+        )
+
+    def check(self, prices: Costs) -> None:
+        """Raise ValueError if even the cheapest plan is predicted to take more."""
+        least = prices.least() / prices.total({})
+        if least > self.share:
+            raise self.out_of_reach(least)
+
+    def out_of_reach(self, nearest: float) -> ValueError:
+        """The error of a budget that no plan meets."""
+        kept = math.ceil(nearest * 1e3) / 1e3
+        return ValueError(
+            f"No plan meets {self.text}: the nearest that can be had is {self.kind}={kept:.3f}."
+        )
+
+
+class _Try(NamedTuple):
+    """A plan and its time relative to dense, where it was measured."""
+
+    plan: Plan
+    ratio: float | None
+    timings: tuple[Timing, Timing] | None = None
+
+
+def _solve(
+    wanted: _Budget,
+    losses: Mapping[str, Mapping[Level, float]],
+    prices: Costs,
+    empty: Plan,
+    clock: _Clock | None,
+) -> _Try:
+    """The plan with the smallest loss whose predicted or, with a clock, measured cost fits."""
+    whole, least = prices.total({}), prices.least() - prices.rest
+    aim, tries = wanted.share, list[_Try]()
+    for _ in range(1 + _RESCALES):
+        room = max(aim * whole - prices.rest, least)
+        chosen = choose_levels(losses, prices.layers, room)
+        plan = replace(empty, layers={n: m for n, m in chosen.items() if m != DENSE})
+        if clock is None:
+            return _Try(plan, None)
+        if any(tried.plan == plan for tried in tries):
+            break  # no other is as near by the costs that were measured
+        tries.append(clock.time(plan))
+        aim *= wanted.share / _ratio(tries[-1])
+        if abs(_ratio(tries[-1]) / wanted.share - 1) <= _MISS:
+            break
+    best = min(tries, key=lambda tried: abs(_ratio(tried) / wanted.share - 1))
+    if _ratio(best) > wanted.share * (1 + _MISS):
+        if room == least:
+            raise wanted.out_of_reach(min(map(_ratio, tries)))
+        warnings.warn(
+            f"The plan takes {_ratio(best):.3f} of dense's time, not {wanted.share}: its costs do "
+            f"not add up as the layers' did.",
+            stacklevel=3,
+        )
+    return best
+
+
+def _ratio(tried: _Try) -> float:
+    assert tried.ratio is not None
+    return tried.ratio
+
+
+class _Clock:
+    """Times whole plans against the dense network: here, or by a callable model → seconds."""
+
+    def __init__(self, bench: Bench, measure: Callable[[nn.Module], float] | None) -> None:
+        self._bench, self._measure = bench, measure
+        self._dense: float | None = None
+
+    def dense(self) -> float:
+        """Seconds of the dense network by the callable."""
+        if self._dense is None:
+            self._dense = self._seconds(Plan({}))
+        return self._dense
+
+    def time(self, plan: Plan) -> _Try:
+        """A plan with its time."""
+        if self._measure is not None:
+            return _Try(plan, self._seconds(plan) / self.dense())
+        arms = {"dense": {}, "plan": self._bench.replaced(plan.layers)}
+        timings = self._bench.compare(arms)
+        faster, _, _ = timings["plan"].speedup_over(timings["dense"])
+        return _Try(plan, 1 / faster, (timings["dense"], timings["plan"]))
+
+    def _seconds(self, plan: Plan) -> float:
+        assert self._measure is not None
+        # A copy that is the caller's to export or to compile.
+        model = apply_plan(self._bench.model, plan, "random", generator=torch.Generator())
+        seconds = float(self._measure(model.eval()))
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError(f"measure= gave {seconds} for a model, which are no seconds.")
+        return seconds
+
+
+def _with_modes(plan: Plan, count: Callable[[Plan], Summary]) -> Plan:
+    """Each layer in the mode that executes fewer multiplications."""
+    rebuilt = replace(plan, modes=dict.fromkeys(plan.layers, MODES[1]))
+    two, one = ({row.name: row.macs for row in count(p).rows} for p in (plan, rebuilt))
+    return replace(plan, modes={n: MODES[1] for n in plan.layers if one[n] < two[n]})
+
+
+def _device(model: nn.Module) -> torch.device:
+    """The one device of a model, or a ValueError."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"The model is on several devices ({names}): move it to one of them.")
+    device = next(iter(devices), torch.device("cpu"))
+    if device.type == "meta":
+        raise ValueError("The model is on the device meta and holds no values: load it first.")
+    return device
+
+
+def _dtype(model: nn.Module) -> str:
+    real = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return str(next(real, torch.get_default_dtype())).removeprefix("torch.")
