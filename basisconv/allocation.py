@@ -139,7 +139,8 @@ def search(
                 else given_costs(model, costs, numbers, layers)
             )
             if costs is not None and clock is not None:
-                prices = prices._replace(rest=prices.rest + clock.dense() - prices.total({}))
+                rest = clock.dense() - prices.total({}) + prices.rest
+                prices = Costs(prices.layers, max(0.0, rest))
         prices = cheaper(prices, numbers, "on this machine" if costs is None else "by costs=")
         wanted.check(prices)
         numbers = {name: [m for m in own if m != DENSE] for name, own in prices.layers.items()}
@@ -208,10 +209,10 @@ class _Budget(NamedTuple):
 
 
 class _Try(NamedTuple):
-    """A plan and its time relative to dense, where it was measured."""
+    """A plan, and where it was timed its time relative to dense."""
 
     plan: Plan
-    ratio: float | None
+    ratio: float | None = None
     timings: tuple[Timing, Timing] | None = None
 
 
@@ -224,34 +225,37 @@ def _solve(
 ) -> _Try:
     """The plan with the smallest loss whose predicted or, with a clock, measured cost fits."""
     whole, least = prices.total({}), prices.least() - prices.rest
-    aim, tries = wanted.share, list[_Try]()
+    most = wanted.share * (1 + _MISS)
+    aim, tries = wanted.share, list[tuple[float, _Try]]()
     for _ in range(1 + _RESCALES):
         room = max(aim * whole - prices.rest, least)
         chosen = choose_levels(losses, prices.layers, room)
         plan = replace(empty, layers={n: m for n, m in chosen.items() if m != DENSE})
         if clock is None:
-            return _Try(plan, None)
-        if any(tried.plan == plan for tried in tries):
-            break  # no other is as near by the costs that were measured
-        tries.append(clock.time(plan))
-        aim *= wanted.share / _ratio(tries[-1])
-        if abs(_ratio(tries[-1]) / wanted.share - 1) <= _MISS:
+            return _Try(plan)
+        if any(tried.plan == plan for _, tried in tries):
+            break  # by what was measured, no other is nearer
+        ratio, timings = clock.time(plan)
+        tries.append((ratio, _Try(plan, ratio, timings)))
+        if abs(ratio / wanted.share - 1) <= _MISS:
             break
-    best = min(tries, key=lambda tried: abs(_ratio(tried) / wanted.share - 1))
-    if _ratio(best) > wanted.share * (1 + _MISS):
-        if room == least:
-            raise wanted.out_of_reach(min(map(_ratio, tries)))
-        warnings.warn(
-            f"The plan takes {_ratio(best):.3f} of dense's time, not {wanted.share}: its costs do "
-            f"not add up as the layers' did.",
-            stacklevel=3,
-        )
+        # A plan that takes what was predicted, but fills the budget badly, is chosen again.
+        aim = wanted.share * prices.total(chosen) / whole / ratio
+    if meeting := [tried for ratio, tried in tries if ratio <= most]:
+        return min(meeting, key=lambda tried: _loss(losses, tried.plan))
+    nearest, best = min(tries, key=lambda pair: pair[0])
+    if room == least:
+        raise wanted.out_of_reach(nearest)
+    warnings.warn(
+        f"The plan takes {nearest:.3f} of dense's time, and {wanted.text} was asked for: times of "
+        f"its layers do not add up.",
+        stacklevel=3,
+    )
     return best
 
 
-def _ratio(tried: _Try) -> float:
-    assert tried.ratio is not None
-    return tried.ratio
+def _loss(losses: Mapping[str, Mapping[Level, float]], plan: Plan) -> float:
+    return math.fsum(own[plan.layers.get(name, DENSE)] for name, own in losses.items())
 
 
 class _Clock:
@@ -267,14 +271,14 @@ class _Clock:
             self._dense = self._seconds(Plan({}))
         return self._dense
 
-    def time(self, plan: Plan) -> _Try:
-        """A plan with its time."""
+    def time(self, plan: Plan) -> tuple[float, tuple[Timing, Timing] | None]:
+        """A plan's time relative to dense, and both arms where they were timed here."""
         if self._measure is not None:
-            return _Try(plan, self._seconds(plan) / self.dense())
+            return self._seconds(plan) / self.dense(), None
         arms = {"dense": {}, "plan": self._bench.replaced(plan.layers)}
         timings = self._bench.compare(arms)
         faster, _, _ = timings["plan"].speedup_over(timings["dense"])
-        return _Try(plan, 1 / faster, (timings["dense"], timings["plan"]))
+        return 1 / faster, (timings["dense"], timings["plan"])
 
     def _seconds(self, plan: Plan) -> float:
         assert self._measure is not None
