@@ -33,6 +33,7 @@ from basisconv.network_costs import DENSE, Bench, Costs, Level, measure_costs
 from basisconv.observe import Forward, Input, arguments
 from basisconv.plan import Plan
 from basisconv.planning import Match
+from basisconv.program import scipy_optimize
 from basisconv.responses import check_whole, streams_kept, take_batches
 from basisconv.search_report import LayerChoice, SearchReport
 from basisconv.surgery import check_replaceable, convolutions, swapped
@@ -110,6 +111,7 @@ def search(
             misses the time by more than 2 % after the last try.
     """
     wanted = _Budget.read(budget)
+    scipy_optimize()  # without which all that is measured would be in vain
     if wanted.kind != "time" and (costs is not None or measure is not None):
         raise ValueError(f"costs= and measure= are of time, and the budget is {budget!r}.")
     empty = Plan({}, form, coef_groups)
@@ -144,8 +146,11 @@ def search(
         prices = cheaper(prices, numbers, "on this machine" if costs is None else "by costs=")
         wanted.check(prices)
         numbers = {name: [m for m in own if m != DENSE] for name, own in prices.layers.items()}
-        held = len(batches) // 5 or min(1, len(batches) - 1)  # a fifth, and one of few
-        fitted, held_out = batches[: len(batches) - held], batches[len(batches) - held :]
+        # Every fifth, of fewer the last, of one none: as `apply_plan` does.
+        last = len(batches) - 1
+        held = [i % 5 == 4 or 0 < i == last < 4 for i in range(len(batches))]
+        fitted = [batch for batch, out in zip(batches, held, strict=True) if not out]
+        held_out = [batch for batch, out in zip(batches, held, strict=True) if out]
         losses, found = predict(model, fitted, numbers, coef_groups, scores or {}, forward)
         best = _solve(wanted, losses, prices, empty, clock)
         plan = _with_modes(best.plan, count) if what == "parameters" else best.plan

@@ -1,8 +1,9 @@
 """What a network loses when its layers get few basis filters, predicted from data.
 
 A plan's loss is the sum over its layers of weight · lost(m) (see `basisconv.directions`), with the
-layer's *sensitivity* as its weight: how much of the energy of the network's own outputs changes
-when that layer alone is cut to about a quarter of its filters, for each unit of lost(m) there.
+layer's *sensitivity* as its weight: the change of the network's own outputs, relative to their
+variance, when that layer alone is cut to about a quarter of its filters, for each unit of lost(m)
+there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from basisconv.directions import Directions, directions, real_tensors
 from basisconv.network_costs import DENSE, Level
 from basisconv.observe import Forward
+from basisconv.progress import progress
 from basisconv.responses import Hook, forward_pass, layers_named
-from basisconv.timing import progress
 
 # How the losses of layers add up to a plan's: the energies kept are multiplied (Zhang et al.), the
 # shares lost are added (BALF, arXiv 2509.25136), or they are added weighted by sensitivity.
@@ -51,10 +52,11 @@ def outputs_of(
 
 
 def change(after: Sequence[Sequence[Tensor]], before: Sequence[Sequence[Tensor]]) -> float:
-    """The share of the outputs' energy that changed: mean of Σ(after - before)² / Σ before².
+    """How far outputs changed, relative to their variance: Σ(after - before)² / Σ(before - mean)².
 
-    The mean is over batches and tensors. What has another shape, another number of tensors, no
-    finite difference, or is no longer zero throughout, has changed as a whole.
+    The mean is over one tensor of one batch, and what is returned is averaged over tensors and
+    batches. What has another shape, another number of tensors, no finite difference, or was
+    constant and is another, counts as 1.
     """
     shares = []
     for new, old in zip(after, before, strict=True):
@@ -62,9 +64,9 @@ def change(after: Sequence[Sequence[Tensor]], before: Sequence[Sequence[Tensor]]
             shares.append(1.0)
             continue
         for a, b in zip(new, old, strict=True):
-            error = energy = float(b.double().square().sum())
-            if a.shape == b.shape:
-                error = float((a.double() - b.double()).square().sum())
+            energy = float((b.double() - b.double().mean()).square().sum()) if b.numel() else 0.0
+            same = a.shape == b.shape
+            error = float((a.double() - b.double()).square().sum()) if same else energy or 1.0
             share = error / energy if energy > 0 else float(error > 0)
             shares.append(share if math.isfinite(share) else 1.0)
     return math.fsum(shares) / len(shares)

@@ -25,7 +25,7 @@ def solve(
     1e-6, so that a subset of its own may break one by more: it is cut off and the program solved
     again.
     """
-    optimize = _scipy_optimize()
+    optimize = scipy_optimize()
     count = len(gain)
     rows: list[Floats] = []
     lows: list[float] = []
@@ -79,7 +79,8 @@ def total_of(values: Floats, subset: Subset) -> float:
     return math.fsum(value for value, chosen in zip(values, subset, strict=True) if chosen)
 
 
-def _scipy_optimize() -> Any:
+def scipy_optimize() -> Any:
+    """`scipy.optimize`, or an ImportError that says what to do."""
     # Here and not at the top: applying a plan needs no scipy.
     try:
         from scipy import optimize

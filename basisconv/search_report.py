@@ -44,9 +44,9 @@ class SearchReport:
         threads: of torch on the CPU, when the search ran.
         shape: of the input, its first tensor's; None where it has none.
         device: that the network is on, and its dtype.
-        change: share of the energy of the network's outputs that changes, on batches kept out of
-            all else, when the plan's layers are cut to the directions with most energy; None with
-            one batch alone.
+        change: of the network's outputs, relative to their variance, when the plan's layers are
+            cut to the directions of their responses with most energy, on batches held out of all
+            else; None with one batch alone. A fit to responses (`apply_plan`) changes them less.
     """
 
     budget: str
@@ -91,8 +91,8 @@ class SearchReport:
         yield f"{self.device}, {self.threads} threads{shape}"
         if self.change is not None:
             yield (
-                f"held-out batches: {self.change:.2%} of the outputs' energy changes when these "
-                f"layers are cut to as many directions of their responses"
+                f"held-out batches: the outputs change by {self.change:.2%} of their variance when "
+                f"these layers are cut to as many directions of their responses"
             )
 
     def _amount(self, value: float) -> str:

@@ -88,6 +88,28 @@ def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> No
     assert result["a"].samples == pytest.approx((0.002,) * 4) and result["a"].warmup == 0.004
 
 
+def test_a_setup_runs_before_each_sample_and_outside_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    log: list[str] = []
+
+    def setup(arm: str) -> None:
+        clock.now += 100.0
+        log.append(f"for {arm}")
+
+    def act(arm: str) -> None:
+        clock.now += 1.0
+        log.append(arm)
+
+    arms = {"a": lambda: act("a"), "b": lambda: act("b")}
+    result = bc.compare(arms, repeats=3, warmup=2, setup=setup)
+    assert log[0::2] == [f"for {arm}" for arm in log[1::2]] and len(log) == 2 * 2 * 5
+    assert result["a"].samples == result["b"].samples == (1.0, 1.0, 1.0)
+    assert result["b"].warmup == 2.0
+
+
 def test_nothing_to_time_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 arms"):
         bc.compare({})
