@@ -7,26 +7,17 @@ small = bc.apply_plan(model, plan, init="responses", data=data)
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from basisconv.candidates import (
-    cheaper,
-    check_scores,
-    filter_numbers,
-    given_costs,
-)
-from basisconv.convert import apply_plan
+from basisconv.budget import Budget, Clock, solve
+from basisconv.candidates import What, cheaper, check_scores, filter_numbers, given_costs
 from basisconv.cost import Summary, counter
 from basisconv.decompose import Form
-from basisconv.knapsack import choose_levels
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.losses import Score, change, outputs_of, predict
 from basisconv.network_costs import DENSE, Bench, Costs, Level, measure_costs
@@ -37,9 +28,6 @@ from basisconv.program import scipy_optimize
 from basisconv.responses import check_whole, streams_kept, take_batches
 from basisconv.search_report import LayerChoice, SearchReport
 from basisconv.surgery import check_replaceable, convolutions, swapped
-from basisconv.timing import Timing
-
-_MISS, _RESCALES = 0.02, 3
 
 
 def search(
@@ -110,7 +98,7 @@ def search(
         UserWarning: of layers that must stay dense, of data that were left, and if the plan
             misses the time by more than 2 % after the last try.
     """
-    wanted = _Budget.read(budget)
+    wanted = Budget.read(budget)
     scipy_optimize()  # without which all that is measured would be in vain
     if wanted.kind != "time" and (costs is not None or measure is not None):
         raise ValueError(f"costs= and measure= are of time, and the budget is {budget!r}.")
@@ -128,13 +116,13 @@ def search(
     with swapped(model, {conv: conv.to_conv2d() for conv in basis.values()}):
         with streams_kept():
             count = counter(model, given, forward)
-        what: Literal["macs", "parameters"] = "parameters" if wanted.kind[0] == "p" else "macs"
+        what: What = "parameters" if wanted.kind == "parameters" else "macs"
         numbers, prices = filter_numbers(model, count, layers, empty, what)
         numbers = check_scores(model, scores or {}, numbers)
         clock = None
         if wanted.kind == "time":
             bench = Bench(model, given, forward, device, empty)
-            clock = _Clock(bench, measure) if costs is None or measure is not None else None
+            clock = Clock(bench, measure) if costs is None or measure is not None else None
             prices = (
                 measure_costs(bench, numbers)
                 if costs is None
@@ -152,147 +140,35 @@ def search(
         fitted = [batch for batch, out in zip(batches, held, strict=True) if not out]
         held_out = [batch for batch, out in zip(batches, held, strict=True) if out]
         losses, found = predict(model, fitted, numbers, coef_groups, scores or {}, forward)
-        best = _solve(wanted, losses, prices, empty, clock)
+        best = solve(wanted, losses, prices, empty, clock)
         plan = _with_modes(best.plan, count) if what == "parameters" else best.plan
-        cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
         changed = None
         if held_out:
+            cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
             before = outputs_of(model, held_out, forward)
             changed = change(outputs_of(model, held_out, forward, cuts), before)
         filters = {name: int(conv.out_channels) for name, conv in convolutions(model).items()}
-    rows = tuple(
-        LayerChoice(
-            name, filters[name], plan.layers.get(name), own[DENSE],
-            own[plan.layers.get(name, DENSE)], losses[name][plan.layers.get(name, DENSE)],
-        )
-        for name, own in prices.layers.items()
-    )  # fmt: skip
+    chosen = {name: plan.layers.get(name, DENSE) for name in prices.layers}
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     report = SearchReport(
-        budget, rows, prices.total({}), prices.total(plan.layers), best.ratio, best.timings,
-        torch.get_num_threads(), tuple(tensors[0].shape) if tensors else None,
-        f"{device}, {_dtype(model)}", changed,
+        budget=budget,
+        layers=tuple(
+            LayerChoice(
+                name, filters[name], plan.layers.get(name), own[DENSE], own[chosen[name]],
+                losses[name][chosen[name]],
+            )
+            for name, own in prices.layers.items()
+        ),
+        dense=prices.total({}),
+        predicted=prices.total(chosen),
+        ratio=best.ratio,
+        timings=best.timings,
+        threads=torch.get_num_threads(),
+        shape=tuple(tensors[0].shape) if tensors else None,
+        device=f"{device}, {_dtype(model)}",
+        change=changed,
     )  # fmt: skip
     return replace(plan, report=report)
-
-
-class _Budget(NamedTuple):
-    """A share of what the dense network takes, and of what."""
-
-    text: str
-    kind: str
-    share: float
-
-    @classmethod
-    def read(cls, text: object) -> _Budget:
-        """A budget as `search` takes it, or a ValueError."""
-        if isinstance(text, str):
-            kind, equals, number = text.partition("=")
-            try:
-                share = float(number)
-            except ValueError:
-                share = math.nan
-            if kind in ("time", "macs", "parameters") and equals and 0 < share < 1:
-                return cls(text, kind, share)
-        raise ValueError(
-            f"budget={text!r} is unknown: give a share between 0 and 1 of what the dense network "
-            f"takes, as 'time=0.6', 'macs=0.6' or 'parameters=0.6'."
-        )
-
-    def check(self, prices: Costs) -> None:
-        """Raise ValueError if even the cheapest plan is predicted to take more."""
-        least = prices.least() / prices.total({})
-        if least > self.share:
-            raise self.out_of_reach(least)
-
-    def out_of_reach(self, nearest: float) -> ValueError:
-        """The error of a budget that no plan meets."""
-        kept = math.ceil(nearest * 1e3) / 1e3
-        return ValueError(
-            f"No plan meets {self.text}: the nearest that can be had is {self.kind}={kept:.3f}."
-        )
-
-
-class _Try(NamedTuple):
-    """A plan, and where it was timed its time relative to dense."""
-
-    plan: Plan
-    ratio: float | None = None
-    timings: tuple[Timing, Timing] | None = None
-
-
-def _solve(
-    wanted: _Budget,
-    losses: Mapping[str, Mapping[Level, float]],
-    prices: Costs,
-    empty: Plan,
-    clock: _Clock | None,
-) -> _Try:
-    """The plan with the smallest loss whose predicted or, with a clock, measured cost fits."""
-    whole, least = prices.total({}), prices.least() - prices.rest
-    most = wanted.share * (1 + _MISS)
-    aim, tries = wanted.share, list[tuple[float, _Try]]()
-    for _ in range(1 + _RESCALES):
-        room = max(aim * whole - prices.rest, least)
-        chosen = choose_levels(losses, prices.layers, room)
-        plan = replace(empty, layers={n: m for n, m in chosen.items() if m != DENSE})
-        if clock is None:
-            return _Try(plan)
-        if any(tried.plan == plan for _, tried in tries):
-            break  # by what was measured, no other is nearer
-        ratio, timings = clock.time(plan)
-        tries.append((ratio, _Try(plan, ratio, timings)))
-        if abs(ratio / wanted.share - 1) <= _MISS:
-            break
-        # A plan that takes what was predicted, but fills the budget badly, is chosen again.
-        aim = wanted.share * prices.total(chosen) / whole / ratio
-    if meeting := [tried for ratio, tried in tries if ratio <= most]:
-        return min(meeting, key=lambda tried: _loss(losses, tried.plan))
-    nearest, best = min(tries, key=lambda pair: pair[0])
-    if room == least:
-        raise wanted.out_of_reach(nearest)
-    warnings.warn(
-        f"The plan takes {nearest:.3f} of dense's time, and {wanted.text} was asked for: times of "
-        f"its layers do not add up.",
-        stacklevel=3,
-    )
-    return best
-
-
-def _loss(losses: Mapping[str, Mapping[Level, float]], plan: Plan) -> float:
-    return math.fsum(own[plan.layers.get(name, DENSE)] for name, own in losses.items())
-
-
-class _Clock:
-    """Times whole plans against the dense network: here, or by a callable model → seconds."""
-
-    def __init__(self, bench: Bench, measure: Callable[[nn.Module], float] | None) -> None:
-        self._bench, self._measure = bench, measure
-        self._dense: float | None = None
-
-    def dense(self) -> float:
-        """Seconds of the dense network by the callable."""
-        if self._dense is None:
-            self._dense = self._seconds(Plan({}))
-        return self._dense
-
-    def time(self, plan: Plan) -> tuple[float, tuple[Timing, Timing] | None]:
-        """A plan's time relative to dense, and both arms where they were timed here."""
-        if self._measure is not None:
-            return self._seconds(plan) / self.dense(), None
-        arms = {"dense": {}, "plan": self._bench.replaced(plan.layers)}
-        timings = self._bench.compare(arms)
-        faster, _, _ = timings["plan"].speedup_over(timings["dense"])
-        return 1 / faster, (timings["dense"], timings["plan"])
-
-    def _seconds(self, plan: Plan) -> float:
-        assert self._measure is not None
-        # A copy that is the caller's to export or to compile.
-        model = apply_plan(self._bench.model, plan, "random", generator=torch.Generator())
-        seconds = float(self._measure(model.eval()))
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError(f"measure= gave {seconds} for a model, which are no seconds.")
-        return seconds
 
 
 def _with_modes(plan: Plan, count: Callable[[Plan], Summary]) -> Plan:

@@ -165,8 +165,10 @@ def measure_costs(bench: Bench, numbers: Mapping[str, Sequence[int]]) -> Costs:
         medians = {m: statistics.median(values) for m, values in samples.items()}
         points = {m: seconds for m, seconds in medians.items() if isinstance(m, int)}
         layers[name] = {DENSE: medians[DENSE], **interpolated(points, own)}
-    whole = statistics.median(shares[DENSE][_WHOLE])
-    return Costs(layers, whole - math.fsum(own[DENSE] for own in layers.values()))
+    # Pass by pass: what else the machine does meanwhile mostly falls into layers, not the rest.
+    parts = zip(*(shares[DENSE][name] for name in numbers), strict=True)
+    rest = [whole - math.fsum(own) for whole, own in zip(shares[DENSE][_WHOLE], parts, strict=True)]
+    return Costs(layers, statistics.median(rest))
 
 
 _WHOLE = ""  # no layer's name
@@ -177,7 +179,7 @@ class _Watch:
     """Times of layers' calls within passes of a network, in seconds."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         # Of each pass at each level, whose calls they were and the marks around each of them.
         self._passes: dict[str, list[list[tuple[str, Any, Any]]]] = {}
         self._calls: list[tuple[str, Any, Any]] = []
@@ -208,7 +210,7 @@ class _Watch:
     def seconds(self) -> dict[str, dict[str, list[float]]]:
         """By level and layer, one value a pass, summed over its calls; warm-up is left out."""
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         found: dict[str, dict[str, list[float]]] = {}
         for level, passes in self._passes.items():
             sums = found.setdefault(level, {})
