@@ -51,6 +51,10 @@ def filter_numbers(
     barred = untouchable(model, {name: conv for name, conv in found.items() if name in wanted})
     for name in asked & barred.keys():
         raise ValueError(f"{name} cannot be put in basis form: {barred[name]}.")
+    stay = [f"{name}: {why}" for name, why in barred.items()]
+    if stay and len(stay) == len(wanted):
+        more = f"; and {len(stay) - 3} more" if len(stay) > 3 else ""
+        raise ValueError(f"No layer can be put in basis form. {'; '.join(stay[:3])}{more}.")
     dense = count(Plan({}))
     reached = {row.name for row in dense.rows}
     check_reached(sorted(asked - reached))
@@ -64,7 +68,6 @@ def filter_numbers(
     for name, own in levels.items():
         numbers[name] = [m for m in numbers[name] if own[m] < own[DENSE]]
     numbers = {name: own for name, own in numbers.items() if own}
-    stay = [f"{name}: {why}" for name, why in barred.items()]
     if missing := sorted(asked - numbers.keys()):
         raise ValueError(
             f"With no multiple of 8 basis filters (and of groups · coef_groups) are there fewer "
@@ -74,7 +77,6 @@ def filter_numbers(
         raise ValueError(
             f"No layer has fewer {_NOUNS[what]} with a multiple of 8 basis filters (and of groups "
             f"· coef_groups) than dense: there is nothing to search."
-            + (f" Must stay dense: {'; '.join(stay)}." if stay else "")
         )
     if stay:
         warnings.warn(f"Left dense: {'; '.join(stay)}.", stacklevel=3)
