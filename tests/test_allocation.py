@@ -685,6 +685,20 @@ def test_a_search_leaves_the_model_and_the_random_streams_as_they_were(
 
 
 @pytest.mark.parametrize("kind", ["macs", "time"])
+def test_what_a_network_draws_is_drawn_from_nobody(kind: str, clock: Clock) -> None:
+    class Drawing(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.randn_like(x) * random.random() * np.random.random()
+            return super().forward(x + 0.1 * noise)
+
+    model = Drawing()
+    before = everything(model)
+    plan = bc.search(model, images(3), f"{kind}=0.6")
+    assert everything(model) == before
+    assert bc.search(model, images(3), f"{kind}=0.6") == plan
+
+
+@pytest.mark.parametrize("kind", ["macs", "time"])
 def test_basis_layers_are_searched_as_dense_ones(kind: str, clock: Clock) -> None:
     small = bc.apply_plan(net(), bc.Plan({"a": 16, "point": 24}, form="full"))
     before = everything(small)
