@@ -245,9 +245,7 @@ def load_dense_state_dict(
     ) -> None:  # fmt: skip
         assert isinstance(layer, BasisConv2d)
         key = prefix + "bias"
-        if layer.bias is None and key in state:
-            layer._add_bias()
-        elif layer.bias is not None and key not in state:
+        if layer.bias is not None and key not in state:  # one that state has it took already
             state[key] = torch.zeros_like(layer.bias)
         dense = layer.to_conv2d()
         dense._load_from_state_dict(state, prefix, metadata, *report)  # which tells what is amiss
