@@ -72,7 +72,7 @@ def fit(
             (yz + penalty).chunk(coef_groups), weights.chunk(coef_groups), strict=True
         ):
             r = scale[:, None] * rows @ inverse.T
-            # Its left singular vectors, the largest first, in a fifth of the time of an SVD.
+            # Its left singular vectors, the largest first; no more of an SVD is used.
             u = torch.linalg.eigh(r @ r.T).eigenvectors[:, -width:].flip(1)
             kernel = (u / scale[:, None]) @ (u.T @ r @ inverse @ w)
             part = decompose(kernel, width, "svd", form)
