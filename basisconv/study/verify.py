@@ -71,8 +71,8 @@ def _check_records(findings: Findings, kind: str, store: Store) -> None:
 
 
 def _records(store: Store) -> list[Path]:
-    beside = {manifest_path(store.folder).name, cost_table("").name}
-    return sorted(path for path in store.folder.glob("*.json") if path.name not in beside)
+    others = {manifest_path(store.folder).name, cost_table("").name}
+    return sorted(path for path in store.folder.glob("*.json") if path.name not in others)
 
 
 def _check_manifest(folder: Path) -> None:

@@ -41,7 +41,7 @@ class DamagedData(UnsuitableMachine, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RawSplit:
-    """Images and what belongs to them, in canonical order.
+    """Images with their arrays, in canonical order.
 
     Attributes:
         images: uint8, (n, 32, 32, 3).
@@ -62,7 +62,7 @@ class RawSplit:
 
 @dataclasses.dataclass(frozen=True)
 class RawSet:
-    """A whole set as it lies on disk: its splits "train" and "test", and what its manifest says.
+    """A set as it is on disk: its splits "train" and "test", and what its manifest says.
 
     Attributes:
         name: of the set, say "cifar10".
@@ -78,7 +78,7 @@ class RawSet:
 
     @property
     def sha256(self) -> str:
-        """Identifies pixels, labels and the classes' names, whatever the files look like."""
+        """Identifies pixels, labels and the classes' names, in whatever layout."""
         identity = {
             "classes": self.classes,
             "splits": {

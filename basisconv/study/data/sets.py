@@ -38,7 +38,7 @@ DIGESTS: dict[str, str] = {
     "cifar10-sample": "ff4590f1226b3d398d1e8d2bfff111b895b2688633beb64102972246390e3009",
     "cifar100": "68be53369b4e33cc6a6963e2ac9ea99345566c2d1ecbd7da38f7eaf91ce6ef83",
 }
-"""sha256 of each set's pixels, labels and class names, whatever the files that hold them."""
+"""sha256 of each set's pixels, labels and class names, in whatever layout."""
 
 CLASSES: dict[str, int] = {"cifar10": 10, "cifar10-sample": 10, "cifar100": 100}
 """How many classes each set has."""
@@ -103,7 +103,7 @@ def load(name: str, train_images: int | None = None) -> Dataset:
     Args:
         name: "cifar10-sample", "cifar10" or "cifar100".
         train_images: how many training images to keep: the first train_images / classes of each
-            class in canonical order; None keeps all. The other splits stay whole.
+            class in canonical order; None keeps all. The other splits are not cut.
 
     Raises:
         ValueError: if there is no such set, or it has no such number of training images.
@@ -140,7 +140,7 @@ def data_verify(path: str | Path | None = None) -> str:
     """Verify every checksum of the sets in a folder, or of all that `load` would find.
 
     Args:
-        path: a folder of sets, or a set's own; None for the sample and all full sets at hand.
+        path: a folder of sets, or a set's own; None for the sample and all full sets found.
 
     Returns:
         a line for each set.

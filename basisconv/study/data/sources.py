@@ -254,7 +254,7 @@ def _download_by_npm(name: str, folder: Path) -> Path:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Give up on a server that sends nothing for so long; torchvision itself waits for ever."""
+    """Give up on a server that sends nothing for so long; torchvision has no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

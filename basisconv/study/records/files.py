@@ -75,7 +75,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name beside a file, for this process alone; see `remove_stray_files`."""
+    """A new name in a file's folder, for this process only; see `remove_stray_files`."""
     writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.name}.{writer}.tmp")
 

@@ -90,7 +90,7 @@ def measure(
     repeats: int,
     threads: int,
 ) -> dict[str, Any]:
-    """One device's benchmark: the distinct layers of the first network, and all networks whole.
+    """One device's benchmark: the distinct layers of the first network, and whole networks.
 
     Args:
         networks: names (see `basisconv.study.training.models.build_network`) and widths.

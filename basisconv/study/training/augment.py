@@ -1,4 +1,4 @@
-"""Batches of training images, cropped and flipped whole, as a pure function of (seed, step).
+"""Batches of training images, cropped and flipped, as a pure function of (seed, step).
 
 The padded split is on the device, and a batch is one gather from a view of all its crops: no
 worker processes, and the same few operations on CPU and GPU. Flips alternate: an image flipped in

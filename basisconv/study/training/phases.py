@@ -29,14 +29,14 @@ Buffers = dict[str, Tensor]  # momentum by the parameter's name in the network
 
 
 def initial_network(run: Run, classes: int) -> nn.Module:
-    """The network that a run's first phase starts from, on the CPU."""
+    """The network at the start of a run's first phase, on the CPU."""
     model = build_network(run.network, run.width, classes)
     initialise(model, run.seed)
     plan = run.phases[0].plan
     if run.init != "random":
         return apply_plan(model, plan, init=run.init, inplace=True)
     kernels = {name: layer.weight for name, layer in convolutions(model).items()}
-    apply_plan(model, plan, init="random", inplace=True)  # any: the weights are drawn next
+    apply_plan(model, plan, init="random", inplace=True)  # they are drawn next
     for name, layer in convolutions(model).items():
         if isinstance(layer, BasisConv2d):
             initialise_layer(layer, generator(run.seed, "weights", name))
@@ -46,9 +46,9 @@ def initial_network(run: Run, classes: int) -> nn.Module:
 
 @torch.no_grad()
 def _pass_pivots(layer: BasisConv2d, kernel: Tensor) -> None:
-    """Let the basis filters as drawn be the outputs that QR picks of a kernel, in that order.
+    """Make the drawn basis filters the outputs that QR picks of a kernel, in that order.
 
-    Any outputs would do; these are those that all Runs have had.
+    Any outputs would do; published Runs have these.
     """
     if layer.passed is None:
         return
@@ -70,9 +70,9 @@ def _pass_pivots(layer: BasisConv2d, kernel: Tensor) -> None:
 def restored_network(
     run: Run, phase: int, classes: int, weights: Mapping[str, Tensor]
 ) -> nn.Module:
-    """The network of a phase with weights that it had, on the CPU.
+    """The network of a phase with given weights, on the CPU.
 
-    The tensors are taken as they are, so that their strides stay what they were.
+    The tensors are used without a copy, so their strides stay the same.
 
     Args:
         run: the Run.
@@ -101,7 +101,7 @@ def switch_plan(
 
     With `run.carry == "exact"` dense layers become the best basis form (SVD) and basis layers
     are multiplied out; with "responses" dense layers are fitted to their responses on images
-    instead; with "reinit" the converted layers, and those alone, are drawn again.
+    instead; with "reinit" only the converted layers are drawn again.
 
     Args:
         model: the network as the last phase left it.
@@ -122,7 +122,7 @@ def switch_plan(
     if run.carry == "reinit":
         for name, layer in converted.items():
             stream = generator(run.seed, "weights", f"phase {phase}", name)
-            cpu = layer.to("cpu")  # streams are the CPU's, whatever the device
+            cpu = layer.to("cpu")  # where the stream is
             initialise_layer(cpu, stream)
             layer.to(next(iter(before[name].parameters())).device)
     if run.momentum_carry == "fresh" or not buffers:  # SGD without momentum has no buffers
