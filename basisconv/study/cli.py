@@ -39,11 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Command = options.command
         with sigterm_raises():
             command(options)
-        print(end="", flush=True)  # at exit, nobody could catch that it fails
+        print(end="", flush=True)  # an error at exit could not be caught
+    except BrokenPipeError:
+        return 141
     except (ValueError, OSError, RuntimeError, LookupError, ImportError) as error:
-        # A worker's pipe may break, too, and that does not mean that the reader is gone.
-        if isinstance(error, BrokenPipeError) and _reader_is_gone("\n"):
-            return 141
         lacking = isinstance(error, ModuleNotFoundError)
         hint = ". The commands need more: pip install 'basisconv[study]'" if lacking else ""
         print(f"basisconv: {error}{hint}", file=sys.stderr)
@@ -55,23 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"basisconv: terminated{kept}", file=sys.stderr)
         return 143
     finally:
-        _reader_is_gone()
+        try:
+            print(end="", flush=True)
+        except OSError:  # what cannot be written is discarded, or Python would complain at exit
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return 0
-
-
-def _reader_is_gone(more: str = "") -> bool:
-    """Whether the reader of stdout is gone, which only writing shows.
-
-    Where stdout cannot be written, its buffer is discarded: Python would try again at exit, and
-    complain.
-    """
-    try:
-        print(end=more, flush=True)
-    except OSError as error:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return isinstance(error, BrokenPipeError)
-    return False
 
 
 def _parser() -> argparse.ArgumentParser:

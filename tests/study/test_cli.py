@@ -351,17 +351,6 @@ def test_a_reader_that_closes_the_pipe_is_not_an_error(
     assert re.fullmatch(words, done.stderr), done.stderr
 
 
-def test_a_pipe_of_a_worker_that_breaks_is_an_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise BrokenPipeError(32, "Broken pipe")
-
-    monkeypatch.setattr("basisconv.study.verify.verify", broken)
-    assert main(["verify", "--profile", "smoke"]) == 1
-    assert capsys.readouterr().err == "basisconv: [Errno 32] Broken pipe\n"
-
-
 @pytest.mark.usefixtures("fake")
 def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
