@@ -269,12 +269,12 @@ def bench(options: Namespace) -> None:
 def data(options: Namespace) -> None:
     """List or verify the data sets, or make the sample."""
     from basisconv.study.data.packing import write_sample
-    from basisconv.study.data.sets import data_verify, data_where
+    from basisconv.study.data.sets import list_sets, verify_sets
 
     if options.action == "where":
-        print(data_where())
+        print(list_sets())
     elif options.action == "verify":
-        print(data_verify(options.folder))
+        print(verify_sets(options.folder))
     elif options.folder is None:
         raise ValueError("data sample writes a new folder: name it.")
     else:

@@ -44,7 +44,7 @@ def verify(study: Study) -> Findings:
     """Check all files on which results depend; nothing is changed.
 
     These are the records and checkpoints of the working store, and in paper/runs the published
-    records, their manifest and the cost table. (For data sets see `data_verify`.)
+    records, their manifest and the cost table. (For data sets see `verify_sets`.)
     """
     findings = Findings()
     folder = published_folder(study.profile.name)

@@ -136,7 +136,7 @@ def load(name: str, train_images: int | None = None) -> Dataset:
     )
 
 
-def data_verify(path: str | Path | None = None) -> str:
+def verify_sets(path: str | Path | None = None) -> str:
     """Verify every checksum of the sets in a folder, or of all that `load` would find.
 
     Args:
@@ -168,7 +168,7 @@ def data_verify(path: str | Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def data_where() -> str:
+def list_sets() -> str:
     """Where each set is and which folders were searched; nothing is verified or fetched."""
     lines = [f"{_SAMPLE_NAME}: {SAMPLE}"]
     for name in FULL_SETS:

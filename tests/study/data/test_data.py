@@ -650,18 +650,18 @@ def test_commands_on_packs(checkout, publish, monkeypatch, tmp_path):
     raw = random_set()
     publish(raw)
     write_pack(raw, checkout.data / "cifar10")
-    assert f"cifar10: {checkout.data / 'cifar10'}" in sets.data_where()
-    assert "cifar100: not on this machine" in sets.data_where()
-    assert "cifar10-sample: sound" in sets.data_verify()
-    assert sets.data_verify(checkout.data).count("sound") == 1
-    assert sets.data_verify(SAMPLE).startswith("cifar10-sample: sound")
+    assert f"cifar10: {checkout.data / 'cifar10'}" in sets.list_sets()
+    assert "cifar100: not on this machine" in sets.list_sets()
+    assert "cifar10-sample: sound" in sets.verify_sets()
+    assert sets.verify_sets(checkout.data).count("sound") == 1
+    assert sets.verify_sets(SAMPLE).startswith("cifar10-sample: sound")
 
     (checkout.data / "cifar10" / "test-labels.npy").write_bytes(b"")
     for path in (None, checkout.data, checkout.data / "cifar10"):
         with pytest.raises(DamagedData, match="test-labels.npy"):
-            sets.data_verify(path)
+            sets.verify_sets(path)
     with pytest.raises(MissingData, match="holds none of cifar10, "):
-        sets.data_verify(tmp_path)
+        sets.verify_sets(tmp_path)
 
 
 def test_a_checkouts_data_folder_is_its_own(monkeypatch, tmp_path):
