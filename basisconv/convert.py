@@ -21,10 +21,10 @@ from torch.nn.parameter import is_lazy
 
 from basisconv.agreement import check_outputs
 from basisconv.layer import INITS, MODES, BasisConv2d, Init, check_alone
-from basisconv.observe import Input
+from basisconv.observe import Forward, Input
 from basisconv.pairing import Changes, Pending, apply_changes, fit_layers
 from basisconv.plan import Plan, check_plan, warn_costly
-from basisconv.responses import Forward, check_whole, take_batches
+from basisconv.responses import check_whole, take_batches
 from basisconv.surgery import Convolution, check_replaceable, convolutions
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from basisconv.directions import Directions, directions, real_tensors
+from basisconv.followers import Hook
 from basisconv.network_costs import DENSE, Level
 from basisconv.observe import Forward
 from basisconv.progress import progress
-from basisconv.responses import Hook, forward_pass, layers_named
+from basisconv.responses import forward_pass, layers_named
 
 # How the losses of layers add up to a plan's: the energies kept are multiplied (Zhang et al.), the
 # shares lost are added (BALF, arXiv 2509.25136), or they are added weighted by sensitivity.

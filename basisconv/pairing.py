@@ -23,8 +23,9 @@ from basisconv.fitting import ENOUGH, FitReport, LayerFit, best_fit
 from basisconv.followers import Followers, Hook, channel_weights, variance
 from basisconv.layer import BasisConv2d
 from basisconv.moments import Moments
+from basisconv.observe import Forward
 from basisconv.progress import progress
-from basisconv.responses import Forward, Stop, check_reached, forward_pass
+from basisconv.responses import Stop, check_reached, forward_pass
 from basisconv.surgery import Convolution, swap
 
 

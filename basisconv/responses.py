@@ -1,4 +1,4 @@
-"""What a network's layers compute on data: batches, forward passes, and spectra of responses.
+"""What a network's layers compute on data: batches of it, and forward passes that leave no trace.
 
 A layer's *responses* are its outputs at all positions of all samples. Passes run in evaluation
 mode without gradients and leave the network and all random streams as they were.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,15 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from basisconv.followers import Followers, Hook, channel_weights
+from basisconv.followers import Hook
 from basisconv.holders import wrapped
 from basisconv.layer import whole
-from basisconv.moments import Moments
-from basisconv.observe import Arguments, arguments, undisturbed
+from basisconv.observe import Arguments, Forward, run, undisturbed
 from basisconv.surgery import Convolution, convolutions
-
-# How to call the model on a batch, for batches that it does not take as they are.
-Forward = Callable[[nn.Module, Any], object]
 
 
 class Stop(BaseException):
@@ -174,11 +170,7 @@ def forward_pass(
         random.seed(seed)
         np.random.seed(seed)
         try:
-            if forward is not None:
-                returned = forward(model, tree_map_only(Tensor, torch.clone, batch))
-            else:
-                given = tree_map_only(Tensor, torch.clone, tuple(arguments(model, batch)))
-                returned = model(*given[0], **given[1])
+            returned = run(model, tree_map_only(Tensor, torch.clone, batch), forward)
             # It may be a buffer of the model's, which is about to be put back.
             return tree_map_only(Tensor, torch.clone, returned)
         except Stop:
@@ -198,65 +190,6 @@ def layers_named(model: nn.Module, names: Iterable[str]) -> dict[str, Convolutio
             f"{', '.join(found) or 'none'}."
         )
     return {name: found[name] for name in names}
-
-
-def spectra(
-    model: nn.Module,
-    batches: Sequence[Any],
-    layers: Sequence[str],
-    forward: Forward | None = None,
-) -> dict[str, Tensor]:
-    """The energies that each layer's responses have along their principal directions.
-
-    With Σ the covariance of the responses over all positions and d the weights of the batch-norm
-    that follows the layer (`channel_weights`; ones where none does), these are the eigenvalues of
-    diag(d) · Σ · diag(d), so that the sum of those from the m-th on is the energy, the mean square
-    at a position, that is lost with m basis filters (Zhang et al., 2015). With groups each group
-    has its own m/groups filters: every eigenvalue is then the mean of those of its rank in all
-    groups, `groups` times over, and the sums hold for multiples of `groups`.
-
-    Every batch is passed forward once.
-
-    Args:
-        model: the network, with dense layers.
-        batches: what `take_batches` gave.
-        layers: names of convolutions.
-        forward: as `take_batches` takes it.
-
-    Returns:
-        By name, (C_out,), float64, the largest first.
-
-    Raises:
-        ValueError: for layers that are unknown, that the data never reach, or whose responses are
-            not finite; and for models that run as shards or replicas.
-    """
-    check_whole(model)
-    found = layers_named(model, layers)
-    moments = {name: Moments(conv.groups) for name, conv in found.items()}
-    followers = Followers(model, found)
-    hooks = followers.hooks()
-
-    def watch(name: str, inner: Hook) -> Hook:
-        def hook(args: tuple[Any, ...], output: Any) -> None:
-            inner(args, output)
-            moments[name].add(output)
-
-        return hook
-
-    hooks |= {conv: watch(name, hooks[conv]) for name, conv in found.items()}
-    for seed, batch in enumerate(batches):
-        forward_pass(model, batch, forward, hooks, seed)
-    check_reached([name for name, m in moments.items() if not m.count])
-    result = {}
-    for name, conv in found.items():
-        covariance = moments[name].covariance()[0, 0]  # (groups, c, c)
-        check_finite(name, covariance)
-        d = channel_weights(followers.of(name, conv.out_channels), conv.out_channels)
-        d = d.view(conv.groups, -1)
-        values = torch.linalg.eigvalsh(d[:, :, None] * covariance * d[:, None, :])
-        level = values.clamp_min(0).flip(1).mean(0)  # (c,)
-        result[name] = level.repeat_interleave(conv.groups)
-    return result
 
 
 def check_reached(missed: Sequence[str]) -> None:

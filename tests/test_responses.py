@@ -1,4 +1,4 @@
-"""Batches, passes that change nothing, moments and spectra of what layers compute."""
+"""Batches, passes that change nothing, and moments of what layers compute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from basisconv import moments as moments_module
 from basisconv.followers import Followers, channel_weights
 from basisconv.moments import Moments
-from basisconv.responses import forward_pass, spectra, take_batches
+from basisconv.responses import forward_pass, take_batches
 
 X = torch.randn(12, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
@@ -215,49 +215,3 @@ def test_weights_of_channels() -> None:
     torch.testing.assert_close(both, want, rtol=1e-4, atol=0)
     one.weight.data.zero_()
     assert channel_weights([one], 3).eq(1).all() and channel_weights([], 3).eq(1).all()
-
-
-# Spectra.
-
-
-def lost(y: Tensor, d: Tensor, m: int) -> Tensor:
-    """The energy outside the best subspace of m directions: an oracle by the responses' SVD."""
-    s = torch.linalg.svdvals(d[:, None] * (y - y.mean(1, keepdim=True)))
-    return s[m:].square().sum() / y.shape[1]
-
-
-def test_spectra_tell_the_energy_lost() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1, groups=2)
-    ).double()
-    for values in (*model.parameters(), model[1].running_mean, model[1].running_var):
-        values.data.uniform_(0.3, 2)
-    x = X.double()
-    calls: list[int] = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    got = spectra(model, take_batches([x[:5], x[5:]], 12), ["3", "0"])
-    assert list(got) == ["3", "0"] and len(calls) == 2
-    y = model[0](x).transpose(0, 1).flatten(1).detach()
-    d = model[1].weight.detach() / (model[1].running_var + model[1].eps).sqrt()
-    for m in range(7):
-        torch.testing.assert_close(got["0"][m:].sum(), lost(y, d, m), rtol=1e-9, atol=1e-12)
-    y = model.eval()(x).transpose(0, 1).flatten(1).detach()
-    for m in (0, 2, 4):  # of two groups
-        parts = [lost(part, torch.ones(2).double(), m // 2) for part in (y[:2], y[2:])]
-        torch.testing.assert_close(got["3"][m:].sum(), sum(parts), rtol=1e-9, atol=1e-12)
-    for values in got.values():
-        assert values.dtype == torch.float64 and (values.diff() <= 0).all()
-
-
-def test_spectra_refuse_what_they_cannot_tell() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
-    model.spare = nn.Conv2d(3, 4, 3)
-    batches = take_batches(X, 12)
-    with pytest.raises(ValueError, match="'2'"):
-        spectra(model, batches, ["2"])
-    with pytest.raises(ValueError, match="never reach spare"):
-        spectra(model, batches, ["0", "spare"], lambda m, b: m[:2](b.positional[0]))
-    with pytest.raises(ValueError, match="^1: .*not finite"):
-        spectra(model[:2], take_batches(X.clone().fill_(1e38), 12), ["1"])
-    with pytest.raises(ValueError, match=r"DataParallel.*\.module"):
-        spectra(nn.DataParallel(model), batches, ["module.0"])
