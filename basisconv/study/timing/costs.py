@@ -28,6 +28,7 @@ from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Optimizer, Precision
 from basisconv.study.timing.steps import (
     Prepared,
+    as_cuda_graphs,
     initialised_network,
     random_images,
     training_step,
@@ -282,7 +283,7 @@ def _network_row(
 ) -> dict[str, Any]:
     """A row of a network's step; turns of two arms are short, so both meet the same speed."""
     arms = {"dense": unit, "step": _training_step(setting, step)}
-    timings = compare(arms, repeats, device=device())
+    timings = compare(_as_trained(setting, arms), repeats, device=device())
     faster, low, high = timings["step"].speedup_over(timings["dense"])
     return _row(step, 1 / faster, (1 / high, 1 / low))
 
@@ -316,7 +317,7 @@ def _layer_rows(
             arms[f"{arm} {i}"] = (
                 with_muon_update(call, running) if step.optimizer == "muon" else call
             )
-    timings = compare(arms, repeats, device=device())
+    timings = compare(_as_trained(setting, arms), repeats, device=device())
     rows = []
     for i, step in enumerate(steps):
         turns = zip(
@@ -327,6 +328,13 @@ def _layer_rows(
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
         rows.append(_row(step, middle, (low, high)))
     return rows
+
+
+def _as_trained(
+    setting: Setting, arms: dict[str, Callable[[], None]]
+) -> Mapping[str, Callable[[], object]]:
+    """Compiled, or as training runs what is not: on CUDA as graphs."""
+    return arms if setting.compile else as_cuda_graphs(arms)
 
 
 def _is_single(step: Step) -> bool:

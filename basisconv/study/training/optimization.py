@@ -41,8 +41,11 @@ def make_optimizer(
         if name not in parameters or parameters[name].shape != buffer.shape:
             raise ValueError(f"No parameter {name!r} has momentum of shape {tuple(buffer.shape)}.")
         made.state[parameters[name]]["momentum_buffer"] = buffer.clone()
+    device = next(model.parameters()).device
     for group in made.param_groups:
         group["ratio"] = group["lr"] / run.learning_rate  # see `set_learning_rate`
+        if device.type == "cuda":  # a recorded step reads it from there
+            group["lr"] = torch.tensor(group["lr"], device=device)
     return made
 
 
@@ -67,7 +70,7 @@ def sgd(
     momentum: float,
     weight_decay: float,
     decay: str = "factors",
-) -> torch.optim.SGD:
+) -> torch.optim.Optimizer:
     """SGD with Nesterov's momentum, all parameters together.
 
     Args:
@@ -77,12 +80,25 @@ def sgd(
         weight_decay: of kernels and matrices; see `parameter_groups`.
         decay: "factors" or "product", likewise.
     """
+    groups = parameter_groups(model, weight_decay, decay)
+    if any(p.is_cuda for p in model.parameters()):
+        return recordable_sgd(groups, learning_rate, momentum)
     # Not fused: that is no faster, and on a CPU it is silently wrong for a gradient in another
     # memory format than its parameter.
     return torch.optim.SGD(
-        parameter_groups(model, weight_decay, decay),
+        groups,
         lr=learning_rate, momentum=momentum, nesterov=momentum > 0, foreach=True,
     )  # fmt: skip
+
+
+def recordable_sgd(groups: list[dict[str, Any]], learning_rate: float, momentum: float) -> Muon:
+    """The same updates by an optimizer that reads its rate from a tensor, for CUDA graphs.
+
+    torch's own fetches the rate from the device, or is fused, which takes a gradient in another
+    memory format than its parameter for one in the same.
+    """
+    rest = [{**group, "kind": "rest"} for group in groups if group["params"]]
+    return Muon(rest, sgd_lr=learning_rate, sgd_momentum=momentum)
 
 
 def momentum_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -95,7 +111,10 @@ def momentum_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set a step's rate; groups with another peak keep their ratio to the Run's."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["ratio"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["ratio"])
+        else:
+            group["lr"] = rate * group["ratio"]
 
 
 def learning_rate(run: Run, step: int, start: int, end: int) -> float:
@@ -118,7 +137,7 @@ def learning_rate(run: Run, step: int, start: int, end: int) -> float:
     return run.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (steps - warm)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
     """Kernels and matrices decay, biases and batch-norm do not.
 
     With decay="product" the factors of basis layers do not either: `squared_norms` decays

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import traceback
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from basisconv.study.records.run import Epoch, Measurement, Precision, Record, R
 from basisconv.study.training.augment import TrainingStream, evaluation_batches
 from basisconv.study.training.compiling import Forward, compile_if_accurate
 from basisconv.study.training.distributed import SINGLE_PROCESS, Group
+from basisconv.study.training.graphs import graph_if_accurate
 from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
@@ -36,6 +39,9 @@ from basisconv.study.training.phases import initial_network, restored_network, s
 from basisconv.study.training.precision import autocast, check_native, convolution_precision
 from basisconv.study.training.rng import global_streams, restore_global_streams, seed_global_streams
 from basisconv.study.training.stopwatch import Stopwatch
+
+COMPARED_STEPS = 3
+"""Steps that are taken both as a CUDA graph and eagerly before the graph is used."""
 
 FITTED_IMAGES = 512
 """Training images, the first ones and not augmented, that a switch fits responses to."""
@@ -163,7 +169,7 @@ class _Training:
         self.phase, self.eager = phase, False
 
     def _phase(self, start: int, end: int) -> None:
-        run, forward = self.run, self._forward()
+        run, take = self.run, self._stepper()
         every = self.stream.steps_per_epoch
         while self.first < end:
             stop = min(end, (self.first // every + 1) * every)
@@ -173,7 +179,7 @@ class _Training:
                 with self.clock.part("train"):
                     rate = learning_rate(run, self.step, start, end)
                     set_learning_rate(self.optimizer, rate)
-                    self.losses += self._one_step(forward, self.step)
+                    self.losses += take(self.step)
                 self.step += 1
             with self.clock.part("train"):  # includes waiting for a GPU
                 loss = float(self.losses) / (stop - self.first)
@@ -222,9 +228,29 @@ class _Training:
         here = [] if at.device_kinds[-1] == device_kind() else [device_kind()]
         self.device_kinds = [*at.device_kinds, *here]
 
+    def _stepper(self) -> Callable[[int], Tensor]:
+        """How the phase takes a step from here on: as a CUDA graph where that is to be had."""
+        forward = self._forward()
+        graphs = self.device.type == "cuda" and not self.run.compile and not self.eager
+        if graphs and self.group.size == 1:
+            with self.clock.part("compile"):
+                self.model.train()
+                step, reason = graph_if_accurate(
+                    partial(self._train_on, forward), self.model, self.optimizer,
+                    [self._batch(self.step + i) for i in range(COMPARED_STEPS)],
+                )  # fmt: skip
+            if reason is None:
+                return lambda number: step(*self._batch(number))
+            self.eager = True
+            self.notes.append(f"from step {self.step} on without a CUDA graph, as {reason}")
+        return lambda number: self._one_step(forward, number)
+
     def _one_step(self, forward: Forward, step: int) -> Tensor:
+        return self._train_on(forward, *self._batch(step))
+
+    def _train_on(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        total, loss = self._losses(forward, *self._batch(step), self.run.precision)
+        total, loss = self._losses(forward, x, y, self.run.precision)
         total.backward()
         self.optimizer.step()
         return self.group.mean(loss.detach())

@@ -236,6 +236,24 @@ def test_a_run_is_trained_compiled_over_a_switch_and_says_so() -> None:
     assert last.train_loss < first.train_loss < 4
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_run_is_trained_as_cuda_graphs_over_a_switch_and_ends_as_an_eager_one(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = RUN | {"compile": False, "precision": "float32", "optimizer": optimizer}
+    run = make_run((6, PLANS["subset"]), (6, bc.Plan()), **changes)
+    record = train(run)
+    assert record.result is not None
+    assert not [note for note in record.measurement.notes if "graph" in note]
+    monkeypatch.setattr(
+        "basisconv.study.training.train.graph_if_accurate", lambda step, *_: (step, "not asked for")
+    )
+    eager = train(run)
+    assert eager.result is not None
+    assert any("without a CUDA graph" in note for note in eager.measurement.notes)
+    assert record.result.val_loss == pytest.approx(eager.result.val_loss, rel=0.05)
+
+
 def _interrupted(run: Run, folder: Path, after: int) -> None:
     asked = iter([False] * after + [True] * 1000)
     with pytest.raises(Paused):
