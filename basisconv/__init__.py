@@ -1,6 +1,6 @@
 """basisconv: convolution layers that train a few basis filters and combine them into the rest."""
 
-from basisconv.allocation import search
+from basisconv.allocation.search import search
 from basisconv.convert import (
     apply_plan,
     dense_state_dict,
@@ -10,12 +10,12 @@ from basisconv.convert import (
 )
 from basisconv.cost import LayerCost, Summary, summary
 from basisconv.effects import Effects, Estimate, effects
-from basisconv.fitting import FitReport, LayerFit
 from basisconv.knapsack import select, select_by_threshold
 from basisconv.layer import BasisConv2d
 from basisconv.optim import Muon, muon_groups
 from basisconv.plan import Plan, layers
 from basisconv.planning import make_plan
+from basisconv.responses.fitting import FitReport, LayerFit
 from basisconv.screening import Screening, screening
 from basisconv.timing import Timing, TunedLayer, compare, tune
 

@@ -22,9 +22,9 @@ from torch.nn.parameter import is_lazy
 from basisconv.agreement import check_outputs
 from basisconv.layer import INITS, MODES, BasisConv2d, Init, check_alone
 from basisconv.observe import Forward, Input
-from basisconv.pairing import Changes, Pending, apply_changes, fit_layers
 from basisconv.plan import Plan, check_plan, warn_costly
-from basisconv.responses import check_whole, take_batches
+from basisconv.responses.batches import check_whole, take_batches
+from basisconv.responses.pairing import Changes, Pending, apply_changes, fit_layers
 from basisconv.surgery import Convolution, check_replaceable, convolutions
 
 
@@ -53,9 +53,9 @@ def apply_plan(
     a basis layer's `weight` in place has no effect: see `BasisConv2d`.
 
     With `init="responses"` each new layer is fitted, in the order in which they run, to what the
-    layer in its place computes on `data` in the model that is given, for the input that the new
-    one gets: reduced-rank regression of those responses (see `basisconv.regression`). Layers that
-    match the plan already are left alone. A fit needs a bias. Where nothing but a batch-norm
+    layer in its place computes on `data` in the model that is given, for the input that the new one
+    gets: reduced-rank regression of those responses (see `basisconv.responses.regression`). Layers
+    that match the plan already are left alone. A fit needs a bias. Where nothing but a batch-norm
     receives the layer's output, which outputs for one batch prove, it goes into that one's running
     mean; a layer in another place gets one if it has none, so that the result, and what `restore`
     makes of it, have parameters that the model's class has not. A fifth of the batches is held out.

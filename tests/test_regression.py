@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from basisconv.decompose import Factors, Form, assemble, decompose
-from basisconv.regression import RIDGE, as_map, fit, residual
+from basisconv.responses.regression import RIDGE, as_map, fit, residual
 
 ONE = torch.ones(6, dtype=torch.float64)
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basisconv import moments as moments_module
-from basisconv.followers import Followers, channel_weights
-from basisconv.moments import Moments
-from basisconv.responses import forward_pass, take_batches
+from basisconv.responses import moments as moments_module
+from basisconv.responses.batches import forward_pass, take_batches
+from basisconv.responses.followers import Followers, channel_weights
+from basisconv.responses.moments import Moments
 
 X = torch.randn(12, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from basisconv.followers import Followers, Hook, channel_weights
-from basisconv.moments import Moments
 from basisconv.observe import Forward
-from basisconv.responses import check_finite, check_reached, forward_pass, layers_named
+from basisconv.responses.batches import check_finite, check_reached, forward_pass, layers_named
+from basisconv.responses.followers import Followers, Hook, channel_weights
+from basisconv.responses.moments import Moments
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from basisconv.followers import Hook
 from basisconv.holders import wrapped
 from basisconv.layer import whole
 from basisconv.observe import Arguments, Forward, run, undisturbed
+from basisconv.responses.followers import Hook
 from basisconv.surgery import Convolution, convolutions
 
 

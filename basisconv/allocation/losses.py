@@ -1,9 +1,8 @@
 """What a network loses when its layers get few basis filters, predicted from data.
 
-A plan's loss is the sum over its layers of weight · lost(m) (see `basisconv.directions`), with the
-layer's *sensitivity* as its weight: the change of the network's own outputs, relative to their
-variance, when that layer alone is cut to about a quarter of its filters, for each unit of lost(m)
-there.
+A plan's loss is the sum over its layers of weight · lost(m) (see `Directions`), with the layer's
+*sensitivity* as its weight: the change of the network's own outputs, relative to their variance,
+when that layer alone is cut to about a quarter of its filters, for each unit of lost(m) there.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from basisconv.directions import Directions, directions, real_tensors
-from basisconv.followers import Hook
-from basisconv.network_costs import DENSE, Level
+from basisconv.allocation.costs import DENSE, Level
+from basisconv.allocation.directions import Directions, directions, real_tensors
 from basisconv.observe import Forward
 from basisconv.progress import progress
-from basisconv.responses import forward_pass, layers_named
+from basisconv.responses.batches import forward_pass, layers_named
+from basisconv.responses.followers import Hook
 
 # How the losses of layers add up to a plan's: the energies kept are multiplied (Zhang et al.), the
 # shares lost are added (BALF, arXiv 2509.25136), or they are added weighted by sensitivity.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from basisconv.layer import BasisConv2d
-from basisconv.moments import Moments
-from basisconv.regression import RIDGE, as_map, fit, residual
-from basisconv.responses import check_finite
+from basisconv.responses.batches import check_finite
+from basisconv.responses.moments import Moments
+from basisconv.responses.regression import RIDGE, as_map, fit, residual
 
 ENOUGH = 10  # positions for each output of a group; with fewer the ridge is raised
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from basisconv.allocation.costs import DENSE, Bench, Costs, Level
 from basisconv.convert import apply_plan
 from basisconv.knapsack import choose_levels
-from basisconv.network_costs import DENSE, Bench, Costs, Level
 from basisconv.plan import Plan
 from basisconv.timing import Timing
 

@@ -23,7 +23,7 @@ from torch import nn
 from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward, run, undisturbed
 from basisconv.plan import Plan
-from basisconv.responses import streams_kept
+from basisconv.responses.batches import streams_kept
 from basisconv.surgery import Convolution, convolutions, swap
 from basisconv.timing import Timing, compare
 

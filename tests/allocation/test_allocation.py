@@ -19,12 +19,13 @@ from scipy import optimize
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv import allocation, losses
-from basisconv.candidates import filter_numbers, given_costs
+from basisconv.allocation import losses
+from basisconv.allocation import search as allocation
+from basisconv.allocation.candidates import filter_numbers, given_costs
+from basisconv.allocation.costs import Bench, interpolated, measure_costs
+from basisconv.allocation.directions import directions
+from basisconv.allocation.losses import change, given_curve, outputs_of, sensitivities
 from basisconv.cost import counter
-from basisconv.directions import directions
-from basisconv.losses import change, given_curve, outputs_of, sensitivities
-from basisconv.network_costs import Bench, interpolated, measure_costs
 
 SIZE = 6  # of the images
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from basisconv.agreement import alike
-from basisconv.fitting import ENOUGH, FitReport, LayerFit, best_fit
-from basisconv.followers import Followers, Hook, channel_weights, variance
 from basisconv.layer import BasisConv2d
-from basisconv.moments import Moments
 from basisconv.observe import Forward
 from basisconv.progress import progress
-from basisconv.responses import Stop, check_reached, forward_pass
+from basisconv.responses.batches import Stop, check_reached, forward_pass
+from basisconv.responses.fitting import ENOUGH, FitReport, LayerFit, best_fit
+from basisconv.responses.followers import Followers, Hook, channel_weights, variance
+from basisconv.responses.moments import Moments
 from basisconv.surgery import Convolution, swap
 
 

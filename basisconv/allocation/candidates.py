@@ -9,13 +9,13 @@ from typing import Literal
 
 from torch import nn
 
+from basisconv.allocation.costs import DENSE, Costs, Level, interpolated
+from basisconv.allocation.losses import Score
 from basisconv.cost import Summary
 from basisconv.layer import whole
-from basisconv.losses import Score
-from basisconv.network_costs import DENSE, Costs, Level, interpolated
 from basisconv.plan import Plan
 from basisconv.planning import Match, matching, named
-from basisconv.responses import check_reached
+from basisconv.responses.batches import check_reached
 from basisconv.surgery import convolutions, untouchable
 
 What = Literal["macs", "parameters"]

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv import BasisConv2d, Plan, fitting, moments, regression
-from basisconv.directions import directions
-from basisconv.responses import take_batches
+from basisconv import BasisConv2d, Plan
+from basisconv.allocation.directions import directions
+from basisconv.responses import fitting, moments, regression
+from basisconv.responses.batches import take_batches
 
 fit = dict[str, Any](init="responses")
 

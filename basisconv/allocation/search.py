@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from basisconv.budget import Budget, Clock, solve
-from basisconv.candidates import What, cheaper, check_scores, filter_numbers, given_costs
+from basisconv.allocation.budget import Budget, Clock, solve
+from basisconv.allocation.candidates import What, cheaper, check_scores, filter_numbers, given_costs
+from basisconv.allocation.costs import DENSE, Bench, Costs, Level, measure_costs
+from basisconv.allocation.losses import Score, change, outputs_of, predict
+from basisconv.allocation.report import LayerChoice, SearchReport
 from basisconv.cost import Summary, counter
 from basisconv.decompose import Form
 from basisconv.layer import MODES, BasisConv2d
-from basisconv.losses import Score, change, outputs_of, predict
-from basisconv.network_costs import DENSE, Bench, Costs, Level, measure_costs
 from basisconv.observe import Forward, Input, arguments
 from basisconv.plan import Plan
 from basisconv.planning import Match
 from basisconv.program import scipy_optimize
-from basisconv.responses import check_whole, streams_kept, take_batches
-from basisconv.search_report import LayerChoice, SearchReport
+from basisconv.responses.batches import check_whole, streams_kept, take_batches
 from basisconv.surgery import check_replaceable, convolutions, swapped
 
 
@@ -48,7 +48,7 @@ def search(
 
     For each layer it decides whether it gets basis filters, and how many of them: a multiple of
     lcm(8, groups · coef_groups) with which it is cheaper than dense. Losses add up over layers, and
-    so do costs (see `basisconv.losses` and `basisconv.network_costs`), so that the choice is a
+    so do costs (see `losses.py` and `costs.py` in `basisconv/allocation`), so that the choice is a
     multiple-choice knapsack, solved exactly. It does not judge whether a loss is acceptable:
     `print(plan.report)` shows what each layer costs, saves and is predicted to lose.
 

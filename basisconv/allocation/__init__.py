@@ -1,0 +1,1 @@
+"""Which layers of a trained network get basis filters, and how many: `basisconv.search`."""
