@@ -22,7 +22,9 @@ from basisconv.study.records.store import Store
 from basisconv.study.reproduce import NotebookFailed, check_notebook, check_outputs, fingerprint
 
 NAME = "01_baseline"
-PARAMETERS = 'profile = ""\nsettings = []\nparameters = {"epochs": 0}'
+PARAMETERS = (
+    'profile = ""\nsettings = []\nparameters = {"epochs": 0, "recipe": None, "threads": None}'
+)
 # What make_report does last: the outputs, and the list of them.
 WRITES = (
     "from pathlib import Path\n"
@@ -169,9 +171,9 @@ def test_a_failure_after_a_success_is_a_failure(study: Study) -> None:
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ('profile = ""\nsettings = []\nparameters = {}', r"lacks \['epochs'\]"),
+        ('profile = ""\nsettings = []\nparameters = {}', r"lacks \['epochs', "),
         (PARAMETERS + "\nepoch = 1", r"has \['epoch'\]"),
-        (PARAMETERS.replace("0}", "0, 'epoch': 1}"), r"has \['epoch'\]"),
+        (PARAMETERS.replace('"epochs"', "'epoch': 1, 'epochs'"), r"has \['epoch'\]"),
         ('profile = ""\nsettings = []\nhalf = len(profile)', "more than literals"),
     ],
 )

@@ -96,7 +96,7 @@ def test_run_survives_json_and_pickle():
         ({"phases": [{"steps": 1, "plan": {"layer": {}}}]}, "layer"),
         ({"phases": [{"steps": 1, "plan": {"layers": ["conv1"]}}]}, "plan"),
         ({"phases": [{"steps": 1, "plan": 3}]}, "plan"),
-        ({"carry": "exactly"}, "'exact' or 'reinit'"),
+        ({"carry": "exactly"}, "'exact', 'reinit' or 'responses'"),
         ({"precision": "float16"}, "'float32', 'tf32' or 'bfloat16'"),
         ({"data": {"name": "cifar", "sha256": "0" * 64}}, "'cifar10-sample'"),
         ({"data": {"name": "cifar10", "sha256": "0"}}, "sha256"),
