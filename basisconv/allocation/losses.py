@@ -1,15 +1,26 @@
 """What a network loses when its layers get few basis filters, predicted from data.
 
-A plan's loss is the sum over its layers of weight · lost(m) (see `Directions`), with the layer's
-*sensitivity* as its weight: the change of the network's own outputs, relative to their variance,
-when that layer alone is cut to about a quarter of its filters, for each unit of lost(m) there.
+A plan's loss is the sum over its layers of weight · lost(m), the share of the energy of a layer's
+responses outside the m directions that are kept (see `basisconv.allocation.directions`), with weight 1 unless
+`scores` says otherwise: BALF's objective (arXiv 2509.25136).
+
+Two others were tried and were no better, each at 0.45 of the multiplications, fitted to responses
+and not trained: the product of the kept energies (Zhang et al., 2015), and this sum weighted by how
+much the network's outputs change when a layer alone is cut.
+
+- EasyOCR's text detector: plans from four crops of 240 × 160 (the weights from one), fitted to
+  eight, judged on six other pages of 480 × 320. Overlap (IoU) of the text mask with the original's:
+  0.955 for sum and product, whose plans were the same, 0.948 for the weighted sum. Of 285 word
+  boxes 285, 285 and 284 were found again.
+- ResNet-18 of width 16, trained on CIFAR-10 for 160 steps to 62.9 % of 5,000 validation images, 512
+  training images: 58.4 % for the sum, 58.0 % for the product, 57.1 % for the weighted sum.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,14 +28,8 @@ from torch import Tensor, nn
 from basisconv.allocation.costs import DENSE, Level
 from basisconv.allocation.directions import Directions, directions, real_tensors
 from basisconv.observe import Forward
-from basisconv.progress import progress
 from basisconv.responses.batches import forward_pass, layers_named
 from basisconv.responses.followers import Hook
-
-# How the losses of layers add up to a plan's: the energies kept are multiplied (Zhang et al.), the
-# shares lost are added (BALF, arXiv 2509.25136), or they are added weighted by sensitivity.
-Criterion = Literal["product", "sum", "sensitivity"]
-_CRITERION: Criterion = "sensitivity"
 
 Score = float | Mapping[int, float]
 
@@ -72,47 +77,6 @@ def change(after: Sequence[Sequence[Tensor]], before: Sequence[Sequence[Tensor]]
     return math.fsum(shares) / len(shares)
 
 
-def sensitivities(
-    model: nn.Module,
-    batches: Sequence[Any],
-    found: Mapping[str, Directions],
-    numbers: Mapping[str, Sequence[int]],
-    forward: Forward | None = None,
-) -> dict[str, float]:
-    """Change of the network's outputs for each unit of lost energy, of each layer cut alone.
-
-    Args:
-        model: the network, with dense layers; it is left as it was.
-        batches: what `take_batches` gave; they are passed forward once, and once for each layer.
-        found: of the layers asked about.
-        numbers: the numbers of basis filters that each may have, ascending; it is cut to the one
-            next to a quarter of its filters at which it loses energy.
-        forward: as `take_batches` takes it.
-
-    Returns:
-        By layer; 0 for one that loses no energy with any of its numbers.
-
-    Raises:
-        ValueError: if the network returns no tensor of real numbers, or none that is finite.
-    """
-    before = outputs_of(model, batches, forward)
-    if not all(before):
-        raise ValueError(
-            "The network returns no tensors of real numbers whose change could be measured: give "
-            "scores=, or a forward= that returns some."
-        )
-    weights = {}
-    for name, own in progress(found.items(), "search"):
-        losing = [m for m in numbers[name] if own.lost(m) > 0]
-        if not losing:
-            weights[name] = 0.0
-            continue
-        m = min(losing, key=lambda m: abs(m - len(own.energies) / 4))
-        after = outputs_of(model, batches, forward, {name: own.cut(m)})
-        weights[name] = change(after, before) / own.lost(m)
-    return weights
-
-
 def predict(
     model: nn.Module,
     batches: Sequence[Any],
@@ -133,27 +97,22 @@ def predict(
         forward: as `take_batches` takes it.
 
     Raises:
-        ValueError: as `directions` and `sensitivities`.
+        ValueError: as `directions`.
     """
     layers = layers_named(model, [name for name, own in numbers.items() if own])
     blocks = {name: conv.groups * coef_groups for name, conv in layers.items()}
     found = directions(model, batches, blocks, forward)
-    unknown = {name: own for name, own in found.items() if name not in scores}
-    weights = {name: 1.0 for name in numbers}
-    if _CRITERION == "sensitivity" and unknown:
-        sensed = batches[: -(-len(batches) // 4)]  # one pass for each layer: a part must do
-        weights |= sensitivities(model, sensed, unknown, numbers, forward)
     levels: dict[str, dict[Level, float]] = {}
     for name, own in numbers.items():
         levels[name] = {DENSE: 0.0}
         if name not in found:
             continue
-        score = scores.get(name, weights[name])
+        score = scores.get(name, 1.0)
         if isinstance(score, Mapping):
             levels[name].update(given_curve(score, own, len(found[name].energies)))
         else:
             scale = max(0.0, float(score))
-            levels[name].update({m: scale * _shape(found[name].lost(m)) for m in own})
+            levels[name].update({m: scale * found[name].lost(m) for m in own})
     return levels, found
 
 
@@ -169,9 +128,3 @@ def given_curve(
     known = sorted(points)
     heights = [max(0.0, float(points[m])) for m in known]
     return {m: float(np.interp(m, known, heights)) for m in numbers if m >= min(score)}
-
-
-def _shape(lost: float) -> float:
-    if _CRITERION == "product":
-        return -math.log1p(-min(lost, 1 - 1e-12))
-    return lost

@@ -46,7 +46,8 @@ class SearchReport:
         device: that the network is on, and its dtype.
         change: of the network's outputs, relative to their variance, when the plan's layers are
             cut to the directions of their responses with most energy, on batches held out of all
-            else; None with one batch alone. A fit to responses (`apply_plan`) changes them less.
+            else; None with one batch alone, or without outputs of real numbers. A fit to responses
+            (`apply_plan`) changes them less.
     """
 
     budget: str

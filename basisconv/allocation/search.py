@@ -79,8 +79,8 @@ def search(
         measure: seconds of a forward pass of a model that it is given, for the last check, as by
             another runtime.
         scores: losses known otherwise, for every candidate: `{layer: {n_basis: loss}}`, linear in
-            between and down to 0 for all filters, in any one unit; or one number a layer in place
-            of its sensitivity, which scales the share of its responses' energy that is lost.
+            between and down to 0 for all filters, in any one unit; or one number a layer, which
+            weighs the share of its responses' energy that is lost.
 
     Returns:
         The plan, with modes and a `report`. "rebuilt" is a mode of plans for parameters alone,
@@ -146,7 +146,8 @@ def search(
         if held_out:
             cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
             before = outputs_of(model, held_out, forward)
-            changed = change(outputs_of(model, held_out, forward, cuts), before)
+            if all(before):
+                changed = change(outputs_of(model, held_out, forward, cuts), before)
         filters = {name: int(conv.out_channels) for name, conv in convolutions(model).items()}
     chosen = {name: plan.layers.get(name, DENSE) for name in prices.layers}
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
