@@ -1,8 +1,8 @@
 """What a network loses when its layers get few basis filters, predicted from data.
 
 A plan's loss is the sum over its layers of weight · lost(m), the share of the energy of a layer's
-responses outside the m directions that are kept (see `basisconv.allocation.directions`), with weight 1 unless
-`scores` says otherwise: BALF's objective (arXiv 2509.25136).
+responses outside the m directions that are kept (see `Directions`), with weight 1 unless `scores`
+says otherwise: BALF's objective (arXiv 2509.25136).
 
 Two others were tried, fitted to responses and not trained: the product of the kept energies (Zhang
 et al., 2015), and this sum weighted by how much the network's outputs change when a layer alone is

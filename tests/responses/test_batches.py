@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basisconv.responses import moments as moments_module
 from basisconv.responses.batches import forward_pass, take_batches
-from basisconv.responses.batches import moments as moments_module
 from basisconv.responses.followers import Followers, channel_weights
 from basisconv.responses.moments import Moments
 

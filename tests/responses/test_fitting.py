@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import basisconv as bc
 from basisconv import BasisConv2d, Plan
 from basisconv.allocation.directions import directions
-from basisconv.responses.batches import fitting, moments, regression, take_batches
+from basisconv.responses import fitting, moments, regression
+from basisconv.responses.batches import take_batches
 
 fit = dict[str, Any](init="responses")
 
