@@ -15,6 +15,7 @@ from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.all_layers import Comparisons
 from basisconv.study.experiments.named_arms import Comparison
 from basisconv.study.experiments.profiles import load_profile
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.environment import ROOT
 from basisconv.study.report.statistics.analysis_plan import (
     PLAN,
@@ -133,10 +134,15 @@ def test_the_profile_trains_what_was_planned() -> None:
         return {(equal, s.recipe, s.length): dict(s.arms) for s in settings}
 
     profiled = found("epochs", trained.equal_epochs) | found("time", trained.equal_time)
+    study = Study.open("desk2")
+    epochs = plan.comparisons["muon-epochs"].length
+    assert isinstance(epochs, float)
+    # The time that B¼ takes for them, by the cost table.
+    longest = round(epochs * study.cost(study.plan(0.25), optimizer="muon"), 2)
     planned = {}
     for c in plan.comparisons.values():
         if c.data == "cifar10":
-            length = 7.0 if isinstance(c.length, TimeOf) else c.length
+            length = longest if isinstance(c.length, TimeOf) else c.length
             # The layers of "selected" are chosen later.
             arms = {a: n for a, n in c.arms.items() if a != "selected" or trained.selected}
             planned[c.equal, c.recipe, length] = arms
