@@ -61,7 +61,7 @@ class Effects:
         noise: standard deviation of a run (σ).
         spread: standard deviation of the layers' costs (τ).
         interactions: what two layers of the same block ("layer1.0.…"), and two of the same stage
-            ("layer1.…") but not of one block, cost beside their own costs; where there are any.
+            ("layer1.…") but not of one block, cost on top of their own; where there are any.
         held_out: root mean square error for a run that the estimate left out.
         held_out_common: the same where all layers cost alike (τ = 0).
     """
@@ -104,8 +104,8 @@ def effects(
     """Estimate what each layer costs from networks that were trained with these plans.
 
     Args:
-        plans: of each run, as from `screening`. Levels are told apart by their numbers of filters,
-            the same number of levels in every layer.
+        plans: of each run, as from `screening`. Levels are distinguished by their numbers of
+            filters, the same number of levels in every layer.
         losses: of each run, above 0: a validation cross-entropy, say.
         blocks: what each run shares with others, as its seed; None for one block.
 
@@ -178,8 +178,10 @@ def _levels(plans: Sequence[Plan]) -> dict[str, list[int]]:
             seen.setdefault(name, set()).add(count)
     sizes = {len(counts) for counts in seen.values()}
     if len(sizes) != 1:
-        told = "no layers" if not sizes else f"between {min(sizes)} and {max(sizes)} levels a layer"
-        raise ValueError(f"The plans have {told}: they need the same number in every layer.")
+        found = (
+            "no layers" if not sizes else f"between {min(sizes)} and {max(sizes)} levels a layer"
+        )
+        raise ValueError(f"The plans have {found}: they need the same number in every layer.")
     return {name: sorted(counts, reverse=True) for name, counts in seen.items()}
 
 

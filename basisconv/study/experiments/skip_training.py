@@ -19,8 +19,8 @@ class Parameters(Strict):
     """05_skip_training: `switches` are shares of the training time spent in the first form.
 
     `train_images` are the profile's where they are null, and budgets are in dense epochs of
-    them; `seeds` is how many of the profile's are taken, null for all. `others` are single ways to
-    switch beside those.
+    them; `seeds` is how many of the profile's are taken, null for all. `others` are further ways
+    to switch.
     """
 
     ratio: Share

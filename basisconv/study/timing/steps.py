@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,12 @@ from basisconv.study.records.environment import (
 )
 from basisconv.study.records.run import Optimizer, Precision
 from basisconv.study.training.compiling import compile_network
+from basisconv.study.training.graphs import record_cuda
 from basisconv.study.training.models import build_network, initialise
 from basisconv.study.training.optimization import sgd
 from basisconv.study.training.precision import autocast
 
 CLASSES = 10
-
-_EAGER_CALLS = 3
 
 
 class Prepared(nn.Module):
@@ -59,27 +57,9 @@ def as_cuda_graphs(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callab
     """
     if device().type != "cuda":
         return dict(arms)
-    # torch has no types for these.
+    # Untyped in torch.
     pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-    graphs: dict[str, Callable[[], object]] = {}
-    for name, call in arms.items():
-        # Before the recording cuDNN picks its kernels and an optimizer makes its buffers.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_EAGER_CALLS):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            call()
-        graphs[name] = partial(_replay, graph, call)
-    return graphs
-
-
-def _replay(graph: torch.cuda.CUDAGraph, call: Callable[[], object]) -> None:
-    """Replay a graph; the recorded call is kept for the tensors that the graph reads."""
-    graph.replay()
+    return {name: record_cuda(call, pool) for name, call in arms.items()}
 
 
 def random_images(batch_size: int) -> Tensor:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+_T = TypeVar("_T")
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """Trains on images and labels; returns the detached loss."""
@@ -95,8 +98,16 @@ class _Graph:
         return self._replay().clone()  # the next replay overwrites it
 
 
-def record_cuda(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Record a call that does not synchronise as a CUDA graph; see `Record`."""
+def record_cuda(call: Callable[[], _T], pool: Any = None) -> Callable[[], _T]:
+    """Record a call that does not synchronise as a CUDA graph.
+
+    Args:
+        call: what is recorded.
+        pool: memory that the graph shares with others; None for its own.
+
+    Returns:
+        what replays it and returns what the recorded call returned.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -104,10 +115,10 @@ def record_cuda(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         output = call()
 
-    def replay() -> Tensor:
+    def replay() -> _T:
         graph.replay()
         return output
 
