@@ -272,15 +272,6 @@ def test_assigning_a_computed_tensor_says_what_to_do(name: str, value: Any):
 # Wrappers that hold parameters.
 
 
-@pytest.fixture
-def process_group() -> Any:
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("unsharded", [True, False])
 def test_what_fsdp_shards_is_left_and_the_order_is_given(unsharded: bool):

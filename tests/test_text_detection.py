@@ -1,4 +1,4 @@
-"""The functions of the script beside the guide to trained networks that hold logic."""
+"""The functions that hold logic in the script of the guide to trained networks."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from basisconv.observe import Forward, Input, arguments
 from basisconv.plan import Plan
 from basisconv.planning import Match
 from basisconv.program import scipy_optimize
-from basisconv.responses.batches import check_whole, streams_kept, take_batches
+from basisconv.responses.batches import check_whole, held_out, streams_kept, take_batches
 from basisconv.surgery import check_replaceable, convolutions, swapped
 
 
@@ -134,20 +134,18 @@ def search(
         prices = cheaper(prices, numbers, "on this machine" if costs is None else "by costs=")
         wanted.check(prices)
         numbers = {name: [m for m in own if m != DENSE] for name, own in prices.layers.items()}
-        # Every fifth, of fewer the last, of one none: as `apply_plan` does.
-        last = len(batches) - 1
-        held = [i % 5 == 4 or 0 < i == last < 4 for i in range(len(batches))]
-        fitted = [batch for batch, out in zip(batches, held, strict=True) if not out]
-        held_out = [batch for batch, out in zip(batches, held, strict=True) if out]
+        held = held_out(len(batches))
+        fitted = [batch for i, batch in enumerate(batches) if i not in held]
+        unseen = [batches[i] for i in sorted(held)]
         losses, found = predict(model, fitted, numbers, coef_groups, scores or {}, forward)
         best = solve(wanted, losses, prices, empty, clock)
         plan = _with_modes(best.plan, count) if what == "parameters" else best.plan
         changed = None
-        if held_out:
+        if unseen:
             cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
-            before = outputs_of(model, held_out, forward)
+            before = outputs_of(model, unseen, forward)
             if all(before):
-                changed = change(outputs_of(model, held_out, forward, cuts), before)
+                changed = change(outputs_of(model, unseen, forward, cuts), before)
         filters = {name: int(conv.out_channels) for name, conv in convolutions(model).items()}
     chosen = {name: plan.layers.get(name, DENSE) for name in prices.layers}
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]

@@ -110,6 +110,11 @@ def _samples(batch: object) -> int:
     return next((len(t) for t in leaves if isinstance(t, Tensor) and t.ndim), 1)
 
 
+def held_out(count: int) -> set[int]:
+    """The batches that nothing is fitted to: every fifth, of fewer the last, of one none."""
+    return set(range(4, count, 5)) or set(range(1, count)[-1:])
+
+
 @contextmanager
 def streams_kept() -> Iterator[None]:
     """Random streams, torch's, numpy's and Python's, go on afterwards as if nothing was drawn."""

@@ -22,11 +22,11 @@ from basisconv.agreement import alike
 from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward
 from basisconv.progress import progress
-from basisconv.responses.batches import Stop, check_reached, forward_pass
+from basisconv.responses.batches import Stop, check_reached, forward_pass, held_out
 from basisconv.responses.fitting import ENOUGH, FitReport, LayerFit, best_fit
 from basisconv.responses.followers import Followers, Hook, channel_weights, variance
 from basisconv.responses.moments import Moments
-from basisconv.surgery import Convolution, swap
+from basisconv.surgery import Convolution, swap, swapped
 
 
 class Pending(NamedTuple):
@@ -47,24 +47,28 @@ class Changes(NamedTuple):
 def apply_changes(model: nn.Module, changes: Changes) -> None:
     """Put the new layers in and add to running means."""
     swap(model, changes.layers)
-    with torch.no_grad():
-        for norm, shift in changes.means.items():
-            mean = norm.get_buffer("running_mean")
-            mean.add_(shift.to(mean.device, mean.dtype))
+    _shift_means(changes)
+
+
+@torch.no_grad()
+def _shift_means(changes: Changes) -> None:
+    for norm, shift in changes.means.items():
+        mean = norm.get_buffer("running_mean")
+        mean.add_(shift.to(mean.device, mean.dtype))
 
 
 @contextmanager
 def changed(model: nn.Module, changes: Changes) -> Iterator[None]:
     """The model with these changes for a while."""
     means = [(m, m.clone()) for m in (norm.get_buffer("running_mean") for norm in changes.means)]
-    try:
-        apply_changes(model, changes)
-        yield
-    finally:
-        swap(model, {new: old for old, new in changes.layers.items()})
-        with torch.no_grad():
-            for mean, was in means:
-                mean.copy_(was)
+    with swapped(model, changes.layers):
+        try:
+            _shift_means(changes)
+            yield
+        finally:
+            with torch.no_grad():
+                for mean, was in means:
+                    mean.copy_(was)
 
 
 def fit_layers(
@@ -135,8 +139,8 @@ def fit_layers(
     by_svd = Changes({**others}, {})
     by_svd.layers.update((p.old, p.svd) for p in pending.values())
     error, error_svd = network.output_errors(now, by_svd)
-    held_out = len(network.held_out)
-    return now, FitReport(tuple(rows), error, error_svd, len(batches) - held_out, held_out)
+    unseen = len(network.held_out)
+    return now, FitReport(tuple(rows), error, error_svd, len(batches) - unseen, unseen)
 
 
 def _set_bias(layer: BasisConv2d, bias: Tensor) -> None:
@@ -152,8 +156,7 @@ class _Network:
 
     def __init__(self, model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> None:
         self.model, self.batches, self.forward = model, batches, forward
-        last = len(batches) - 1
-        self.held_out = {i for i in range(1, len(batches)) if i % 5 == 4 or i == last < 4}
+        self.held_out = held_out(len(batches))
 
     def outputs(self, batch: int, hooks: Mapping[nn.Module, Hook], changes: Changes) -> list[Any]:
         """What the model, with changes, returns for a batch."""

@@ -277,7 +277,7 @@ def test_a_bias_goes_into_the_batch_norm_and_no_parameter_is_added() -> None:
 
 
 class Elsewhere(nn.Module):
-    """Something beside the batch-norm gets each layer's output, but for that of `good`."""
+    """Something other than the batch-norm gets each layer's output, but for that of `good`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -687,15 +687,6 @@ def test_refused(call: Callable[[nn.Module], Any], match: str) -> None:
     model = Bare()
     with pytest.raises(ValueError, match=match):
         call(model)
-
-
-@pytest.fixture
-def process_group() -> Any:
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

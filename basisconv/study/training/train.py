@@ -163,7 +163,9 @@ class _Training:
     def _switch(self, phase: int) -> None:
         with self.clock.part("switch"):
             momentum = momentum_of(self.model, self.optimizer)
-            images, _ = next(evaluation_batches(self.data.train, self.device, FITTED_IMAGES))
+            images = None
+            if self.run.carry == "responses":
+                images, _ = next(evaluation_batches(self.data.train, self.device, FITTED_IMAGES))
             momentum = switch_plan(self.model, self.run, phase, momentum, images)
             self.optimizer = make_optimizer(self.model, self.run, momentum)
         self.phase, self.eager = phase, False
