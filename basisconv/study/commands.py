@@ -115,6 +115,7 @@ def train(options: Namespace) -> None:
     """Train one run, with all processes that torchrun started."""
     from basisconv.study.execution.one_run import train_distributed
     from basisconv.study.execution.stopping import Stop, stop_on_signals
+    from basisconv.study.experiments.registry import runs_with_kept_weights
     from basisconv.study.records.run import Run
     from basisconv.study.training.distributed import torchrun_group
 
@@ -123,7 +124,8 @@ def train(options: Namespace) -> None:
     with torchrun_group() as group:
         run = Run.model_validate(run.model_dump() | {"processes": group.size})
         with stop_on_signals(stop):
-            outcome = train_distributed(run, study.store, group, stop)
+            kept = runs_with_kept_weights(study)
+            outcome = train_distributed(run, study.store, group, stop, kept)
     if outcome is None:
         return
     if outcome.status not in ("done", "diverged"):

@@ -43,14 +43,15 @@ class Findings:
 def verify(study: Study) -> Findings:
     """Check all files on which results depend; nothing is changed.
 
-    These are the records and checkpoints of the working store, and in paper/runs the published
-    records, their manifest and the cost table. (For data sets see `verify_sets`.)
+    These are the records, checkpoints and final weights of the working store, and in paper/runs the
+    published records, their manifest and the cost table. (For data sets see `verify_sets`.)
     """
     findings = Findings()
     folder = published_folder(study.profile.name)
     _check_records(findings, "records", study.store)
-    for path in sorted((study.store.folder / "checkpoints").glob("*/*.pt")):
-        findings.check("checkpoints", partial(checkpoint.read_checkpoint, path, path.parent.name))
+    for kind in ("checkpoints", "weights"):
+        for path in sorted((study.store.folder / kind).glob("*/*.pt")):
+            findings.check(kind, partial(checkpoint.read_checkpoint, path, path.parent.name))
     _check_records(findings, "published records", Store(folder))
     if manifest_path(folder).exists() or _records(Store(folder)):
         findings.check("manifests", partial(_check_manifest, folder))

@@ -60,6 +60,7 @@ def train_runs(
     train: Train | None = None,
     executor: Executor = "local",
     gpu_per_run: float = 1.0,
+    keep_weights: frozenset[str] = frozenset(),
 ) -> RunsReport:
     """Train the runs that have no record yet.
 
@@ -83,6 +84,7 @@ def train_runs(
             $RAY_ADDRESS, or a new one on this machine. Ray restarts a run whose worker or node
             dies a few times.
         gpu_per_run: the share of a GPU that Ray gives to a run, where there are GPUs.
+        keep_weights: as in `Trainer`.
 
     Raises:
         ValueError: if workers < 1 or checkpoint_seconds < 0.
@@ -105,7 +107,8 @@ def train_runs(
     killed: list[str] = []
     _remove_old_checkpoints(seen, store)
     if todo:
-        trainer, count = Trainer(store, train, checkpoint_seconds), min(workers, len(todo))
+        trainer = Trainer(store, train, checkpoint_seconds, keep_weights)
+        count = min(workers, len(todo))
         team: Team
         if executor == "ray":
             team = RayTeam(trainer, stop, gpu_per_run)

@@ -55,11 +55,13 @@ class Trainer:
         store: takes the records.
         train: what trains, picklable; None for `basisconv.study.training.train.train`.
         checkpoint_seconds: between two checkpoints.
+        keep_weights: ids of the runs whose state after the last step stays.
     """
 
     store: Store
     train: Train | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    keep_weights: frozenset[str] = frozenset()
 
     def train_under_lock(
         self, run: Run, seen: Record | None, stop: Callable[[], bool] = lambda: False
@@ -85,7 +87,9 @@ class Trainer:
             return lock
         with lock:
             folder = self.store.checkpoints(run.run_id)
-            checkpoints = Checkpoints(folder, run, self.checkpoint_seconds, stop)
+            kept = run.run_id in self.keep_weights
+            weights = self.store.weights(run.run_id) if kept else None
+            checkpoints = Checkpoints(folder, run, self.checkpoint_seconds, stop, weights)
             try:
                 record = train_to_record(run, checkpoints, self.train)
             except Paused as paused:
@@ -153,7 +157,11 @@ def train_to_record(run: Run, checkpoints: Checkpoints, train: Train | None) -> 
 
 
 def train_distributed(
-    run: Run, store: Store, group: Group, stop: Callable[[], bool]
+    run: Run,
+    store: Store,
+    group: Group,
+    stop: Callable[[], bool],
+    keep_weights: frozenset[str] = frozenset(),
 ) -> Outcome | None:
     """Train a run that has no record yet, or a failed one, with all processes of a group.
 
@@ -164,6 +172,7 @@ def train_distributed(
         store: takes the record; all processes read its checkpoints.
         group: all of its processes make this call.
         stop: whether to stop the training; one process's yes counts for all.
+        keep_weights: as in `Trainer`.
 
     Returns:
         The outcome; None for all processes but the first.
@@ -190,7 +199,8 @@ def train_distributed(
         started = group.broadcast(True)
         return train(run, checkpoints, group)
 
-    trainer, record = Trainer(store, train_with_all), store.get(run.run_id)
+    trainer = Trainer(store, train_with_all, keep_weights=keep_weights)
+    record = store.get(run.run_id)
     failure = record if record is not None and record.status == "failed" else None
     outcome = trainer.train_under_lock(run, failure, any_stops)
     if outcome.status == "locked":  # perhaps only for `Store.is_training`

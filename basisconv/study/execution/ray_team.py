@@ -158,6 +158,11 @@ class RayTeam:
 
     def _start_without_store(self, run: Run, seen: Record | None) -> None:
         """Have a run trained where its store is not seen."""
+        if run.run_id in self._trainer.keep_weights:
+            raise RuntimeError(
+                f"Run {run.run_id} keeps its final weights, and its node does not see "
+                f"{self._trainer.store.folder}: give --runs a folder that all nodes see."
+            )
         lock = try_lock(run, seen, self._trainer.store)
         if isinstance(lock, Outcome):
             self._outcomes.append(lock)

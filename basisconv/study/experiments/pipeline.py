@@ -21,6 +21,7 @@ from basisconv.study.experiments.registry import (
     TRAINED,
     check_parameters,
     draft,
+    runs_with_kept_weights,
 )
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import CHECKPOINT_SECONDS
@@ -85,6 +86,7 @@ def make_section(
             threads=study.profile.threads, stop=stop, retry_failed=retry_failed,
             checkpoint_seconds=checkpoint_seconds,
             executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
+            keep_weights=runs_with_kept_weights(study),
         )  # fmt: skip
         if report.failed or report.left:
             raise Unfinished(study, name, report)

@@ -105,6 +105,8 @@ class Profile(Strict):
             they were tuned; {} where all arms have those of `training`.
         seeds: those of the pilot, and which explore and which confirm.
         confirm: the notebooks whose Runs read the test set, on the confirming seeds.
+        keep_weights: by notebook the labels of arms whose Runs' final weights stay in the working
+            store, whichever notebook trains them.
         notebooks: each notebook's parameters.
     """
 
@@ -129,13 +131,15 @@ class Profile(Strict):
     tuned: dict[Kind, Annotated[dict[Positive, Tuning], Field(min_length=1)]]
     seeds: Seeds
     confirm: list[str]
+    keep_weights: dict[str, list[str]]
     notebooks: Notebooks  # type: ignore[valid-type]  # made from the registry
 
     @model_validator(mode="after")
     def _known_notebooks(self) -> Profile:
-        unknown = [n for n in self.confirm if n not in NOTEBOOKS]
-        if unknown:
-            raise ValueError(f"confirm names {unknown}; the notebooks are {', '.join(NOTEBOOKS)}")
+        for key in ("confirm", "keep_weights"):
+            if unknown := [n for n in getattr(self, key) if n not in NOTEBOOKS]:
+                known = ", ".join(NOTEBOOKS)
+                raise ValueError(f"{key} names {unknown}; the notebooks are {known}")
         if PILOT in self.confirm:
             raise ValueError(f"confirm names {PILOT}, which sees validation images alone")
         return self

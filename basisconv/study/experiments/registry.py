@@ -119,6 +119,26 @@ def draft(study: Study, name: str, parameters: Mapping[str, Any] | None = None) 
     return made
 
 
+def runs_with_kept_weights(study: Study) -> frozenset[str]:
+    """Ids of the Runs whose final weights stay, by the profile's `keep_weights`.
+
+    Raises:
+        ValueError: for a label that no arm of its notebook has.
+        Waiting: as `draft`.
+    """
+    kept = set[str]()
+    for name, labels in study.profile.keep_weights.items():
+        arms = draft(study, name).arms
+        known = dict.fromkeys(arm.label for arm in arms)
+        if unknown := [label for label in labels if label not in known]:
+            raise ValueError(
+                f"keep_weights of profile {study.profile.name!r} names {unknown}, and {name} has "
+                f"no such arm: {'; '.join(known)}."
+            )
+        kept.update(run_id for arm in arms if arm.label in labels for run_id in arm.run_ids)
+    return frozenset(kept)
+
+
 def check_parameters(notebook: str, parameters: dict[str, Any]) -> BaseModel:
     """The validated parameters of one notebook.
 

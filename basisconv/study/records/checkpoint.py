@@ -1,6 +1,7 @@
-"""Checkpoints of trainings: the last two of each run.
+"""Checkpoints of trainings: the last two of each run, and final weights that are kept.
 
     checkpoints/<run id>/000000120-<sha256 of the file>.pt
+    weights/<run id>/000000240-<sha256 of the file>.pt
 
 The digest is in the name, not in a second file, because one rename then puts both in place.
 Nothing is unpickled before the digest was compared, and then only tensors and plain values
@@ -98,6 +99,7 @@ class Checkpoints:
         run: whose they are.
         seconds: between two; 0 for one before every step.
         stop: whether the training is to stop now; asked before every step.
+        weights: the folder that gets the state after the last step; None where it is not kept.
 
     Attributes:
         refused: why `resume` skipped files.
@@ -109,8 +111,10 @@ class Checkpoints:
         run: Run,
         seconds: float = CHECKPOINT_SECONDS,
         stop: Callable[[], bool] = lambda: False,
+        weights: Path | None = None,
     ) -> None:
         self.folder, self.run_id, self.seconds, self.stop = Path(folder), run.run_id, seconds, stop
+        self.weights = weights
         self.refused: list[str] = []
         self._sound: list[Path] = []
         self._last = time.monotonic()
@@ -134,18 +138,34 @@ class Checkpoints:
         Raises:
             CheckpointNotSaved: if it could not be written, as on a full disk.
         """
+        self._sound = self._write(self.folder, state, self._sound, _KEPT)
+        self._last = time.monotonic()
+
+    def keep_weights(self, state: Callable[[], TrainingState]) -> None:
+        """Write the state after the last step, if it is kept; what was kept before is removed.
+
+        Raises:
+            CheckpointNotSaved: if it could not be written.
+        """
+        if self.weights is not None:
+            self._write(self.weights, state(), [], 1)
+
+    def _write(
+        self, folder: Path, state: TrainingState, sound: list[Path], count: int
+    ) -> list[Path]:
+        """Write a file, and remove all but the last `count` of the sound ones and it."""
         data = _bytes(state, self.run_id)
         digest = hashlib.sha256(data).hexdigest()
-        path = self.folder / f"{state.position.step:09d}-{digest}.pt"
+        path = folder / f"{state.position.step:09d}-{digest}.pt"
+        kept = [*(old for old in sound if old != path), path][-count:]
         try:
             write_atomic(path, data)
-            self._sound = [old for old in self._sound if old != path][1 - _KEPT :] + [path]
-            for old in [*self.folder.glob("*.pt"), *self.folder.glob(".*.tmp")]:
-                if old not in self._sound:
+            for old in [*folder.glob("*.pt"), *folder.glob(".*.tmp")]:
+                if old not in kept:
                     old.unlink()
         except OSError as error:
             raise CheckpointNotSaved(error.errno, error.strerror, error.filename) from error
-        self._last = time.monotonic()
+        return kept
 
     def resume(self, restore: Callable[[TrainingState], None]) -> bool:
         """Restore the newest sound checkpoint, if there is one; warn of damaged ones.

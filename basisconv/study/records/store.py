@@ -97,6 +97,10 @@ class Store:
         """The folder of a run's checkpoints, which exists while it is paused or being trained."""
         return self.folder / "checkpoints" / self.path(run_id).stem
 
+    def weights(self, run_id: str) -> Path:
+        """The folder of a run's final state, which exists only where it was kept."""
+        return self.folder / "weights" / self.path(run_id).stem
+
     def get(self, run_id: str) -> Record | None:
         """A run's record, or None when there is none.
 

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from basisconv.convert import apply_plan
 from basisconv.decompose import pivoted_rows
 from basisconv.layer import BasisConv2d
+from basisconv.study.data.sets import CLASSES
+from basisconv.study.records.checkpoint import checkpoint_files, read_checkpoint
 from basisconv.study.records.run import Run
+from basisconv.study.records.store import Store
 from basisconv.study.training.models import build_network, initialise, initialise_layer
 from basisconv.study.training.rng import generator
 from basisconv.surgery import Convolution, convolutions
@@ -92,6 +95,24 @@ def restored_network(
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"These are not the weights of phase {phase}: {error}.") from error
     return model
+
+
+def trained_network(run: Run, store: Store) -> nn.Module:
+    """The network at the end of a run whose final weights were kept, on the CPU.
+
+    Raises:
+        LookupError: if the store has no such weights.
+        DamagedFile: if their file is not what was written, or another run's.
+    """
+    files = checkpoint_files(store.weights(run.run_id))
+    if not files:
+        raise LookupError(
+            f"{store.weights(run.run_id)} has no final weights. They stay only where the profile's "
+            f"keep_weights named an arm of run {run.run_id} while it was trained: delete its "
+            f"record and have it trained again, or put its weights back there."
+        )
+    weights = read_checkpoint(files[0], run.run_id).weights
+    return restored_network(run, len(run.phases) - 1, CLASSES[run.data.name], weights)
 
 
 def switch_plan(

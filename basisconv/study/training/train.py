@@ -147,6 +147,9 @@ class _Training:
             self._phase(start, end)
         last = self.history[-1]
         test = self._evaluate(self.data.test) if self.run.test else (None, None, None)
+        if self.checkpoints is not None:
+            with self.clock.part("checkpoint"):
+                self.checkpoints.keep_weights(self._state)
         return Result(
             steps=self.step,
             epochs=self.step / self.stream.steps_per_epoch,
