@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from basisconv.agreement import check_outputs
-from basisconv.layer import INITS, MODES, BasisConv2d, Init, check_alone
+from basisconv.layer import MODES, BasisConv2d
 from basisconv.observe import Forward, Input
 from basisconv.plan import Plan, check_plan, warn_costly
 from basisconv.responses.batches import check_whole, take_batches
-from basisconv.responses.pairing import Changes, Pending, apply_changes, fit_layers
+from basisconv.responses.changes import Changes, apply_changes
+from basisconv.responses.pairing import Pending, fit_layers
 from basisconv.surgery import Convolution, check_replaceable, convolutions
+from basisconv.validity import INITS, Init, check_alone
 
 
 def apply_plan(

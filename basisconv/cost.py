@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
-from basisconv.layer import BasisConv2d, kernel_shape
+from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward, Input, Observed, arguments, observe
 from basisconv.plan import Plan, check_plan
 from basisconv.surgery import Convolution, convolutions
+from basisconv.validity import kernel_shape
 
 if TYPE_CHECKING:
     import pandas

@@ -6,8 +6,8 @@ layers. A score below zero is noise, and counts as no loss rather than as a gain
 
     predicted loss = Σ max(score, 0)        predicted time = total - Σ saving
 
-Layers that save nothing are chosen by the threshold and the inverted subset alone, and a plan that
-comes back has the candidates' form, n_basis and modes. Subsets are exact (integer programs), and
+Layers that save nothing are chosen by the threshold alone, and a plan that comes back has the
+candidates' form, n_basis and modes. Subsets are exact (integer programs), and
 where two are equally good a second criterion, stated with each, decides: a plan names runs, so it
 must not hang on a solver's mood. `choose_levels` takes one of several levels for each layer.
 """
@@ -15,7 +15,6 @@ must not hang on a solver's mood. `choose_levels` takes one of several levels fo
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -25,7 +24,6 @@ from basisconv.plan import Plan
 from basisconv.program import Floats, Subset, fits, solve, total_of
 
 Level = TypeVar("Level", bound=Hashable)
-DRAWS = 100_000
 GAP = 1e-4  # of the loss of chosen levels; that of a large network takes minutes to close
 
 
@@ -50,17 +48,17 @@ def select(
             that is not finite, or if the budget is negative or not finite.
         ImportError: if scipy is not installed.
     """
-    _check_values("scores", scores, candidates)
-    names, saving = _useful(savings, candidates)
-    loss = _losses(scores, names)
-    _check_number("budget", budget, least=0)
+    check_values("scores", scores, candidates)
+    names, saving = useful(savings, candidates)
+    loss = counted_losses(scores, names)
+    check_number("budget", budget, least=0)
     if not names:
         return candidates.only([])
     bounds = [(loss, 0.0, budget)]
     best = solve(saving, bounds)
     assert best is not None  # nothing at all fits every budget
     kept = solve(-loss, [*bounds, (saving, total_of(saving, best), math.inf)])
-    return candidates.only(_names(names, best if kept is None else kept))
+    return candidates.only(chosen_names(names, best if kept is None else kept))
 
 
 def select_by_threshold(scores: Mapping[str, float], threshold: float, candidates: Plan) -> Plan:
@@ -69,7 +67,7 @@ def select_by_threshold(scores: Mapping[str, float], threshold: float, candidate
     Raises:
         ValueError: as `select`, and if the threshold is not finite.
     """
-    _check_values("scores", scores, candidates)
+    check_values("scores", scores, candidates)
     if not math.isfinite(threshold):
         raise ValueError(f"threshold={threshold} must be a finite number.")
     return candidates.only([name for name in candidates.layers if scores[name] <= threshold])
@@ -108,7 +106,7 @@ def choose_levels(
             )
         if not all(map(math.isfinite, (*levels.values(), *costs[name].values()))):
             raise ValueError(f"{name}: losses and costs must be finite numbers.")
-    _check_number("budget", budget, least=-math.inf)
+    check_number("budget", budget, least=-math.inf)
     if not losses:
         if budget < 0:
             raise ValueError(f"No choice is within budget={budget:g}: without layers it costs 0.")
@@ -132,89 +130,6 @@ def choose_levels(
     return dict(pair for pair, chosen in zip(pairs, best or cheapest, strict=True) if chosen)
 
 
-def random_subset(
-    savings: Mapping[str, float],
-    total: float,
-    target: float,
-    candidates: Plan,
-    seed: int,
-    tolerance: float = 0.02,
-) -> Plan:
-    """A random subset, of a given predicted time, of the layers that save something.
-
-    Each such subset is as likely as any other.
-
-    Args:
-        savings: what each candidate saves.
-        total: the time of the dense network, in the unit of the savings.
-        target: the predicted time to match.
-        candidates: the plan to choose layers from.
-        seed: of the draw; the same seed gives the same subset.
-        tolerance: how far the predicted time may be from the target, relative to it.
-
-    Raises:
-        ValueError: as `select`, and if no subset is that near; the message says what is.
-        ImportError: if scipy is not installed.
-    """
-    names, saving = _useful(savings, candidates)
-    low, high = _window(saving, total, target, tolerance)
-    if not names:
-        return candidates.only([])
-    # Subsets are counted on savings rounded to a grid, over a window widened by all that the
-    # rounding can add up to. Those outside the true window are then drawn again, so that
-    # the draw is uniform whatever the grid.
-    grid = max((high - low) / len(names), math.fsum(saving) / 5_000)
-    steps = [round(value / grid) for value in saving]
-    first = math.floor(low / grid - len(steps) / 2)
-    last = math.ceil(high / grid + len(steps) / 2)
-    below = _count(steps)
-    generator = random.Random(seed)
-    for _ in range(DRAWS):
-        drawn = _draw(steps, below, first, last, generator)
-        if fits(drawn, (saving, low, high)):
-            return candidates.only(_names(names, drawn))
-    raise ValueError(f"No subset found in {DRAWS} draws: tolerance={tolerance} is too small.")
-
-
-def inverted_subset(
-    scores: Mapping[str, float],
-    savings: Mapping[str, float],
-    total: float,
-    target: float,
-    candidates: Plan,
-    tolerance: float = 0.02,
-) -> Plan:
-    """The worst subset of a given predicted time: the one with the largest predicted loss.
-
-    It may hold layers that save nothing, for they cost accuracy all the same. Of subsets with the
-    same predicted loss, the one with the larger sum of raw scores.
-
-    Args:
-        scores: sensitivity of each candidate.
-        savings: what each candidate saves.
-        total: the time of the dense network, in the unit of the savings.
-        target: the predicted time to match.
-        candidates: the plan to choose layers from.
-        tolerance: how far the predicted time may be from the target, relative to it.
-
-    Raises:
-        ValueError: as `select`, and if no subset is that near; the message says what is.
-        ImportError: if scipy is not installed.
-    """
-    _check_values("scores", scores, candidates)
-    _check_values("savings", savings, candidates)
-    names = list(candidates.layers)
-    loss, saving = _losses(scores, names), np.array([savings[name] for name in names])
-    bounds = [(saving, *_window(saving, total, target, tolerance))]
-    if not names:
-        return candidates.only([])
-    best = solve(loss, bounds)
-    assert best is not None  # _window has found one
-    raw = np.array([scores[name] for name in names])
-    kept = solve(raw, [*bounds, (loss, total_of(loss, best), math.inf)])
-    return candidates.only(_names(names, best if kept is None else kept))
-
-
 def _efficient(losses: Mapping[Level, float], costs: Mapping[Level, float]) -> list[Level]:
     """The levels that no other one is as cheap and as good as, the cheapest first."""
     kept: list[Level] = []
@@ -224,86 +139,25 @@ def _efficient(losses: Mapping[Level, float], costs: Mapping[Level, float]) -> l
     return kept
 
 
-def _window(saving: Floats, total: float, target: float, tolerance: float) -> tuple[float, float]:
-    """The sums of savings that meet the target; a ValueError if no subset's does."""
-    _check_number("total", total, least=0)
-    _check_number("target", target, least=0)
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} is outside (0, 1).")
-    low, high = total - target * (1 + tolerance), total - target * (1 - tolerance)
-    if low <= 0 <= high:
-        return low, high  # dense itself is near enough
-    if len(saving) and solve(np.zeros(len(saving)), [(saving, low, high)]) is not None:
-        return low, high
-    # What is there instead: the largest sum below the window and the smallest above it.
-    near = [0.0]
-    if len(saving):
-        for gain, span in ((saving, (-math.inf, low)), (-saving, (high, math.inf))):
-            subset = solve(gain, [(saving, *span)])
-            near += [] if subset is None else [total_of(saving, subset)]
-    nearest = min((total - value for value in near), key=lambda time: abs(time - target))
-    raise ValueError(
-        f"No subset of these {len(saving)} layers has a predicted time within "
-        f"{tolerance:.1%} of {target:g}: the nearest is {nearest:g}, and all times lie from "
-        f"{total - math.fsum(saving.clip(min=0)):g} to {total - math.fsum(saving.clip(max=0)):g}. "
-        "Change the target or the tolerance."
-    )
-
-
-def _count(steps: Sequence[int]) -> list[list[int]]:
-    """below[i][v]: how many subsets of steps[i:] have a sum below v, exactly."""
-    ways = [1] + [0] * sum(steps)
-    counts = [ways]
-    for step in reversed(steps):
-        ways = [n + (ways[v - step] if v >= step else 0) for v, n in enumerate(ways)]
-        counts.append(ways)
-    below = []
-    for ways in reversed(counts):
-        sums = [0]
-        for n in ways:
-            sums.append(sums[-1] + n)
-        below.append(sums)
-    return below
-
-
-def _draw(
-    steps: Sequence[int],
-    below: Sequence[Sequence[int]],
-    first: int,
-    last: int,
-    generator: random.Random,
-) -> Subset:
-    """A uniform draw from the subsets whose steps add up to first..last: one layer at a time."""
-
-    def count(sums: Sequence[int], taken: int) -> int:
-        top = len(sums) - 1
-        low = min(max(first - taken, 0), top)
-        return sums[min(max(last + 1 - taken, low), top)] - sums[low]
-
-    taken, drawn = 0, []
-    for i, step in enumerate(steps):
-        without, with_it = count(below[i + 1], taken), count(below[i + 1], taken + step)
-        drawn.append(generator.randrange(without + with_it) >= without)
-        taken += step if drawn[-1] else 0
-    return tuple(drawn)
-
-
-def _useful(savings: Mapping[str, float], candidates: Plan) -> tuple[list[str], Floats]:
-    """Names and savings of the candidates that save something."""
-    _check_values("savings", savings, candidates)
+def useful(savings: Mapping[str, float], candidates: Plan) -> tuple[list[str], Floats]:
+    """Names and savings of the candidates that save something; ValueError as `check_values`."""
+    check_values("savings", savings, candidates)
     names = [name for name in candidates.layers if savings[name] > 0]
     return names, np.array([float(savings[name]) for name in names])
 
 
-def _losses(scores: Mapping[str, float], names: Sequence[str]) -> Floats:
+def counted_losses(scores: Mapping[str, float], names: Sequence[str]) -> Floats:
+    """max(score, 0) of each name."""
     return np.array([max(float(scores[name]), 0.0) for name in names])
 
 
-def _names(names: Sequence[str], subset: Subset) -> list[str]:
+def chosen_names(names: Sequence[str], subset: Subset) -> list[str]:
+    """The names that a subset holds."""
     return [name for name, chosen in zip(names, subset, strict=True) if chosen]
 
 
-def _check_values(what: str, values: Mapping[str, float], candidates: Plan) -> None:
+def check_values(what: str, values: Mapping[str, float], candidates: Plan) -> None:
+    """Raise ValueError unless there is a finite value for each candidate and for nothing else."""
     known = list(candidates.layers)
     missing = [name for name in known if name not in values]
     unknown = [name for name in values if name not in candidates.layers]
@@ -317,6 +171,7 @@ def _check_values(what: str, values: Mapping[str, float], candidates: Plan) -> N
         raise ValueError(f"{what} must be finite numbers; these are not: {', '.join(bad)}.")
 
 
-def _check_number(what: str, value: float, least: float) -> None:
+def check_number(what: str, value: float, least: float) -> None:
+    """Raise ValueError unless a value is finite and at least `least`."""
     if not (math.isfinite(value) and value >= least):
         raise ValueError(f"{what}={value} must be a finite number of at least {least:g}.")

@@ -26,19 +26,16 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import skip_init
 
 from basisconv.assembly import Templates, memory_format, multiplied
-from basisconv.decompose import FORMS, Factors, Form, Method, decompose, low_rank
+from basisconv.decompose import Factors, Form, Method, decompose, low_rank
+from basisconv.validity import Init, check_alone, check_basis, conv_arguments, unfit
 
 torch.fx.wrap("multiplied")  # it asks for strides, which a symbolic trace does not have
 
 Mode = Literal["factored", "rebuilt"]
-Init = Literal["svd", "qr", "random", "responses"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-INITS: tuple[Init, ...] = get_args(Init)
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class BasisConv2d(nn.Module):
@@ -185,8 +182,8 @@ class BasisConv2d(nn.Module):
         """New random factors whose product W has the variance of a dense layer's kernel.
 
         Args:
-            std: standard deviation of the dense kernel that is stood in for; by default that
-                of `torch.nn.Conv2d`, 1/sqrt(3 · fan_in) with fan_in = C_in/groups · kH · kW.
+            std: standard deviation of the product; by default that of a kernel of
+                `torch.nn.Conv2d`, 1/sqrt(3 · fan_in) with fan_in = C_in/groups · kH · kW.
             generator: of any device; None for torch's own. The draws do not depend on the
                 memory format.
 
@@ -274,8 +271,8 @@ class BasisConv2d(nn.Module):
             init: "svd", for trained layers: the best kernel of rank n_basis. "qr", for trained
                 layers whose filters should stay real ones: n_basis of them and a least-squares fit
                 of the others (see `basisconv.decompose`). "random", for training from scratch: new
-                factors whose product has the mean square of the kernel, which that of an
-                untrained kernel's SVD falls short of. On the device `meta` none has values. With
+                factors whose product has the mean square of the kernel; an untrained kernel's SVD
+                would have less. On the device `meta` no factor has values. With
                 `coef_groups` each block is decomposed by itself, which is the best
                 block-diagonal approximation; with `coef_rank` the coefficients are then cut
                 to that rank with the least error in the kernel. "responses" takes a network and
@@ -294,14 +291,14 @@ class BasisConv2d(nn.Module):
         """
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"from_conv2d takes an nn.Conv2d, not a {type(conv).__name__}.")
-        if why := unfit(conv):
+        if why := unfit(conv, nn.Conv2d):
             raise ValueError(f"This layer has no basis form: {why}.")
         if not (conv.weight.is_meta or torch.isfinite(conv.weight).all()):
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
         check_alone(init)
         # skip_init: nothing is drawn from torch's generator for values that are replaced.
         layer: BasisConv2d = skip_init(
-            cls, **_arguments(conv, conv.weight), n_basis=n_basis, form=form,
+            cls, **conv_arguments(conv, conv.weight), n_basis=n_basis, form=form,
             coef_groups=coef_groups, coef_rank=coef_rank, mode=mode,
         )  # fmt: skip
         with torch.no_grad():
@@ -351,7 +348,7 @@ class BasisConv2d(nn.Module):
 
     def to_conv2d(self) -> nn.Conv2d:
         """The dense layer with kernel `weight`: same function, device, dtype and memory format."""
-        conv: nn.Conv2d = skip_init(nn.Conv2d, **_arguments(self, self.basis))
+        conv: nn.Conv2d = skip_init(nn.Conv2d, **conv_arguments(self, self.basis))
         with torch.no_grad():
             conv.weight.copy_(self.dense_kernel())
             if self.bias is not None and conv.bias is not None:
@@ -368,7 +365,7 @@ class BasisConv2d(nn.Module):
         return self._kernel(torch.float64).to(self.basis.dtype)
 
     def config(self) -> dict[str, Any]:
-        """What `from_conv2d` needs, beside the dense layer, to make a layer like this one."""
+        """The arguments of `from_conv2d`, but the dense layer, that make a layer like this one."""
         names = ("n_basis", "form", "coef_groups", "coef_rank", "mode")
         return {name: getattr(self, name) for name in names}
 
@@ -387,122 +384,8 @@ class BasisConv2d(nn.Module):
         return text + (", bias=False" if self.bias is None else "")
 
 
-# The methods by which each kind computes: a layer with others is another layer.
-_COMPUTES: dict[type[nn.Conv2d | BasisConv2d], tuple[str, ...]] = {
-    nn.Conv2d: ("__call__", "forward", "_conv_forward"),
-    BasisConv2d: ("__call__", "forward", "_conv_forward"),
-}
-
-
-def unfit(conv: nn.Conv2d | BasisConv2d) -> str | None:
-    """Why a layer made from this one's attributes and kernel would compute something else.
-
-    None where it computes the same, up to the kernel's approximation.
-    """
-    kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
-    for method in _COMPUTES[kind]:
-        if method in vars(conv) or getattr(type(conv), method) is not getattr(kind, method):
-            return f"{type(conv).__name__} has a {method} of its own"
-    if isinstance(conv, nn.Conv2d):
-        if isinstance(conv.weight, UninitializedParameter):
-            return "its weight is not initialised yet; run one batch first"
-        if conv.weight.dtype not in _DTYPES:
-            return (
-                f"its weight is {conv.weight.dtype}, not a real floating type that a "
-                f"convolution is computed in"
-            )
-    try:
-        fresh = nn.Conv2d(**_arguments(conv, torch.empty(0, device="meta")))
-    except (TypeError, ValueError) as error:
-        return f"nn.Conv2d takes no such attributes: {str(error).rstrip('.')}"
-    # It computes by its kernel alone: one for grey images may have been cut from one for colours.
-    if isinstance(conv, nn.Conv2d) and conv.weight.shape != fresh.weight.shape:
-        return (
-            f"its weight is {tuple(conv.weight.shape)}, and by in_channels, out_channels, groups "
-            f"and kernel_size it should be {tuple(fresh.weight.shape)}; set those to what the "
-            f"weight has"
-        )
-    # What these modes pad by is fixed when a layer is made, whatever `padding` becomes later.
-    pad, now = conv._reversed_padding_repeated_twice, fresh._reversed_padding_repeated_twice
-    if conv.padding_mode != "zeros" and tuple(pad) != tuple(now):
-        return (
-            f"its padding became {conv.padding} after it was made, which "
-            f"padding_mode={conv.padding_mode!r} does not heed; make it with that padding"
-        )
-    return None
-
-
-def check_alone(init: str) -> None:
-    """Raise ValueError for an init that does not give one layer its factors from its kernel."""
-    if init == "responses":
-        raise ValueError(
-            "init='responses' fits factors to what layers of a network compute on data: use "
-            "basisconv.apply_plan(model, plan, init='responses', data=batches)."
-        )
-    if init not in INITS:
-        raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
-
-
-def check_basis(
-    conv: nn.Conv2d | BasisConv2d,
-    n_basis: int,
-    form: str,
-    coef_groups: int,
-    coef_rank: int | None,
-) -> None:
-    """Raise ValueError unless a layer of `conv`'s shape has such a basis form."""
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is unknown. Forms: {', '.join(FORMS)}.")
-    if whole(n_basis) is None or not 1 <= n_basis <= conv.out_channels:
-        raise ValueError(
-            f"n_basis={n_basis!r} is not a whole number from 1 to out_channels={conv.out_channels}."
-        )
-    if whole(coef_groups) is None or coef_groups < 1:
-        raise ValueError(f"coef_groups={coef_groups!r} is not a whole number >= 1.")
-    blocks = conv.groups * coef_groups
-    if conv.out_channels % blocks or n_basis % blocks:
-        raise ValueError(
-            f"out_channels={conv.out_channels} and n_basis={n_basis} must be divisible by "
-            f"groups * coef_groups = {conv.groups} * {coef_groups}."
-        )
-    width = n_basis // blocks
-    if coef_rank is not None and (whole(coef_rank) is None or not 1 <= coef_rank <= width):
-        raise ValueError(
-            f"coef_rank={coef_rank!r} is not a whole number from 1 to {width}, the basis filters "
-            f"of each of the {blocks} blocks."
-        )
-
-
-def whole(value: object) -> int | None:
-    """A whole number of any kind, numpy's too, as an int; None for all else and for booleans."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:  # an array of several, a tensor of reals
-        return None
-
-
-def kernel_shape(conv: nn.Conv2d | BasisConv2d) -> tuple[int, int, int, int]:
-    """(C_out, C_in/groups, kH, kW) of a layer's dense kernel, by its attributes."""
-    size = conv.kernel_size
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    inputs = conv.in_channels // conv.groups
-    return int(conv.out_channels), int(inputs), int(height), int(width)
-
-
 def _as_1x1(matrix: Tensor) -> Tensor:
     return matrix[:, :, None, None]
-
-
-def _arguments(conv: nn.Conv2d | BasisConv2d, kernel: Tensor) -> dict[str, Any]:
-    """What the constructors of both kinds of layer take, as `conv` has it."""
-    names = (
-        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-        "padding_mode",
-    )  # fmt: skip
-    own = {name: getattr(conv, name) for name in names}
-    return own | {"bias": conv.bias is not None, "device": kernel.device, "dtype": kernel.dtype}
 
 
 def _match_format(parameter: Tensor, like: Tensor) -> None:

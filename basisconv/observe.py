@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from basisconv.layer import whole
+from basisconv.validity import whole
 
 # A shape, a tensor, positional arguments, or keyword arguments.
 Input = Tensor | Sequence[Any] | Mapping[str, Any]

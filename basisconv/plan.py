@@ -18,8 +18,9 @@ from typing import Any
 from torch import nn
 
 from basisconv.decompose import FORMS, Form
-from basisconv.layer import MODES, Mode, check_basis, kernel_shape, whole
+from basisconv.layer import MODES, Mode
 from basisconv.surgery import Convolution, convolutions, untouchable
+from basisconv.validity import check_basis, kernel_shape, whole
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Plan:
         coef_groups: blocks of the coefficient matrix in each group of a convolution.
         coef_rank: channels, a block, that the coefficients pass through; a layer with fewer
             basis filters in a block has that many instead. None for a plain matrix.
-        modes: the layers that run otherwise than "factored", as `tune` sets them.
-        report: how `search` came to this plan, to be printed; of no other plan, and no part of
-            what is compared or saved.
+        modes: the layers that do not run "factored", as `tune` sets them.
+        report: how `search` found this plan, for printing. It is neither compared nor saved, and
+            plans made from this one do not have it.
     """
 
     layers: Mapping[str, int] = field(default_factory=dict)
@@ -206,12 +207,12 @@ def check_layer(name: str, conv: Convolution, n_basis: int, plan: Plan) -> None:
 
 
 def warn_costly(model: nn.Module, plan: Plan, only_full: bool = False) -> None:
-    """Warn of layers that cost what they cost dense, or more.
+    """Warn of layers that cost at least what they cost dense.
 
     Args:
         model: the network.
         plan: its plan.
-        only_full: warn of those alone whose filters are all in the basis.
+        only_full: warn only of those whose filters are all basis filters.
     """
     found, costly = convolutions(model), []
     for name, m in plan.layers.items():

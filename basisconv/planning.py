@@ -16,10 +16,10 @@ from torch import nn
 
 from basisconv.cost import counter
 from basisconv.decompose import Form
-from basisconv.layer import kernel_shape, whole
 from basisconv.observe import Input
 from basisconv.plan import Plan, check_layer, matches, warn_costly
 from basisconv.surgery import Convolution, convolutions, untouchable
+from basisconv.validity import kernel_shape, whole
 
 Match = str | Sequence[str] | Callable[[str, Convolution], bool]
 

@@ -1,4 +1,4 @@
-"""A bar of progress, for who waits."""
+"""A progress bar for calls that take a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 
 def progress(items: Collection[_T], what: str) -> Iterator[_T]:
-    """The same, with a bar where there is a terminal or a notebook, and tqdm.
+    """The items, with a progress bar where there is tqdm and a terminal or a notebook.
 
     Args:
         items: layers, of which each takes a while.

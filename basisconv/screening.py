@@ -1,8 +1,8 @@
-"""Screening designs: which networks to train so that every training tells of every layer.
+"""Screening designs: plans for trainings of which each says something about every layer.
 
-A sweep trains one network for each layer, and each tells of one layer alone. In a screening design
-every network has a level in every layer, and each layer's effect is estimated from all of them
-(Plackett & Burman, 1946). `basisconv.effects` estimates it.
+A sweep trains one network for each layer, which says nothing about the others. In a screening
+design every network has a level in every layer, and each layer's effect is estimated from all of
+them (Plackett & Burman, 1946). `basisconv.effects` estimates it.
 
     plans, blocks = screening({"layer1.0.conv1": 64, "layer1.0.conv2": 64})
     losses = [train(plan, seed=block) for plan, block in zip(plans, blocks)]

@@ -10,7 +10,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from basisconv.holders import adapted, holders, hooked, wrapped
-from basisconv.layer import BasisConv2d, unfit
+from basisconv.layer import BasisConv2d
+from basisconv.validity import unfit
 
 Convolution = nn.Conv2d | BasisConv2d
 
@@ -101,7 +102,7 @@ def _peculiar(conv: Convolution) -> str | None:
         return "a parametrization computes its parameters; remove that first"
     if isinstance(conv, nn.Conv2d) and conv._parameters.get("weight") is None:
         return "its weight is computed by a hook"
-    if why := unfit(conv):
+    if why := unfit(conv, BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d):
         return why
     kind = BasisConv2d if isinstance(conv, BasisConv2d) else nn.Conv2d
     held = conv._parameters.keys() | conv._buffers.keys() | conv._modules.keys()

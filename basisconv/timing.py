@@ -106,7 +106,7 @@ def _interleaved(
     sample: float,
     setup: Callable[[str], object] | None,
 ) -> dict[str, Timing]:
-    """`compare`, by a clock of the seconds that some calls take; a sample has at least so many."""
+    """`compare` by a clock; a sample repeats its call until it takes `sample` seconds."""
     warm, calls = {}, {}
 
     def seconds(name: str, calls: int) -> float:
@@ -144,7 +144,7 @@ def forward_backward(
     gradient = torch.ones_like(module(x))
 
     def step() -> None:
-        # Autocast keeps its casts of weights until it ends; each training step has them anew.
+        # Autocast keeps its casts of weights until it ends; a training step makes them again.
         torch.clear_autocast_cache()
         x.grad = None
         module.zero_grad(set_to_none=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from collections import Counter
 from itertools import chain, combinations, product
@@ -13,13 +12,8 @@ import pytest
 from scipy import stats
 
 import basisconv as bc
-from basisconv.knapsack import (
-    choose_levels,
-    inverted_subset,
-    random_subset,
-    select,
-    select_by_threshold,
-)
+from basisconv.controls import inverted_subset, random_subset
+from basisconv.knapsack import choose_levels, select, select_by_threshold
 from basisconv.plan import Plan
 
 Values = dict[str, float]
@@ -58,7 +52,7 @@ def instance(seed: int) -> tuple[Values, Values]:
     )
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(40))
 def test_select_is_the_best_of_all_subsets(seed):
     scores, savings = instance(seed)
     budget = 0.1 * (seed % 11)
@@ -79,7 +73,7 @@ def test_select_fills_a_budget_that_rounding_would_overrun():
     assert len(select(scores, dict.fromkeys("abcd", 1.0), 0.3, plan_of(scores)).layers) == 3
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(30))
 def test_select_is_exact_within_the_solvers_tolerance(seed):
     # The budget is 1e-5 to 1e-8 short of what a subset needs, which the solver takes for enough.
     rng = np.random.default_rng(seed)
@@ -138,7 +132,7 @@ def test_plans_keep_the_candidates_form():
     assert inverted_subset(only_b_hurts, only_b, 4.0, 3.0, candidates) == expected
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(30))
 def test_inverted_is_the_worst_of_all_subsets_of_that_time(seed):
     scores, savings = instance(seed)
     useful = [name for name in scores if savings[name] > 0]
@@ -146,13 +140,13 @@ def test_inverted_is_the_worst_of_all_subsets_of_that_time(seed):
     # A time that some subset has, as the selected one's always does.
     rng = np.random.default_rng(seed)
     target = total - total_of(savings, [name for name in useful if rng.random() < 0.5])
-    chosen = inverted_subset(scores, savings, total, target, plan_of(scores), 0.05).layers
+    chosen = inverted_subset(scores, savings, total, target, plan_of(scores)).layers
     time = total - total_of(savings, chosen)
-    assert abs(time - target) <= 0.05 * target * (1 + 1e-9)
+    assert abs(time - target) <= 0.02 * target * (1 + 1e-9)
     worst = max(
         (loss_of(scores, s), total_of(scores, s))
         for s in subsets(list(scores))
-        if abs(total - total_of(savings, s) - target) <= 0.05 * target + 1e-9 * total
+        if abs(total - total_of(savings, s) - target) <= 0.02 * target + 1e-9 * total
     )
     assert (loss_of(scores, chosen), total_of(scores, chosen)) == pytest.approx(worst, abs=1e-9)
 
@@ -178,7 +172,7 @@ def test_random_subsets_are_uniform_over_those_of_that_time():
     assert len(valid) > 8
     drawn = Counter(
         frozenset(random_subset(savings, total, target, plan_of(savings), seed).layers)
-        for seed in range(40 * len(valid))
+        for seed in range(15 * len(valid))
     )
     assert set(drawn) == valid
     assert stats.chisquare(list(drawn.values())).pvalue > 1e-3
@@ -188,11 +182,11 @@ def test_random_subsets_of_many_layers_meet_the_time():
     rng = np.random.default_rng(4)
     savings = {f"layer{i}": float(s) for i, s in enumerate(rng.uniform(0.001, 0.016, 60))}
     drawn = set()
-    for seed in range(20):
+    for seed in range(8):
         plan = random_subset(savings, 1.0, 0.7, plan_of(savings), seed)
         assert 1.0 - total_of(savings, plan.layers) == pytest.approx(0.7, rel=0.02)
         drawn.add(plan)
-    assert len(drawn) == 20
+    assert len(drawn) == 8
     assert random_subset(savings, 1.0, 0.7, plan_of(savings), 0) in drawn  # the seed decides
 
 
@@ -244,8 +238,6 @@ def test_numbers_out_of_range_are_refused(bad):
         random_subset(ones, bad, 1.0, candidates, seed=0)
     with pytest.raises(ValueError, match="target="):
         inverted_subset(ones, ones, 1.0, bad, candidates)
-    with pytest.raises(ValueError, match="tolerance="):
-        random_subset(ones, 1.0, 1.0, candidates, seed=0, tolerance=bad)
     if bad > 0 or math.isnan(bad):
         with pytest.raises(ValueError, match="threshold="):
             select_by_threshold(ones, bad, candidates)
@@ -275,7 +267,7 @@ def levels_of(seed: int) -> tuple[Levels, Levels, float]:
     return losses, costs, round(budget, 1) + 0.1 if seed % 2 == 0 else budget
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(50))
 def test_levels_are_the_best_of_all_choices(seed):
     losses, costs, budget = levels_of(seed)
     chosen = choose_levels(losses, costs, budget)
@@ -356,11 +348,8 @@ def test_selection_is_public():
     assert bc.select is select and bc.select_by_threshold is select_by_threshold
 
 
-def test_scipy_is_imported_when_a_search_runs_and_not_before():
-    code = (
-        "import sys, basisconv.knapsack as s; assert 'scipy' not in sys.modules; "
-        "s.select_by_threshold({}, 0, s.Plan({})); sys.modules['scipy'] = None; "
-        "s.select({'a': 1.0}, {'a': 1.0}, 1.0, s.Plan({'a': 1}))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ImportError: The search needs scipy: pip install scipy." in run.stderr
+def test_without_scipy_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert select_by_threshold({}, 0, Plan({})) == Plan({})
+    with pytest.raises(ImportError, match="The search needs scipy: pip install scipy"):
+        select({"a": 1.0}, {"a": 1.0}, 1.0, Plan({"a": 1}))

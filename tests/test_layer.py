@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from basisconv import BasisConv2d
 from basisconv.decompose import FORMS
-from basisconv.layer import INITS, MODES
+from basisconv.layer import MODES
+from basisconv.validity import INITS
 
 # PyTorch's own remark on what padding="same" costs.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import basisconv as bc
-from basisconv.optim import _flat, orthogonalised
+from basisconv.orthogonal import _flat, orthogonalised
 
 
 def polynomial(sigma: Tensor, steps: int) -> Tensor:

@@ -12,11 +12,11 @@ from torch import nn
 from basisconv.allocation.costs import DENSE, Costs, Level, interpolated
 from basisconv.allocation.losses import Score
 from basisconv.cost import Summary
-from basisconv.layer import whole
 from basisconv.plan import Plan
 from basisconv.planning import Match, matching, named
 from basisconv.responses.batches import check_reached
 from basisconv.surgery import convolutions, untouchable
+from basisconv.validity import whole
 
 What = Literal["macs", "parameters"]
 Numbers = dict[str, list[int]]

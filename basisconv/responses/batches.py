@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from basisconv.holders import wrapped
-from basisconv.layer import whole
 from basisconv.observe import Arguments, Forward, run, undisturbed
 from basisconv.responses.followers import Hook
 from basisconv.surgery import Convolution, convolutions
+from basisconv.validity import whole
 
 
 class Stop(BaseException):

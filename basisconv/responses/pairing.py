@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +22,11 @@ from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward
 from basisconv.progress import progress
 from basisconv.responses.batches import Stop, check_reached, forward_pass, held_out
+from basisconv.responses.changes import Changes, changed
 from basisconv.responses.fitting import ENOUGH, FitReport, LayerFit, best_fit
 from basisconv.responses.followers import Followers, Hook, channel_weights, variance
 from basisconv.responses.moments import Moments
-from basisconv.surgery import Convolution, swap, swapped
+from basisconv.surgery import Convolution
 
 
 class Pending(NamedTuple):
@@ -35,40 +35,6 @@ class Pending(NamedTuple):
     old: Convolution  # the model's
     dense: nn.Conv2d  # its dense form, which may be itself
     svd: BasisConv2d  # the best approximation of its kernel, in the form that is wanted
-
-
-class Changes(NamedTuple):
-    """What makes another network of a model."""
-
-    layers: dict[nn.Module, nn.Module]  # new by old
-    means: dict[nn.Module, Tensor]  # what is added to the running means of batch-norms
-
-
-def apply_changes(model: nn.Module, changes: Changes) -> None:
-    """Put the new layers in and add to running means."""
-    swap(model, changes.layers)
-    _shift_means(changes)
-
-
-@torch.no_grad()
-def _shift_means(changes: Changes) -> None:
-    for norm, shift in changes.means.items():
-        mean = norm.get_buffer("running_mean")
-        mean.add_(shift.to(mean.device, mean.dtype))
-
-
-@contextmanager
-def changed(model: nn.Module, changes: Changes) -> Iterator[None]:
-    """The model with these changes for a while."""
-    means = [(m, m.clone()) for m in (norm.get_buffer("running_mean") for norm in changes.means)]
-    with swapped(model, changes.layers):
-        try:
-            _shift_means(changes)
-            yield
-        finally:
-            with torch.no_grad():
-                for mean, was in means:
-                    mean.copy_(was)
 
 
 def fit_layers(

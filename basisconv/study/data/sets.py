@@ -54,7 +54,7 @@ EVALUATED_IMAGES: dict[str, tuple[int, int]] = {
 """How many validation and test images each set has, likewise."""
 
 _SAMPLE_NAME = "cifar10-sample"
-_HELD_OUT = 10  # one image in so many is for validation
+_HELD_OUT = 10  # one image in ten is for validation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from basisconv.study.records.files import remove_stray_files
 from basisconv.study.records.run import Record, Run
 from basisconv.study.records.store import Store, needs_training
 
-# After so many killed workers no run is started: a machine without memory would kill every one.
+# After this many killed workers no run is started: a machine short of memory would kill them all.
 MOST_KILLED = 5
 # Seconds between looks at runs that other processes are training.
 _RETRY_SECONDS = 1.0

@@ -134,7 +134,7 @@ def train_to_record(run: Run, checkpoints: Checkpoints, train: Train | None) -> 
         UnsuitableMachine: if this machine lacks what the run needs; another may have it.
     """
     start = time.perf_counter()
-    if train is None:  # imported here: who only counts what is missing needs no networks
+    if train is None:  # imported here: counting what is missing needs no networks
         from basisconv.study.training.train import train as default_train
 
         train = default_train

@@ -84,7 +84,7 @@ class InProcess:
 class ProcessTeam:
     """Local processes, each started when first needed.
 
-    All trainings have at most `threads` threads together; a run of more runs alone.
+    All trainings have at most `threads` threads together; a run that needs more runs alone.
     """
 
     def __init__(self, trainer: Trainer, stop: Stop, threads: int) -> None:

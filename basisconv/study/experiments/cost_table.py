@@ -12,7 +12,8 @@ from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study, cost_table
-from basisconv.study.timing.costs import Step, measure_costs, reference_step, unmeasured_steps
+from basisconv.study.timing.cost_measurement import measure_costs
+from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
 
 
 def ensure_costs(

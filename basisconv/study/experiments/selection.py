@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from basisconv.knapsack import (
-    choose_levels,
-    inverted_subset,
-    random_subset,
-    select,
-    select_by_threshold,
-)
+from basisconv.controls import inverted_subset, random_subset
+from basisconv.knapsack import choose_levels, select, select_by_threshold
 from basisconv.plan import Plan
 from basisconv.study.experiments import sensitivity
 from basisconv.study.experiments.design import Draft

@@ -25,6 +25,8 @@ from basisconv.study.timing.steps import (
 from basisconv.study.training.precision import convolution_precision
 from basisconv.timing import compare
 
+_REPEATS = 3  # of which the best counts
+
 
 @dataclass
 class Roof:
@@ -49,7 +51,7 @@ class Roof:
         self.bytes_per_second = max(self.bytes_per_second, memory_bandwidth())
 
 
-def arithmetic_rate(precision: Precision = "float32", repeats: int = 3) -> float:
+def arithmetic_rate(precision: Precision) -> float:
     """Multiply-accumulates per second of a matrix product, at best."""
     size = 8192 if device().type == "cuda" else 1536  # milliseconds, on either
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -57,17 +59,17 @@ def arithmetic_rate(precision: Precision = "float32", repeats: int = 3) -> float
     setting = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
-        product = compare({"product": lambda: a @ b}, repeats, device=device())["product"]
+        product = compare({"product": lambda: a @ b}, _REPEATS, device=device())["product"]
     finally:
         torch.set_float32_matmul_precision(setting)
     return size**3 / min(product.samples)
 
 
-def memory_bandwidth(size: int = 2**26, repeats: int = 3) -> float:
+def memory_bandwidth(size: int = 2**26) -> float:
     """Bytes per second, read and written, of a copy larger than any cache, at best."""
     source = torch.ones(size, device=device())
     target = torch.empty_like(source)
-    copy = compare({"copy": lambda: target.copy_(source)}, repeats, device=device())["copy"]
+    copy = compare({"copy": lambda: target.copy_(source)}, _REPEATS, device=device())["copy"]
     return 2 * source.numel() * source.element_size() / min(copy.samples)
 
 

@@ -45,7 +45,8 @@ def graph_if_accurate(
         step: one training step; it changes the model and the optimizer and does not synchronise
             with the host. Learning rates are tensors on the device.
         model: the network in training mode; it is left as it was.
-        optimizer: of its parameters; likewise. Momentum that there was not is zero afterwards.
+        optimizer: of its parameters; it is left as it was, but momentum that did not exist
+            before is zero afterwards.
         batches: of the shapes to come, on the device; each is trained on once, both ways.
         record: how a call is recorded; by default as a CUDA graph.
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 
-def generator(
-    seed: int, *purpose: str | int, device: str | torch.device = "cpu"
-) -> torch.Generator:
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A generator keyed by a seed and a purpose, say `generator(0, "order", epoch)`.
 
     Two arms with the same seed have the same streams, whatever else they draw: they are paired.
@@ -20,12 +18,9 @@ def generator(
     Args:
         seed: the Run's seed.
         purpose: what the stream is for. 1 and "1" are two purposes.
-        device: where the generator lives. Generators of two devices give different numbers.
     """
     key = json.dumps([seed, *purpose]).encode()
-    return torch.Generator(device).manual_seed(
-        int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
-    )
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
 
 
 def seed_global_streams(seed: int) -> None:

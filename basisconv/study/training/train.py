@@ -234,7 +234,7 @@ class _Training:
         self.device_kinds = [*at.device_kinds, *here]
 
     def _stepper(self) -> Callable[[int], Tensor]:
-        """How the phase takes a step from here on: as a CUDA graph where that is to be had."""
+        """How the phase takes a step from here on: as a CUDA graph where possible."""
         forward = self._forward()
         graphs = self.device.type == "cuda" and not self.run.compile and not self.eager
         if graphs and self.group.size == 1:

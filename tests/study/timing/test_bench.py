@@ -13,8 +13,8 @@ from torch import nn
 import basisconv as bc
 from basisconv.cost import summary
 from basisconv.study.records.files import read_json
-from basisconv.study.timing import bench, machine
-from basisconv.study.timing.bench import Conditions
+from basisconv.study.timing import bench, bench_layers, bench_networks, conditions, machine
+from basisconv.study.timing.conditions import Conditions
 from basisconv.study.training.models import build_network
 from basisconv.timing import Timing
 
@@ -24,7 +24,9 @@ def facts() -> Iterator[dict[str, Any]]:
     before = torch.get_num_threads()
     patch = pytest.MonkeyPatch()
     # Its processes of their own take seconds each; test_steps measures it.
-    patch.setattr(bench, "step_memory", lambda name, width, plan, *_: 100 + 10 * len(plan.layers))
+    patch.setattr(
+        bench_networks, "step_memory", lambda name, width, plan, *_: 100 + 10 * len(plan.layers)
+    )
     patch.setattr(bench, "is_native", lambda precision: precision == "float32")
     yield bench.measure(
         [("resnet18", 8), ("resnet18", 4)], [0.25, 0.5], [4], ["float32", "bfloat16"],
@@ -43,7 +45,7 @@ def test_every_distinct_layer_is_measured_in_every_way(facts: dict[str, Any]) ->
         "32→64, 8×8, 1×1, stride 2",
     ]  # fmt: skip
     wide = {(r["arm"], r["ratio"]) for r in layers if r["layer"] == "64→64, 4×4"}
-    arms = [*bench.FORMS_TIMED, "conv, 1×1", "tensorly-torch Tucker", "tensorly-torch CP"]
+    arms = [*bench_layers.FORMS_TIMED, "conv, 1×1", "tensorly-torch Tucker", "tensorly-torch CP"]
     assert wide == {(arm, f) for arm in arms for f in (0.25, 0.5)}
     # Two basis filters do not fall into four groups, so that layer is without that arm.
     narrow = {r["arm"] for r in layers if r["layer"] == "8→8, 32×32" and r["ratio"] == 0.25}
@@ -71,17 +73,19 @@ def test_executed_ratios_are_the_methods_and_shares_follow(facts: dict[str, Any]
             assert row["macs_ratio"] < 1  # the product costs a little on top of dense
         assert row["share"] == pytest.approx(row["both"]["speedup"] / row["macs_ratio"])
         assert row["both"]["speedup_low"] <= row["both"]["speedup"] <= row["both"]["speedup_high"]
-        assert (row["bound_speedup"] is None) == (row["arm"] not in bench.FORMS_TIMED)
+        assert (row["bound_speedup"] is None) == (row["arm"] not in bench_layers.FORMS_TIMED)
 
 
-@pytest.mark.parametrize("way", [w for w in bench.FORMS_TIMED if "groups" not in w])
+@pytest.mark.parametrize("way", [w for w in bench_layers.FORMS_TIMED if "groups" not in w])
 def test_the_librarys_count_of_macs_is_torchs_own(way: str) -> None:
     """torch's count of a grouped convolution's backward pass is not that of what it executes."""
     conv = nn.Conv2d(12, 24, 3, padding=1, bias=False)
     x = torch.randn(2, 12, 7, 7)
-    layer = dict(bench._basis_forms(conv, 8))[way]
+    layer = dict(bench_layers._basis_forms(conv, 8))[way]
     # Wrapped, a layer is any module, whose operators torch counts.
-    assert bench._macs(layer, x) == pytest.approx(bench._macs(nn.Sequential(layer), x))
+    assert bench_layers._macs(layer, x) == pytest.approx(
+        bench_layers._macs(nn.Sequential(layer), x)
+    )
 
 
 def test_networks_are_measured_forward_and_in_training(facts: dict[str, Any]) -> None:
@@ -126,22 +130,26 @@ def test_amdahls_figure_is_what_is_left_when_layers_shrink(
     # Each executes 3·81 + 9·3 of dense's 9·81 MACs.
     kept = (3 * 81 + 9 * 3) / (9 * 81)
     want = 10 / (10 - 2 * 3 * (1 - kept))
-    assert bench._amdahl(timings, titles, before, after, backward=False) == pytest.approx(want)
+    assert bench_networks._amdahl(timings, titles, before, after, backward=False) == pytest.approx(
+        want
+    )
 
 
 def test_where_arithmetic_is_all_that_counts_the_forward_macs_ratio_is_expected() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
     layer = bc.BasisConv2d.from_conv2d(conv, 4)
     roof = machine.Roof("float32", macs_per_second=1.0, bytes_per_second=1e30)
-    found = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8), roof)
+    x = torch.zeros(2, 16, 8, 8)
+    found = bench_layers._roofline(conv, layer, x, roof)
     assert found["bound_speedup"] == pytest.approx(3.6)
     # A number of half the bytes: as many multiplications meet half the traffic.
-    halved = bench._roofline(conv, layer, torch.zeros(2, 16, 8, 8, dtype=torch.bfloat16), roof)
+    halved = bench_layers._roofline(
+        conv, layer, torch.zeros(2, 16, 8, 8, dtype=torch.bfloat16), roof
+    )
     assert halved["intensity"] == pytest.approx(2 * found["intensity"])
     assert conv.weight.dtype == layer.basis.dtype == torch.float32
-    assert bench._roofline(conv, conv, torch.zeros(2, 16, 8, 8), roof) == {
-        "intensity": None, "bound_speedup": None
-    }  # fmt: skip
+    none = {"intensity": None, "bound_speedup": None}
+    assert bench_layers._roofline(conv, conv, x, roof) == none
 
 
 def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,13 +172,15 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
         return arms
 
     replays: list[int] = []
-    monkeypatch.setattr(bench, "Prepared", Spy)
-    monkeypatch.setattr(bench, "as_cuda_graphs", replayed)
-    monkeypatch.setattr(bench, "compare", compare)
+    monkeypatch.setattr(conditions, "Prepared", Spy)
+    monkeypatch.setattr(conditions, "as_cuda_graphs", replayed)
+    monkeypatch.setattr(conditions, "compare", compare)
     setting = Conditions("bfloat16", 2, repeats=7)
-    list(bench._network("resnet18", 8, [0.5], setting))
+    list(bench_networks.measure_network("resnet18", 8, [0.5], setting))
     monkeypatch.setattr(machine.Roof, "measure", lambda self: None)
-    bench._layers("resnet18", 8, [0.5], {}, setting, machine.Roof("bfloat16", 1.0, 1.0))
+    bench_layers.measure_layers(
+        "resnet18", 8, [0.5], {}, setting, machine.Roof("bfloat16", 1.0, 1.0)
+    )
     assert set(how) == {("bfloat16", False)} and set(asked) == {7}
     assert len(replays) == len(asked)
     x = torch.randn(2, 3, 4, 4)
@@ -190,9 +200,9 @@ def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
         if width == 8:
             raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(bench, "_network", timed)
-    monkeypatch.setattr(bench, "_memory", lambda name, width, *_: [(name, width)])
-    monkeypatch.setattr(bench, "_layers", too_large)
+    monkeypatch.setattr(bench, "measure_network", timed)
+    monkeypatch.setattr(bench, "measure_memory", lambda name, width, *_: [(name, width)])
+    monkeypatch.setattr(bench, "measure_layers", too_large)
     networks = [("resnet18", 4), ("resnet18", 8), ("vgg16_bn", 4)]
     found = bench.measure(networks, [0.25], [2], ["float32"], repeats=2, threads=1)
     lacking = "float32, batch 2 is left out: this device's memory does not hold it"
@@ -202,15 +212,16 @@ def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
 
 
 def test_results_of_several_devices_stand_side_by_side(
-    facts: dict[str, Any], tmp_path: Path
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = bench.save_benchmark(facts, tmp_path)
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    here = bench.save_benchmark(facts)
     another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
-    other = bench.save_benchmark(another, tmp_path)
-    assert bench.save_benchmark(facts, tmp_path) == here != other
+    other = bench.save_benchmark(another)
+    assert bench.save_benchmark(facts) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
-    assert {d["device"]["device"] for d in bench.saved_benchmarks(tmp_path)} == {
+    assert {d["device"]["device"] for d in bench.saved_benchmarks()} == {
         "Another CPU", facts["device"]["device"]
     }  # fmt: skip
     table = bench.markdown(facts)

@@ -20,6 +20,7 @@ from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.environment import UnsuitableMachine
 from basisconv.study.records.files import DamagedFile, read_json
+from basisconv.study.timing import cost_measurement as measuring
 from basisconv.study.timing import costs
 from basisconv.study.timing import steps as timed_steps
 from basisconv.study.timing.costs import Step
@@ -36,7 +37,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "published" / "costs.json"
     for module in (cost_table, study_module):
         monkeypatch.setattr(module, "cost_table", lambda name: path)
-    monkeypatch.setattr(costs, "configure_cpu", lambda threads: None)
+    monkeypatch.setattr(measuring, "configure_cpu", lambda threads: None)
     return path
 
 
@@ -59,7 +60,7 @@ def fake_compare(seen: list[set[str]]):  # type: ignore[no-untyped-def]
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """The arms of every comparison, which `fake_compare` times."""
     found: list[set[str]] = []
-    monkeypatch.setattr(costs, "compare", fake_compare(found))
+    monkeypatch.setattr(measuring, "compare", fake_compare(found))
     return found
 
 
@@ -68,7 +69,7 @@ def test_every_plan_that_a_profile_trains_is_measured_once(
 ) -> None:
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
     timed: list[set[str]] = []
-    monkeypatch.setattr(costs, "compare", fake_compare(timed))
+    monkeypatch.setattr(measuring, "compare", fake_compare(timed))
     assert measure_table(study, repeats=1) == table
     measured = costs.MeasuredCosts(read_json(table), table, study.profile)
 
@@ -96,7 +97,7 @@ def test_steps_are_timed_as_the_profile_trains_them(
 ) -> None:
     """Batch, precision and compilation; and a ratio is ours over dense, quartiles in order."""
     threads: list[int] = []
-    monkeypatch.setattr(costs, "configure_cpu", threads.append)
+    monkeypatch.setattr(measuring, "configure_cpu", threads.append)
     running: list[tuple[object, ...]] = []
     images: list[int] = []
 
@@ -105,13 +106,13 @@ def test_steps_are_timed_as_the_profile_trains_them(
             super().__init__()
             running.append(how)
 
-    monkeypatch.setattr(costs, "Prepared", Spy)
-    real = costs.random_images
+    monkeypatch.setattr(measuring, "Prepared", Spy)
+    real = measuring.random_images
     monkeypatch.setattr(
-        costs, "random_images", lambda batch: (images.append(batch), real(batch))[1]
+        measuring, "random_images", lambda batch: (images.append(batch), real(batch))[1]
     )
-    monkeypatch.setattr(costs, "forward_backward", lambda module, x, input_gradient: None)
-    monkeypatch.setattr(costs, "training_step", lambda model, x, kind: lambda: None)
+    monkeypatch.setattr(measuring, "forward_backward", lambda module, x, input_gradient: None)
+    monkeypatch.setattr(measuring, "training_step", lambda model, x, kind: lambda: None)
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
     changes = ["width=4", "costs=table", "threads=2", "precision=bfloat16", "compile=true",
                "training.batch_size=25"]  # fmt: skip
@@ -131,29 +132,29 @@ def test_steps_are_timed_as_the_profile_trains_them(
 
 def test_real_steps_have_ratios_and_quartiles(tmp_path: Path) -> None:
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
-    unit = costs._training_step(profile, costs.reference_step(profile))
-    row = costs._network_row(profile, Step(Plan(), 2, 8), unit, repeats=3)
+    unit = measuring._training_step(profile, costs.reference_step(profile))
+    row = measuring._network_row(profile, Step(Plan(), 2, 8), unit, repeats=3)
     assert (row["width"], row["batch_size"]) == (2, 8)
     low, high = row["quartiles"]
     assert 0 < low <= row["ratio"] <= high and "optimizer" not in row
-    muon = costs._network_row(profile, Step(Plan(), 2, 8, "muon"), unit, repeats=1)
+    muon = measuring._network_row(profile, Step(Plan(), 2, 8, "muon"), unit, repeats=1)
     assert muon["optimizer"] == "muon"
 
 
 def test_under_muon_a_layer_is_timed_with_its_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = costs.with_muon_update
+    slow = measuring.with_muon_update
 
     def slower(call: Callable[[], None], module: nn.Module) -> Callable[[], None]:
         step, basis = slow(call, module), "basis" in dict(module.module.named_parameters())
         return lambda: (time.sleep(0.1 * basis), step())[1]
 
-    monkeypatch.setattr(costs, "with_muon_update", slower)
+    monkeypatch.setattr(measuring, "with_muon_update", slower)
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
     steps = [Step(Plan({"layer4.1.conv2": 2}), 4, 8, "muon")]
     torch.set_num_threads(1)  # others may want the second core
-    (row,) = costs._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=3)
+    (row,) = measuring._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=3)
     assert abs(row["ratio"] - 1.0) < 0.1 and row["optimizer"] == "muon"
 
 
@@ -167,7 +168,7 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
     steps = [Step(Plan({name: 2}), 4, 8) for name in ("conv1", "layer4.1.conv2")]
     timed: list[tuple[tuple[int, ...], bool, bool]] = []
-    real = costs.forward_backward
+    real = measuring.forward_backward
 
     def spy(module: nn.Module, x: torch.Tensor, input_gradient: bool) -> Callable[[], None]:
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
@@ -175,9 +176,9 @@ def test_a_layers_row_is_its_networks_less_what_the_layer_saves(
         step, slow = real(module, x, input_gradient), len(timed) == 4
         return lambda: (time.sleep(0.2 * slow), step())[1]
 
-    monkeypatch.setattr(costs, "forward_backward", spy)
+    monkeypatch.setattr(measuring, "forward_backward", spy)
     torch.set_num_threads(1)  # others may want the second core
-    stem, last = costs._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=5)
+    stem, last = measuring._layer_rows(profile, steps, 0.75, lambda: time.sleep(0.4), repeats=5)
     assert timed[:2] == [((8, 3, 32, 32), True, False)] * 2
     assert [(shape, needed) for shape, _, needed in timed[2:]] == [((8, 32, 4, 4), True)] * 2
     assert abs(stem["ratio"] - 0.75) < 0.1
@@ -199,8 +200,8 @@ def test_a_single_layers_row_is_less_than_the_dense_row_of_its_own_width_and_bat
         }
         return {arm: Timing((took,) * 5, 0.0) for arm, took in seconds.items()}
 
-    monkeypatch.setattr(costs, "compare", compare)
-    monkeypatch.setattr(costs, "training_step", lambda model, x, kind: len(x))
+    monkeypatch.setattr(measuring, "compare", compare)
+    monkeypatch.setattr(measuring, "training_step", lambda model, x, kind: len(x))
     tuned = ", ".join(
         f"{kind}: {{1: {{learning_rate: 0.1, batch_size: {batch}}}}}"
         for kind, batch in (("dense", 5), ("narrow", 7), ("basis", 6), ("skip", 7))
@@ -225,10 +226,10 @@ def test_two_plans_of_one_layer_have_a_row_of_their_own_each(
         times = zip(arms, seconds, strict=True)
         return {arm: Timing((time,) * repeats, 0.0) for arm, time in times}
 
-    monkeypatch.setattr(costs, "compare", compare)
+    monkeypatch.setattr(measuring, "compare", compare)
     profile = Study.open("smoke", [*SETTINGS, "costs=macs"], runs=tmp_path / "runs").profile
     steps = [Step(Plan({"layer1.0.conv1": m}), 4, 8) for m in (1, 2)]
-    rows = costs._layer_rows(profile, steps, 0.75, lambda: None, repeats=5)
+    rows = measuring._layer_rows(profile, steps, 0.75, lambda: None, repeats=5)
     assert [row["ratio"] for row in rows] == pytest.approx([0.67, 0.72])
 
 
@@ -320,12 +321,12 @@ def test_an_interrupted_table_is_finished_and_its_rows_stay(
         return fake_compare(seen)(*_, **__)
 
     study = Study.open("smoke", SETTINGS, runs=tmp_path / "runs")
-    monkeypatch.setattr(costs, "compare", broken)
+    monkeypatch.setattr(measuring, "compare", broken)
     with pytest.raises(KeyboardInterrupt):
         measure_table(study)
     begun = read_json(table)["rows"]
     assert len(begun) == 2
-    monkeypatch.setattr(costs, "compare", fake_compare(seen))
+    monkeypatch.setattr(measuring, "compare", fake_compare(seen))
     ensure_costs(study)
     rows = read_json(table)["rows"]
     assert rows[: len(begun)] == begun and len(rows) > len(begun)
@@ -340,7 +341,7 @@ def test_arms_with_tuned_batches_of_their_own_find_their_rows(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever width the measured costs make the narrow network, and whatever 04 selects."""
-    monkeypatch.setattr(costs, "compare", fake_compare([]))
+    monkeypatch.setattr(measuring, "compare", fake_compare([]))
     settings = ", ".join(
         f"{kind}: {{1: {{learning_rate: 0.1, batch_size: {batch}}}}}"
         for kind, batch in (("dense", 4), ("narrow", 5), ("basis", 6), ("skip", 7))
@@ -362,7 +363,7 @@ def test_selected_subsets_get_no_row_wherever_they_are_named(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row would price 04's own Runs of the subset anew, after they were trained."""
-    monkeypatch.setattr(costs, "compare", fake_compare([]))
+    monkeypatch.setattr(measuring, "compare", fake_compare([]))
     named = "notebooks.02_all_layers.selected=[layer1.0.conv1, layer4.1.conv2]"
     study = Study.open("smoke", [*SETTINGS, named], runs=tmp_path / "runs")
     measure_table(study)

@@ -102,7 +102,7 @@ def test_a_machine_of_known_pace_has_the_roofline_that_follows(
         return dict.fromkeys(arms, Timing((1.0, 3.0), 0.0))
 
     monkeypatch.setattr(machine, "compare", seconds)
-    assert machine.arithmetic_rate() == 1536**3
+    assert machine.arithmetic_rate("float32") == 1536**3
     assert machine.memory_bandwidth(size=16) == 2 * 16 * 4
 
 
