@@ -10,6 +10,8 @@ import pytest
 from torture import SHORT, Line, Scale
 from torture.__main__ import REPORT, TRIALS, report
 
+from basisconv.study.records.environment import environment
+
 Trials = Callable[[Path, Scale], list[Line]]
 
 
@@ -31,8 +33,9 @@ def test_nothing_is_lost_or_believed(trials: Trials, tmp_path: Path) -> None:
 def test_the_report_counts_what_failed() -> None:
     text = report([Line("a", 1, "fine", True), Line("b", 2, "lost", False)], 60)
     assert "1 of 2 lines are not as wanted" in text and "| b | 2 | lost | **NO** |" in text
+    assert f"Commit {environment()['commit']}, " in text
 
 
 def test_the_last_full_report_is_as_wanted() -> None:
     text = REPORT.read_text()
-    assert "; 0 of " in text and "**NO**" not in text
+    assert "; 0 of " in text and "**NO**" not in text and "\nCommit " in text

@@ -28,7 +28,7 @@ class Scale:
 
 
 FULL = Scale(kills=100, team_kills=6, truncations=20, flips=200, nodes=10)
-SHORT = Scale(kills=6, team_kills=0, truncations=5, flips=25, nodes=1)
+SHORT = Scale(kills=6, team_kills=0, truncations=1, flips=3, nodes=1)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def report(lines: list[Line], seconds: float) -> str:
             "compared to the last bit; they are of real trainings (ResNet-18 of width 8, 60 "
             "images, 3 to 5 steps with switches between forms, a checkpoint before every step).",
             "",
-            f"{here['device']} ({here['device_kind']}), {os.cpu_count()} cores, "
+            f"Commit {here['commit']}, {here['device']} ({here['device_kind']}), "
+            f"{os.cpu_count()} cores, "
             f"{here['platform']}, Python {here['python']}, torch {here['torch']}; "
             f"{seconds / 60:.1f} minutes; {failed} of {len(lines)} lines are not as wanted.",
             "",
