@@ -143,9 +143,9 @@ def test_many_layers_are_looked_at_in_a_tenth_of_a_second():
     bc.layers(model)
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # others may want the machine
         assert len(bc.layers(model)) == 500
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     print(f"{best:.3f} s")
     assert best < 0.5  # a fifth of it on a machine of its own
 

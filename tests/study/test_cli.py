@@ -57,6 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["status", "--profile", "smoke", "--set", "width=-1"], "width: Input should be"),
         (["run", "--profile", "desk", "--set", "costs=tables"], "costs: Input should be"),
+        (["run", "--executor", "slurm"], "executor: Input should be 'local' or 'ray'"),
         (["merge", "nowhere", "--profile", "smoke"], "nowhere holds no records"),
         (["publish", "99_none", "--profile", "smoke"], "no notebook '99_none'"),
         (["data", "sample"], "data sample writes a new folder"),

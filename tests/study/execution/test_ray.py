@@ -51,11 +51,6 @@ def test_without_ray_one_sentence_says_what_to_install(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.startswith("basisconv: executor='ray' needs Ray")
 
 
-def test_an_unknown_executor_is_refused(tmp_path, capsys):
-    assert main(["run", "--profile", "smoke", "--executor", "slurm"]) == 1
-    assert "executor: Input should be 'local' or 'ray'" in capsys.readouterr().err
-
-
 def test_a_node_whose_code_gives_other_results_is_refused():
     assert _task(make_run(3), lambda run, more: run.seed + more, 2) == 5
     refused = _task(make_run(numerics=NUMERICS + 1), make_run)

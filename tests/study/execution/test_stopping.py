@@ -158,10 +158,7 @@ def command(folder: Path, *more: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_resumes(
-    tmp_path: Path, number: int, status: int
-) -> None:
+def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_resumes(tmp_path: Path) -> None:
     # Long enough that one worker is not at its end before the other has begun.
     longer = "notebooks.01_baseline.epochs=8"
     study = Study.open("smoke", [longer], runs=tmp_path)
@@ -172,9 +169,9 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_resumes(
         while not all(len(checkpoint_files(study.store.checkpoints(r.run_id))) == 2 for r in runs):
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             time.sleep(0.01)
-        os.killpg(process.pid, number)  # to workers, too: so a terminal or a cluster does
+        os.killpg(process.pid, signal.SIGTERM)  # to workers, too: so a terminal or a cluster does
         out, output = process.communicate(timeout=60)
-    assert process.returncode == status, output
+    assert process.returncode == 143, output
     assert "the same command continues" in output and "Traceback" not in output
     assert output.count("was paused: after step ") == 2
     assert study.store.all() == {}
@@ -184,16 +181,3 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_next_resumes(
         assert record is not None and record.result == train(run).result
         assert record.measurement.notes[0].startswith("went on from step ")
         assert not study.store.checkpoints(run.run_id).exists()
-
-
-def test_minutes_end_the_command_within_a_run_and_it_says_what_is_left(tmp_path: Path) -> None:
-    with command(tmp_path, "--minutes", "0.5") as process:
-        out, output = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "runs are left" in output and "missing" in out
-    study = Study.open("smoke", runs=tmp_path)
-    records, paused_at = study.store.all(), list((tmp_path / "checkpoints").iterdir())
-    assert (records or paused_at) and len(paused_at) <= 2
-    # On a fast machine they may be at the next section's, of which no step was taken yet.
-    assert output.count("was paused: after step ") == len(paused_at)
-    assert output.count("was paused") - output.count("paused: before its first") == len(paused_at)

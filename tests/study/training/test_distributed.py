@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from basisconv.study.execution.stopping import Stop
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
-from basisconv.study.records.run import Run
+from basisconv.study.records.run import Result, Run
 from basisconv.study.records.store import Store
 from basisconv.study.training import train as training
 from basisconv.study.training.augment import TrainingStream
@@ -73,6 +74,7 @@ NETWORKS: dict[str, Callable[[Run, int], nn.Module]] = {
 }  # fmt: skip
 
 TOGETHER = """
+import json
 import sys
 from pathlib import Path
 import torch
@@ -81,14 +83,15 @@ from basisconv.study.training import train as training
 from basisconv.study.training.distributed import torchrun_group
 from basisconv.study.records.run import Run
 
-run, network, folder = Run.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-training.initial_network = NETWORKS[network]
+folder = Path(sys.argv[2])
 with torchrun_group() as group:
     assert [group.any(group.rank == 1), group.any(False)] == [True, False]
-    trained = training._Training(run, None, group)
-    result = trained.result()
-    torch.save(trained.model.state_dict(), folder / f"{group.rank}.pt")
-    (folder / f"{group.rank}.json").write_text(result.model_dump_json())
+    for name, (network, run) in json.loads(sys.argv[1]).items():
+        training.initial_network = NETWORKS[network]
+        trained = training._Training(Run.model_validate_json(run), None, group)
+        result = trained.result()
+        torch.save(trained.model.state_dict(), folder / f"{name} {group.rank}.pt")
+        (folder / f"{name} {group.rank}.json").write_text(result.model_dump_json())
 """
 
 
@@ -103,17 +106,47 @@ def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def trained_together(run: Run, network: str, folder: Path) -> tuple[list[dict[str, Tensor]], Any]:
-    """Each process's network in the end, and the result, on which they agree."""
+SMOKE = ("notebooks.01_baseline.epochs=6", "confirm=[]")
+
+
+def smoke_run(folder: Path) -> Run:
+    """One of the smoke profile's runs, a little longer."""
+    return next(iter(draft(Study.open("smoke", SMOKE, folder), "01_baseline").runs.values()))
+
+
+def of_pair(run: Run) -> Run:
+    return Run.model_validate(run.model_dump() | {"processes": 2})
+
+
+PLAIN = (4, bc.Plan({"0": 3, "2": 5})), (3, bc.Plan())
+JOBS = {
+    "shards": ("resnet", make_run((3, BASIS), (4, bc.Plan()))),
+    "product": ("plain", make_run(*PLAIN, weight_decay=0.05, decay="product")),
+    "muon": (
+        "plain", make_run(*PLAIN, weight_decay=0.05, optimizer="muon", factor_lr_ratio=0.5)
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[list[dict[str, Tensor]], Result]]:
+    """Each process's network in the end, and the result, on which they agree, of every job."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs = JOBS | {"smoke": ("float32", of_pair(smoke_run(folder / "runs")))}
     script = folder / "script.py"
     script.write_text(TOGETHER)
-    with started(folder, script, run.model_dump_json(), network, folder) as process:
+    given = json.dumps({name: (net, run.model_dump_json()) for name, (net, run) in jobs.items()})
+    with started(folder, script, given, folder) as process:
         output = process.communicate(timeout=300)[1]
     assert process.returncode == 0, output
-    results = {(folder / f"{rank}.json").read_text() for rank in range(run.processes)}
-    assert len(results) == 1
-    states = [torch.load(folder / f"{rank}.pt") for rank in range(run.processes)]
-    return states, training.Result.model_validate_json(results.pop())
+    found = {}
+    for name in jobs:
+        (result,) = {(folder / f"{name} {rank}.json").read_text() for rank in (0, 1)}
+        states = [torch.load(folder / f"{name} {rank}.pt") for rank in (0, 1)]
+        found[name] = states, Result.model_validate_json(result)
+    return found
 
 
 def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]]:
@@ -149,9 +182,8 @@ def shards_in_turn(run: Run, network: str) -> tuple[list[nn.Module], list[float]
     return models, losses
 
 
-def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path) -> None:
-    run = make_run((3, BASIS), (4, bc.Plan()))
-    states, result = trained_together(run, "resnet", tmp_path)
+def test_two_processes_train_as_one_that_takes_the_shards_in_turn(together: Any) -> None:
+    run, (states, result) = JOBS["shards"][1], together["shards"]
     models, losses = shards_in_turn(run, "resnet")
     for state, model in zip(states, models, strict=True):
         torch.testing.assert_close(state, model.state_dict(), rtol=1e-9, atol=1e-9)
@@ -168,22 +200,18 @@ def test_two_processes_train_as_one_that_takes_the_shards_in_turn(tmp_path: Path
     assert result.val_loss == pytest.approx(trained._evaluate(trained.data.validation)[0], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"decay": "product"}, {"optimizer": "muon", "factor_lr_ratio": 0.5}]
-)
+@pytest.mark.parametrize("name", ["product", "muon"])
 def test_without_batch_norm_it_is_plain_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    together: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    plan = bc.Plan({"0": 3, "2": 5})
-    run = make_run((4, plan), (3, bc.Plan()), weight_decay=0.05, **changes)
-    states, result = trained_together(run, "plain", tmp_path)
+    states, result = together[name]
     monkeypatch.setattr(training, "initial_network", plain_network)
-    alone = training._Training(run.model_copy(update={"processes": 1}), None)
+    alone = training._Training(JOBS[name][1].model_copy(update={"processes": 1}), None)
     expected = alone.result()
     for state in states:
         torch.testing.assert_close(state, alone.model.state_dict(), rtol=1e-9, atol=1e-9)
-    for name in ("train_loss", "val_loss", "val_accuracy"):
-        lines = [[getattr(e, name) for e in r.history] for r in (result, expected)]
+    for what in ("train_loss", "val_loss", "val_accuracy"):
+        lines = [[getattr(e, what) for e in r.history] for r in (result, expected)]
         assert lines[0] == pytest.approx(lines[1], abs=1e-6)
 
 
@@ -206,15 +234,14 @@ def test_looking_at_a_lock_does_not_prevent_training(
     assert outcome is not None and outcome.status == "done"
 
 
-def test_torchrun_pauses_and_resumes_a_run(tmp_path: Path) -> None:
+def test_torchrun_pauses_and_resumes_a_run(together: Any, tmp_path: Path) -> None:
     """`torchrun -m basisconv train`, ended by SIGTERM, and once more."""
-    settings = ("notebooks.01_baseline.epochs=6", "confirm=[]")
-    study = Study.open("smoke", settings, tmp_path / "runs")
-    run = next(iter(draft(study, "01_baseline").runs.values()))
-    pair = Run.model_validate(run.model_dump() | {"processes": 2})
+    study = Study.open("smoke", SMOKE, tmp_path / "runs")
+    run = smoke_run(tmp_path / "runs")
+    pair = of_pair(run)
     command = ["-m", "basisconv", "train", run.run_id, "--profile", "smoke"]
     command += ["--runs", str(study.store.folder)]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += [word for setting in SMOKE for word in ("--set", setting)]
     with started(tmp_path, *command) as process:
         while not study.store.is_training(pair.run_id):
             assert process.poll() is None, process.communicate()
@@ -238,7 +265,7 @@ def test_torchrun_pauses_and_resumes_a_run(tmp_path: Path) -> None:
         f"went on from step {step_of_file(left)}",
     )
     assert study.store.get(run.run_id) is None
-    assert record.result == trained_together(pair, "float32", tmp_path)[1]
+    assert record.result == together["smoke"][1]
 
 
 def test_a_run_that_has_its_record_is_not_trained_again(
