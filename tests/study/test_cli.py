@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from fake_runs import make_record, make_run
@@ -45,6 +47,30 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         return real_sweep(runs, store, **{**options, "train": fake_train, "workers": 1})  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline, "train_runs", sweep)
+
+
+class Called(NamedTuple):
+    """A command's status and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
+    """Runs a command on a profile, with a store of the test's own."""
+
+    def run(command: str, *more: str, profile: str = "smoke", runs: str = "runs") -> Called:
+        options = ["--profile", profile, "--runs", str(tmp_path / runs), *more]
+        return Called(main([*command.split(), *options]), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study.open("smoke", runs=tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -89,97 +115,76 @@ def test_an_unknown_command_or_option_is_exit_2(
 
 
 @pytest.mark.usefixtures("fake")
-def test_run_trains_what_is_missing_and_names_what_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = str(tmp_path / "runs")
-    assert main(["run", "--profile", "smoke", "--runs", runs]) == 1
-    output = capsys.readouterr().err
-    assert "01_baseline" in output and "--retry-failed" in output
-    study = Study.open("smoke", runs=Path(runs))
+def test_run_trains_what_is_missing_and_names_what_failed(call: Any, study: Study) -> None:
+    run = call("run")
+    assert run.status == 1 and "01_baseline" in run.err and "--retry-failed" in run.err
     sweep_runs = draft(study, "03_sensitivity").runs
     assert all(study.store.get(run_id) for run_id in sweep_runs)  # after the failures in 01, 02
-    assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    counts = {line.split()[0]: line.split()[7:11] for line in lines[2:]}
-    assert counts["01_baseline"] == ["1", "1", "0", "0"]
+    status = call("status")
+    counts = {line.split()[0]: line.split()[7:11] for line in status.out.splitlines()[2:]}
+    assert status.status == 0 and counts["01_baseline"] == ["1", "1", "0", "0"]
     assert counts["02_all_layers"][2:] == ["0", "0"]
     assert counts["02_all_layers"][0] == counts["02_all_layers"][1]  # one seed of two fails
     assert counts["03_sensitivity"] == ["42", "0", "0", "0"]
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_time_limit_is_not_a_failure_and_status_says_what_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = str(tmp_path / "runs")
-    assert main(["run", "--profile", "smoke", "--runs", runs, "--minutes", "0"]) == 0
-    assert "01_baseline: 2 runs are left" in capsys.readouterr().err
-    assert main(["status", "--profile", "smoke", "--runs", runs]) == 0
-    out = capsys.readouterr().out
-    (baseline,) = [line for line in out.splitlines() if line.startswith("01_baseline")]
-    assert baseline.split()[-5:] == ["0", "0", "0", "2", "?"]
-    assert "it waits for the records of 03_sensitivity" in out
+def test_a_time_limit_is_not_a_failure_and_status_says_what_is_left(call: Any) -> None:
+    run = call("run", "--minutes", "0")
+    assert run.status == 0 and "01_baseline: 2 runs are left" in run.err
+    status = call("status")
+    (baseline,) = [line for line in status.out.splitlines() if line.startswith("01_baseline")]
+    assert status.status == 0 and baseline.split()[-5:] == ["0", "0", "0", "2", "?"]
+    assert "it waits for the records of 03_sensitivity" in status.out
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_section_is_trained_by_its_name_and_no_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = tmp_path / "runs"
-    assert main(["run", "01b_pilot", "--profile", "smoke", "--runs", str(runs)]) == 0
-    study = Study.open("smoke", runs=runs)
+def test_a_section_is_trained_by_its_name_and_no_other(call: Any, study: Study) -> None:
+    assert call("run 01b_pilot").status == 0
     assert study.store.all().keys() == draft(study, "01b_pilot").runs.keys()
-    assert main(["run", "01_none", "--profile", "smoke", "--runs", str(runs)]) == 1
-    assert "No runs belong to ['01_none']. Sections: 01b_pilot," in capsys.readouterr().err
+    unknown = call("run 01_none")
+    assert unknown.status == 1
+    assert "No runs belong to ['01_none']. Sections: 01b_pilot," in unknown.err
 
 
 def test_status_estimates_hours_before_step_times_are_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "cost_table", lambda name: tmp_path / "costs.json")
-    assert main(["status", "--profile", "desk", "--runs", str(tmp_path / "runs")]) == 0
-    output = capsys.readouterr().out
-    (whole,) = [line for line in output.splitlines() if line.startswith("all ")]
+    status = call("status", profile="desk")
+    (whole,) = [line for line in status.out.splitlines() if line.startswith("all ")]
     # Without step times a plan costs its multiplications; the profile's text has what was measured.
-    stated = float(re.search(r"about (\d+) hours", output)[1])
-    assert 0.8 < float(whole.split()[2]) / stated < 1.25 and "bench --costs desk" in output
+    stated = float(re.search(r"about (\d+) hours", status.out)[1])
+    assert 0.8 < float(whole.split()[2]) / stated < 1.25 and "bench --costs desk" in status.out
 
 
 @pytest.mark.usefixtures("fake")
-def test_merge_adds_records_of_another_machine(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["run", "--profile", "smoke", "--runs", str(tmp_path / "there")])
-    capsys.readouterr()
-    here = ["--profile", "smoke", "--runs", str(tmp_path / "here")]
-    assert main(["merge", str(tmp_path / "there"), *here]) == 0
-    first = capsys.readouterr().out
-    assert main(["merge", str(tmp_path / "there"), *here]) == 0
-    second = capsys.readouterr().out
-    added = int(first.split()[0])
-    assert added > 50 and second.startswith(f"0 added, {added} known")
+def test_merge_adds_records_of_another_machine(call: Any, tmp_path: Path) -> None:
+    call("run", runs="there")
+    merge = f"merge {tmp_path / 'there'}"
+    first, second = call(merge), call(merge)
+    added = int(first.out.split()[0])
+    assert (first.status, second.status) == (0, 0)
+    assert added > 50 and second.out.startswith(f"0 added, {added} known")
     # One byte changed by hand: nothing more is taken in.
     record = next((tmp_path / "there").glob("*.json"))
     record.write_bytes(record.read_bytes().replace(b'"val_loss": 1.', b'"val_loss": 0.', 1))
-    assert main(["merge", str(tmp_path / "there"), *here]) == 1
-    assert record.name in capsys.readouterr().err
+    refused = call(merge)
+    assert refused.status == 1 and record.name in refused.err
 
 
-def test_records_of_another_profile_are_not_merged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    desk = study_module.published_folder("desk")
-    runs = tmp_path / "runs"
-    assert main(["merge", str(desk), "--profile", "paper", "--runs", str(runs)]) == 1
-    output = capsys.readouterr().err
-    assert "holds records of profile desk, not of paper: add --profile desk." in output
-    assert not runs.exists()
-    assert main(["merge", str(desk), "--profile", "desk", "--runs", str(runs)]) == 0
-    assert capsys.readouterr().out.endswith(f" added, 0 known, in {runs}\n")
+def test_records_of_another_profile_are_not_merged(call: Any, tmp_path: Path) -> None:
+    merge = f"merge {study_module.published_folder('desk')}"
+    refused = call(merge, profile="paper")
+    assert refused.status == 1
+    assert "holds records of profile desk, not of paper: add --profile desk." in refused.err
+    assert not (tmp_path / "runs").exists()
+    merged = call(merge, profile="desk")
+    assert merged.status == 0
+    assert merged.out.endswith(f" added, 0 known, in {tmp_path / 'runs'}\n")
 
 
-def test_minutes_are_of_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minutes_are_of_the_whole_command(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now, over = [0.0], []
 
     def sweep(runs: list[Run], store: Store, stop: Stop, **_: object) -> RunsReport:
@@ -191,98 +196,80 @@ def test_minutes_are_of_the_whole_command(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(pipeline, "train_runs", sweep)
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
     # 03 first, which 04 waits for; then 04, and 02 is too late.
-    assert main(["run", *runs, "--minutes", "1.5", "04_selection", "02_all_layers"]) == 0
+    assert call("run 04_selection 02_all_layers", "--minutes", "1.5").status == 0
     assert over == [False, False, True]
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_dry_run_names_the_runs_and_does_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    assert main(["run", *runs, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    study = Study.open("smoke", runs=tmp_path / "runs")
+def test_a_dry_run_names_the_runs_and_does_nothing(call: Any, study: Study) -> None:
+    dry = call("run --dry-run")
+    assert dry.status == 0
     for name in ("01_baseline", "02_all_layers", "03_sensitivity", "05_skip_training"):
         wanted = draft(study, name).runs
-        assert f"{name}: {len(wanted)} runs to train, unknown time" in out
-        assert all(f"  {run_id}  resnet18, width " in out for run_id in wanted)
-        assert all(f"\n  {arm.label}\n" in out for arm in draft(study, name).arms)
-    assert "04_selection: waits for" in out
-    assert not (tmp_path / "runs").exists()
+        assert f"{name}: {len(wanted)} runs to train, unknown time" in dry.out
+        assert all(f"  {run_id}  resnet18, width " in dry.out for run_id in wanted)
+        assert all(f"\n  {arm.label}\n" in dry.out for arm in draft(study, name).arms)
+    assert "04_selection: waits for" in dry.out
+    assert not study.store.folder.exists()
 
     # Failed runs are named when they would be trained, and steps that are done are output.
-    main(["run", *runs])
-    capsys.readouterr()
-    assert main(["run", *runs, "--dry-run"]) == 0
-    assert "01_baseline: 0 runs to train\n" in capsys.readouterr().out
+    call("run")
+    assert "01_baseline: 0 runs to train\n" in call("run --dry-run").out
     (failed,) = [i for i in draft(study, "01_baseline").runs if study.store.get(i).status != "done"]
     folder = study.store.checkpoints(failed)
     folder.mkdir(parents=True)
     (folder / f"{7:09d}-{'0' * 64}.pt").touch()
-    assert main(["run", *runs, "--dry-run", "--retry-failed"]) == 0
-    out = capsys.readouterr().out
+    out = call("run --dry-run --retry-failed").out
     assert f"01_baseline: 1 runs to train, unknown time\n  dense\n    {failed}" in out
     assert "seed 101, 0 basis layers, " in out and " steps, 7 of them done\n" in out
 
 
 def test_of_two_results_of_a_gpu_run_the_first_stays_and_the_output_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    call: Any, tmp_path: Path
 ) -> None:
-    here, there = (Store(tmp_path / name) for name in ("here", "there"))
+    here, there = (Store(tmp_path / name) for name in ("runs", "there"))
     for store, loss in ((here, 1.0), (there, 2.0)):
         store.put(make_record(make_run(), loss=loss, kind="NVIDIA H100"))
-    command = ["merge", str(there.folder), "--profile", "smoke", "--runs", str(here.folder)]
     for _ in range(2):
-        assert main(command) == 0
-        output = capsys.readouterr().out
-        assert output.startswith("0 added, 0 known, 1 not added") and make_run().run_id in output
-    record = here.get(make_run().run_id)
-    assert record is not None and record.result is not None and record.result.val_loss == 1.0
+        merged = call(f"merge {there.folder}")
+        assert merged.status == 0 and make_run().run_id in merged.out
+        assert merged.out.startswith("0 added, 0 known, 1 not added")
+    assert here.get(make_run().run_id).result.val_loss == 1.0
 
 
-def test_publishing_trains_nothing_and_names_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = tmp_path / "runs"
-    assert main(["publish", "01_baseline", "--profile", "smoke", "--runs", str(runs)]) == 1
-    assert "has no record of 2 of the runs" in capsys.readouterr().err
-    assert not list(runs.rglob("*.json"))
+def test_publishing_trains_nothing_and_names_what_is_missing(call: Any, tmp_path: Path) -> None:
+    refused = call("publish 01_baseline")
+    assert refused.status == 1 and "has no record of 2 of the runs" in refused.err
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.usefixtures("fake")
 def test_what_there_is_of_a_section_is_published_when_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    call: Any, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    main(["run", *runs])
-    records = sorted((tmp_path / "runs").glob("*.json"))
-    wanted = draft(Study.open("smoke", runs=tmp_path / "runs"), "03_sensitivity").runs
-    next(path for path in records if path.stem in wanted).unlink()
+    call("run")
+    wanted = draft(study, "03_sensitivity").runs
+    study.store.path(next(iter(wanted))).unlink()
     monkeypatch.setattr(study_module, "ROOT", tmp_path)
-    capsys.readouterr()
-    assert main(["publish", "03_sensitivity", *runs, "--incomplete"]) == 0
-    output = capsys.readouterr().out
-    assert output == f"03_sensitivity: {len(wanted) - 1} records published, 0 known, 1 missing\n"
-    assert main(["verify", *runs]) == 0
-    assert f"{len(wanted) - 1} published records, 1 manifests" in capsys.readouterr().out
+    published = call("publish 03_sensitivity --incomplete")
+    left = len(wanted) - 1
+    assert published.status == 0
+    assert published.out == f"03_sensitivity: {left} records published, 0 known, 1 missing\n"
+    verified = call("verify")
+    assert verified.status == 0 and f"{left} published records, 1 manifests" in verified.out
 
 
 @pytest.mark.usefixtures("fake")
 def test_an_incomplete_larger_section_leaves_the_complete_one_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = ["--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    fewer = [*runs, "--set", "seeds.confirm=[100]"]
-    main(["run", "01_baseline", *fewer])
+    fewer = "--set", "seeds.confirm=[100]"
+    call("run 01_baseline", *fewer)
     monkeypatch.setattr(study_module, "ROOT", tmp_path)
-    assert main(["publish", "01_baseline", *fewer]) == 0
-    capsys.readouterr()
-    assert main(["publish", "01_baseline", *runs, "--incomplete"]) == 0
-    output = capsys.readouterr().out
-    assert output == (
+    assert call("publish 01_baseline", *fewer).status == 0
+    larger = call("publish 01_baseline --incomplete")
+    assert larger.status == 0 and larger.out == (
         "01_baseline: 0 records published, 1 known, 1 missing, and the complete section published "
         "before is still shown\n"
     )
@@ -291,21 +278,12 @@ def test_an_incomplete_larger_section_leaves_the_complete_one_shown(
 
 
 def test_missing_data_stop_a_run_once_and_before_any_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BASISCONV_DATA", str(tmp_path / "nowhere"))
-    arguments = [
-        "run",
-        "--profile",
-        "smoke",
-        "--set",
-        "data=cifar10",
-        "--runs",
-        str(tmp_path / "r"),
-    ]
-    assert main(arguments) == 1
-    output = capsys.readouterr()
-    assert output.err.count("basisconv: ") == 1 and str(tmp_path / "nowhere") in output.err
+    run = call("run", "--set", "data=cifar10")
+    assert run.status == 1
+    assert run.err.count("basisconv: ") == 1 and str(tmp_path / "nowhere") in run.err
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -354,21 +332,20 @@ def test_a_reader_that_closes_the_pipe_is_not_an_error(
 
 @pytest.mark.usefixtures("fake")
 def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = tmp_path / "runs"
-    command = ["run", "--profile", "smoke", "--runs", str(runs)]
-    changes = ["--set", "seeds.explore=[0, 101]", "--set", "seeds.confirm=[100]"]
-    assert main([*command, *changes]) == 1
-    output = capsys.readouterr().err
+    changes = "seeds.explore=[0, 101]", "seeds.confirm=[100]"
+    given = [word for change in changes for word in ("--set", change)]
+    run = call("run", *given)
     # 03's 21 and 05's; 04 waits for 03, whose failures it does not count anew.
-    study = Study.open("smoke", ["seeds.explore=[0, 101]", "seeds.confirm=[100]"], runs)
+    study = Study.open("smoke", changes, tmp_path / "runs")
     failed = [r for r in study.store.all().values() if r.status == "failed"]
-    assert len(failed) > 21 and f"basisconv: {len(failed)} runs failed" in output
-    assert f"{runs} hold the traceback" in output
+    assert run.status == 1 and len(failed) > 21
+    assert f"basisconv: {len(failed)} runs failed" in run.err
+    assert f"{tmp_path / 'runs'} hold the traceback" in run.err
     monkeypatch.setattr(sys.modules[__name__], "fake_train", lambda run, _: _lucky(run))
-    assert main([*command, *changes]) == 1  # failures stand until asked
-    assert main([*command, *changes, "--retry-failed"]) == 0
+    assert call("run", *given).status == 1  # failures stand until asked
+    assert call("run --retry-failed", *given).status == 0
     assert all(record.status == "done" for record in study.store.all().values())
     # 04 is made on the way, and 05 after it.
     assert set(draft(study, "04_selection").runs) <= study.store.all().keys()
