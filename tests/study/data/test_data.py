@@ -257,12 +257,6 @@ def test_an_unknown_set_names_those_there_are():
         load("mnist")
 
 
-def test_the_sample_says_where_it_is_from():
-    source = (SAMPLE / "SOURCE.md").read_text()
-    assert "Krizhevsky" in source
-    assert "python -m basisconv data sample" in source
-
-
 # Packs
 
 

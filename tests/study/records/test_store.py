@@ -96,13 +96,6 @@ def test_merge_adds_what_is_new_once(tmp_path):
     assert contents(here.folder) == before
 
 
-def test_merge_ignores_what_was_measured(tmp_path):
-    here = filled(tmp_path / "here", [0], seconds=1.0)
-    report = here.merge(filled(tmp_path / "there", [0], seconds=9.0, kind="gpu").folder)
-    assert report.known == ids(0)
-    assert here.get(ids(0)[0]).measurement.seconds == {"total": 1.0}
-
-
 def test_merge_refuses_another_result_of_the_same_kind_of_device(tmp_path):
     here = filled(tmp_path / "here", [5])
     there = filled(tmp_path / "there", [0, 1, 2, 3, 4])
