@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from basisconv.knapsack import (
-    check_number,
-    check_values,
-    chosen_names,
-    counted_losses,
-    useful,
-)
+from basisconv.knapsack import check_number, check_values, chosen_names, counted_losses, useful
 from basisconv.plan import Plan
 from basisconv.program import Floats, Subset, fits, solve, total_of
 
@@ -26,11 +20,7 @@ _TOLERANCE = 0.02  # how far a predicted time may be from the target, relative t
 
 
 def random_subset(
-    savings: Mapping[str, float],
-    total: float,
-    target: float,
-    candidates: Plan,
-    seed: int,
+    savings: Mapping[str, float], total: float, target: float, candidates: Plan, seed: int
 ) -> Plan:
     """A random subset, of a given predicted time, of the layers that save something.
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 # Jordan's quintic: its slope at zero is as steep as can be with all of [0, 1] ending near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-
-
 _EPS = 1e-7
 
 

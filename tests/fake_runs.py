@@ -118,3 +118,8 @@ def pids(log: Path) -> set[int]:
 
 def strays(folder: Path) -> list[Path]:
     return list(folder.glob("**/*.tmp"))
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file with its bytes and the time it was written."""
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_runs import make_record, make_run
+from fake_runs import contents, make_record, make_run
 from torture.subjects import cost_table as write_costs
 
 from basisconv.study import cli
@@ -44,10 +44,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     publish(study.store, section, published_folder("desk"))
     write_costs(cost_table("desk"), "desk")
     return study
-
-
-def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
 def test_sound_files_are_counted_and_left_alone(

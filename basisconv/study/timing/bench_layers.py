@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from basisconv.cost import observe, summary
+from basisconv.cost import summary
 from basisconv.layer import BasisConv2d
+from basisconv.observe import observe
 from basisconv.plan import Plan
 from basisconv.planning import basis_filters
 from basisconv.study.timing.conditions import Conditions, timing_of, title

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from basisconv.cost import LayerCost, Summary, observe, summary
+from basisconv.cost import LayerCost, Summary, summary
 from basisconv.decompose import FORMS
+from basisconv.observe import observe
 from basisconv.plan import Plan
 from basisconv.planning import make_plan
 from basisconv.study.timing.conditions import Conditions, timing_of, title

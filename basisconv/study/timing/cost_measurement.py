@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from basisconv.cost import observe
+from basisconv.observe import observe
 from basisconv.plan import Plan
 from basisconv.study.records.environment import (
     UnsuitableMachine,

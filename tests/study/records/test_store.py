@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from fake_runs import make_record, make_run, no_space, strays
+from fake_runs import contents, make_record, make_run, no_space, strays
 
 from basisconv.study.records import files
 from basisconv.study.records.files import DamagedFile, write_json
@@ -17,12 +17,6 @@ def filled(folder, seeds, **changes):
     for seed in seeds:
         store.put(make_record(make_run(seed), **changes))
     return store
-
-
-def contents(folder):
-    """Every file with its bytes and the time it was written."""
-    paths = (p for p in folder.rglob("*") if p.is_file())
-    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
 
 
 def ids(*seeds):

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import BASIS, make_run
 
 import basisconv as bc
-from basisconv.study.data.sets import DIGESTS
-from basisconv.study.records.run import Data, Phase, Run
 from basisconv.study.training.optimization import (
     learning_rate,
     make_optimizer,
@@ -19,16 +18,6 @@ from basisconv.study.training.optimization import (
     squared_norms,
 )
 from basisconv.study.training.phases import initial_network
-
-BASIS = bc.Plan({"layer2.0.conv2": 4, "layer4.1.conv2": 16})
-
-
-def make_run(*phases: tuple[int, bc.Plan], **changes: Any) -> Run:
-    return Run(
-        width=8, seed=0, learning_rate=changes.pop("learning_rate", 0.05),
-        data=Data(name="cifar10-sample", sha256=DIGESTS["cifar10-sample"]),
-        phases=tuple(Phase(steps=n, plan=p) for n, p in phases), **changes,
-    )  # fmt: skip
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing_over_the_run_or_each_phase() -> None:

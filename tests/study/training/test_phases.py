@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 from torch import nn
 
 import basisconv as bc
-from basisconv.study.records.run import Data, Phase, Run
+from basisconv.study.records.run import Run
 from basisconv.study.training.phases import (
     initial_network,
     kernel_momentum,
@@ -17,16 +18,11 @@ from basisconv.study.training.phases import (
     switch_plan,
 )
 
-SHA = "0" * 64
 BASIS = {"layer1.0.conv1": 2, "layer3.1.conv2": 8}
 
 
 def make_run(*plans: bc.Plan, **changes: Any) -> Run:
-    settings: dict[str, Any] = {
-        "width": 8, "data": Data(name="cifar10", sha256=SHA), "learning_rate": 0.1, "seed": 0,
-        "phases": tuple(Phase(steps=2, plan=plan) for plan in plans),
-    }  # fmt: skip
-    return Run(**settings | changes)
+    return small_runs.make_run(*((2, plan) for plan in plans), **changes)
 
 
 def buffers_of(model: nn.Module) -> dict[str, torch.Tensor]:
