@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from basisconv.plan import Plan
+from basisconv.screening import screening
 from basisconv.study.records.run import (
     Arm,
     Data,
@@ -331,6 +332,28 @@ def skip_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     return maker.section(ratio=0.25, budget=2.0, train_images=3000), maker.records
 
 
+def search_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """07: what a layer costs falls with its depth, and quarters cost two thirds of eighths."""
+    maker = Maker("07_search", **{"test": False, **kwargs})
+    blocks, shares = min(4, len(maker.seeds)), {16: 0.0, 8: 1 / 3, 4: 2 / 3, 2: 1.0}
+    screened = [name for name in LAYERS if ".conv" in name]
+    plans, block_of = screening(dict.fromkeys(screened, 16), blocks=blocks)
+    for number, (plan, block) in enumerate(zip(plans, block_of, strict=True), start=1):
+        rise = sum(shares[m] * SCREENED[name] for name, m in plan.layers.items())
+        maker.arm(
+            f"run {number}", "selected", 0, values=[80 - 20 * rise],
+            loss=(0.5 + 0.01 * block) * float(np.exp(rise)), budget=1,
+            detail={"part": "screening", "block": block, "layers": dict(plan.layers)},
+        )  # fmt: skip
+    return maker.section(levels=[1, 0.5, 0.25, 0.125], runs=64, blocks=blocks, epochs=1.0), (
+        maker.records
+    )
+
+
+SCREENED = {name: 0.02 * (1 - i / 16) for i, name in enumerate(n for n in LAYERS if ".conv" in n)}
+"""What each layer of 07 costs with an eighth of its filters, in log loss."""
+
+
 def timing_section(profile: str = "desk") -> Section:
     """06: late layers realise more of their saving."""
 
@@ -393,6 +416,7 @@ def all_sections(
         selection_section(test=test, **common),
         skip_section(test=test, **common),
         defaults_section(**common),
+        search_section(**common),
     ]
     sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]
     records = {run_id: record for _, found in made for run_id, record in found.items()}

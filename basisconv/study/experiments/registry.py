@@ -20,6 +20,7 @@ from basisconv.study.experiments import (
     defaults,
     method,
     pilot,
+    search,
     selection,
     sensitivity,
     skip_training,
@@ -79,6 +80,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         defaults, "our defaults", "What is each choice worth that the paper leaves open?"
     ),
     "06_timing": Experiment(timing, "timing", "How much of the saving does the clock see?"),
+    "07_search": Experiment(
+        search, "screening instead of a sweep", "Which layers hurt, from fewer trainings?"
+    ),
     "10_claims": Experiment(claims, "the claims", "What of the paper holds?"),
 }
 """By name, in the order of notebooks, paper and README."""
