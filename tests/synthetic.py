@@ -402,6 +402,20 @@ def timing_section(profile: str = "desk") -> Section:
     return Section(name="06_timing", profile=profile, arms=(), facts=facts)
 
 
+def generalisation_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """09: on CIFAR-100 basis filters lose at equal epochs, and at equal time to D½ alone."""
+    maker = Maker("09_generalisation", **kwargs)
+    for part, levels in (("equal time", {"D": 60.0, "B¼": 62.0, "D½": 63.0}),
+                         ("equal epochs", {"D": 61.0, "B¼": 58.0, "S¼": 60.8})):  # fmt: skip
+        for name, level in levels.items():
+            method = {"D": "dense", "B¼": "basis", "D½": "narrow", "S¼": "skip"}[name]
+            told = {"arm": name, "recipe": "muon", "part": part, "network": "resnet18",
+                    "data": "cifar100"}  # fmt: skip
+            time = 4.0 if part == "equal time" or name == "D" else 1.84
+            maker.arm(f"{name}, {part}", method, level, budget=4, time=time, detail=told)
+    return maker.section(data="cifar100"), maker.records
+
+
 def all_sections(
     profile: str = "desk", seeds: Sequence[int] = (0, 1, 2, 3), test: bool = True, **kwargs: Any
 ) -> tuple[dict[str, Section], dict[str, Record]]:
@@ -417,6 +431,7 @@ def all_sections(
         skip_section(test=test, **common),
         defaults_section(**common),
         search_section(**common),
+        generalisation_section(test=test, **common),
     ]
     sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]
     records = {run_id: record for _, found in made for run_id, record in found.items()}

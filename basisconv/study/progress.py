@@ -125,7 +125,7 @@ def table(rows: Sequence[Progress]) -> str:
     head = f"{'section':<18}{'arms':>5}{'seeds':>6}{'runs':>6}{'steps':>7}{'ms':>6}{'hours':>7}"
     lines = [f"{head}{'done':>7}{'failed':>8}{'running':>9}{'missing':>9}{'hours left':>12}"]
     for row in rows:
-        seeds = "–".join(str(n) for n in sorted({row.seeds[0], row.seeds[-1]}))
+        seeds = "–".join(str(n) for n in sorted({*row.seeds[:1], *row.seeds[-1:]}))
         lines.append(
             f"{row.section:<18}{row.arms:>5}{seeds:>6}{row.runs:>6}{row.steps:>7.0f}"
             f"{_number(row.step_ms, 0):>6}{_cells([row])}"

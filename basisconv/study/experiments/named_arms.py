@@ -10,9 +10,9 @@ selected    basis filters in the layers that the profile names, the rest dense
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -97,7 +97,12 @@ def named_arm(
 
 
 def add_comparison(
-    draft: Draft, setting: Comparison, part: str, ratio: float = 0.25, selected: Sequence[str] = ()
+    draft: Draft,
+    setting: Comparison,
+    part: str,
+    ratio: float = 0.25,
+    selected: Sequence[str] = (),
+    detail: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a comparison's arms to a draft.
 
@@ -108,6 +113,7 @@ def add_comparison(
             those that end nearest to the time.
         ratio: as in `named_arm`.
         selected: likewise.
+        detail: what else to keep beside each arm.
     """
     study = draft.study
     for name, seeds in setting.arms.items():
@@ -124,7 +130,7 @@ def add_comparison(
             f"{name}, {setting.recipe}, {part}, {setting.length:g}",
             arm.method, arm.steps(total), setting.length, arm.width,
             seeds=study.seeds(draft.name, seeds), settings=settings | {"threads": setting.threads},
-            detail={"arm": name, "recipe": setting.recipe, "part": part},
+            detail={"arm": name, "recipe": setting.recipe, "part": part, **(detail or {})},
         )  # fmt: skip
 
 

@@ -78,9 +78,10 @@ def make_section(
         except Waiting as waiting:
             make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
-        if study.store.untrained(arms.runs.values(), retry_failed):
+        untrained = study.store.untrained(arms.runs.values(), retry_failed)
+        for name_and_images in {(r.data.name, r.data.train_images) for r in untrained}:
             # Fetched, or found missing, once and here rather than in each worker for each Run.
-            load(study.profile.data, study.profile.train_images)
+            load(*name_and_images)
         report = train_runs(
             list(arms.runs.values()), study.store, workers=study.profile.workers,
             threads=study.profile.threads, stop=stop, retry_failed=retry_failed,

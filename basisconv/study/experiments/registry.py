@@ -18,6 +18,7 @@ from basisconv.study.experiments import (
     baseline,
     claims,
     defaults,
+    generalisation,
     method,
     pilot,
     search,
@@ -82,6 +83,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "06_timing": Experiment(timing, "timing", "How much of the saving does the clock see?"),
     "07_search": Experiment(
         search, "screening instead of a sweep", "Which layers hurt, from fewer trainings?"
+    ),
+    generalisation.NAME: Experiment(
+        generalisation,
+        "other data and networks",
+        "Does it hold on other data and in other networks?",
     ),
     "10_claims": Experiment(claims, "the claims", "What of the paper holds?"),
 }

@@ -23,7 +23,7 @@ from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.profiles import Profile, load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import DamagedFile, read_json
-from basisconv.study.records.run import Data, Kind, Method, Optimizer, Phase, Run
+from basisconv.study.records.run import Data, DataName, Kind, Method, Optimizer, Phase, Run
 from basisconv.study.records.store import Store
 from basisconv.study.timing.costs import (
     Costs,
@@ -131,6 +131,13 @@ class Study:
             return self
         changes = {"train_images": train_images}
         return replace(self, profile=self.profile.model_copy(update=changes))
+
+    def on(self, data: DataName) -> Study:
+        """The same study on another data set, with as many of its training images.
+
+        Its steps cost what they do on the profile's own: the last layer's outputs hardly count.
+        """
+        return replace(self, profile=self.profile.model_copy(update={"data": data}))
 
     def plan(
         self, ratio: float, layers: list[str] | None = None, width: int | None = None, **kind: Any

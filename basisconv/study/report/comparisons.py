@@ -157,10 +157,10 @@ def time_frame(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def contrast_frame(found: Sequence[Measured]) -> pd.DataFrame:
-    """The plan's contrasts whose two arms are both here, as the plan tests them."""
+def contrast_frame(found: Sequence[Measured], data: str = "cifar10") -> pd.DataFrame:
+    """The plan's contrasts on a data set whose two arms are both here, as the plan tests them."""
     plan = load_plan()
-    results = evaluated(plan, plan_outcomes(plan, found))
+    results = evaluated(plan, plan_outcomes(plan, found, data))
     rows = []
     for family, name in ((f, name) for f, names in plan.families.items() for name in names):
         result, planned = results[name], plan.contrasts[name]
@@ -191,8 +191,10 @@ def _where(plan: AnalysisPlan, planned: PlannedContrast) -> str:
     return f"{NAMES[comparison.recipe]}, {length}"
 
 
-def plan_outcomes(plan: AnalysisPlan, found: Sequence[Measured]) -> list[Outcome]:
-    """What the plan's runs reached: those of the comparisons whose recipe and length these are.
+def plan_outcomes(
+    plan: AnalysisPlan, found: Sequence[Measured], data: str = "cifar10"
+) -> list[Outcome]:
+    """What the plan's runs on a data set reached, by the comparisons' recipes and lengths.
 
     A length that the plan leaves to be measured is that of the equal time at which D½ stands alone.
     """
@@ -202,7 +204,7 @@ def plan_outcomes(plan: AnalysisPlan, found: Sequence[Measured]) -> list[Outcome
         for (recipe, part, length), among in held.items():
             alone = {str(m.arm.detail["arm"]) for m in among} == set(planned.arms)
             fits = length == planned.length if isinstance(planned.length, float) else alone
-            if planned.data != "cifar10" or not fits:
+            if planned.data != data or not fits:
                 continue
             if (recipe, part) != (planned.recipe, f"equal {planned.equal}"):
                 continue

@@ -1,0 +1,219 @@
+"""09_generalisation: other data and other networks, in one table and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from basisconv.study.records.run import Record, Section
+from basisconv.study.report import arms, comparisons, style, tables, text
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.comparisons import EPOCHS, TIME
+from basisconv.study.report.output import Plot, Report
+from basisconv.study.report.statistics.linear_models import contrast_of
+from basisconv.study.report.statistics.stats import NAN
+from basisconv.study.report.tables import cell, interval, make_table, percent, plain, words
+
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-sample": "CIFAR-10, a sample"}
+"""What tables call the data sets."""
+
+# What basis filters in all layers are held against: column, part, rival, and the rival's method.
+_RIVALS = (
+    ("epochs", EPOCHS, "D", "dense"),
+    ("time", TIME, "D", "dense"),
+    ("narrow", TIME, "D½", "narrow"),
+)
+_OURS = "B¼"
+
+
+def build(section: Section, records: Mapping[str, Record]) -> Report:
+    """What basis filters cost and gain, a row for each network and data set."""
+    outcome, found = arms.outcome(section, records), arms.measure(section, records)
+    unit = str(section.facts.get("unit", "the cost source"))
+    table, detail = row_frame(found), arm_frame(found)
+    contrasts = comparisons.contrast_frame(found, str(section.facts["data"]))
+    return Report(
+        section.name,
+        section.profile,
+        tables={
+            "generalisation": make_table(
+                table,
+                [words("network", lambda r: f"{text.network(r.network)}, width {r.width}"),
+                 words("data", "data", DATA), percent("time of a step", "step"),
+                 *(interval(title, column, 2, signed=True) for column, title in _TITLES.items()),
+                 plain("seeds", "n")],
+                f"{_OURS}, a quarter of the filters in all eligible layers, in other networks and "
+                f"on other data: the time of its step, of dense's, by {unit}; and its {outcome} "
+                "accuracy less that of dense of as many epochs, of dense of the same time, and of "
+                "dense of half the width and the same time, in points with 95 % intervals "
+                "(accuracy by arm and seed, not corrected). Empty where nothing is trained.",
+            ),
+            "generalisation_arms": make_table(
+                detail,
+                [words("network", lambda r: text.network(r.network), once=True),
+                 words("data", "data", DATA, once=True), words("compared at", "part", once=True),
+                 plain("length", "length"), words("arm", "arm"), tables.seeds(),
+                 tables.accuracy(outcome), tables.difference("minus D"),
+                 tables.difference("minus D½", "from_half")],
+                "The arms behind it, at equal epochs and at equal time (length: epochs, and time "
+                f"in dense epochs of the profile's network by {unit}): {outcome} accuracy with its "
+                "95 % interval, and its differences from D and from D½ in points.",
+            ),
+            "generalisation_contrasts": make_table(
+                contrasts,
+                [words("family", "family", once=True), words("contrast", "words"),
+                 interval("difference (points)", "difference low high", 2, True),
+                 cell("n", "n", "{:.0f}".format), tables.p_value(), words("answer", "answer")],
+                "The contrasts on this data set that the analysis plan named beforehand: "
+                f"difference of {outcome} accuracy with its 95 % interval, p by Holm within the "
+                "family, and the plan's answer.",
+            ),
+        },
+        figures={
+            "generalisation": Plot(
+                _figure(table, outcome), table,
+                f"{_OURS} less dense, a row for each network and data set: {outcome} accuracy at "
+                "equal epochs, and at equal time against dense and against dense of half the "
+                "width, with 95 % intervals. Where nothing is trained there is no mark.",
+            )
+        },
+        numbers=_numbers(table, contrasts, found, outcome),
+    )  # fmt: skip
+
+
+_TITLES = {
+    "epochs": "equal epochs: minus D",
+    "time": "equal time: minus D",
+    "narrow": "equal time: minus D½",
+}
+
+
+def row_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row a network and data set: what its basis filters cost and gain, NaN where unknown."""
+    rows = []
+    for (network, data), own in _pairs(found).items():
+        row: dict[str, Any] = {"network": network, "data": data}
+        groups = comparisons.groups(own)
+        named = {
+            (part, str(m.arm.detail["arm"])): (m, among)
+            for (_, part, _), among in groups.items()
+            for m in among
+        }
+        ours, dense = (named.get((EPOCHS, name), (None, []))[0] for name in (_OURS, "D"))
+        row["width"] = max(int(str(m.arm.detail["width"])) for m in own)
+        row["step"] = ours.time / dense.time if ours and dense else NAN
+        row["n"] = ours.n if ours else 0
+        for column, part, rival, _ in _RIVALS:
+            (a, among), (b, _) = (
+                named.get((part, _OURS), (None, [])),
+                named.get((part, rival), (None, [])),
+            )
+            c = contrast_of(NAN, NAN, NAN, 0)
+            if a is not None and b is not None:
+                c = comparisons.difference(a, b, among)
+            row |= {column: c.estimate, f"{column}_low": c.low, f"{column}_high": c.high}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+_COLUMNS = ["network", "data", "width", "step", "n"] + [
+    f"{column}{end}" for column, *_ in _RIVALS for end in ("", "_low", "_high")
+]
+
+
+def arm_frame(found: Sequence[Measured]) -> pd.DataFrame:
+    """One row an arm of each network and data set, with its differences from D and D½."""
+    frames = [
+        frame(own).assign(network=network, data=data)
+        for (network, data), own in _pairs(found).items()
+        for frame in (comparisons.time_frame, comparisons.epoch_frame)
+    ]
+    empty = comparisons.time_frame([]).assign(network=[], data=[])
+    some = pd.concat([f for f in frames if len(f)] or [empty], ignore_index=True)
+    return some.reindex(columns=empty.columns)
+
+
+def _pairs(found: Sequence[Measured]) -> dict[tuple[str, str], list[Measured]]:
+    """The arms of each network on each data set, in the order of the section."""
+    pairs: dict[tuple[str, str], list[Measured]] = {}
+    for m in found:
+        key = str(m.arm.detail["network"]), str(m.arm.detail["data"])
+        pairs.setdefault(key, []).append(m)
+    return pairs
+
+
+def _figure(table: pd.DataFrame, outcome: str) -> Figure:
+    names = [f"{text.network(r.network)}, {DATA[r.data]}" for r in table.itertuples()]
+    places = np.arange(len(table))
+    with style.drawing():
+        made = style.figure(style.TWO_COLUMNS, 1.2 + 0.25 * max(3, len(table)))
+        left, right = made.subplots(1, 2, sharey=True)
+        for column, _, _, method in _RIVALS:
+            axes = left if column == "epochs" else right
+            shift = {"time": -0.12, "narrow": 0.12}.get(column, 0.0)
+            _marks(axes, table, column, places + shift, method)
+        for axes in (left, right):
+            axes.axvline(0, color=style.ZERO, linewidth=0.9, zorder=1)
+            axes.grid(axis="y", visible=False)
+            axes.set_yticks(places, names)
+            axes.set_ylim(max(len(table), 1) - 0.5, -0.5)
+            axes.set_xlabel(f"{outcome} accuracy less the rival's (points)")
+        style.panel(left, "a", "at equal epochs")
+        style.panel(right, "b", "at equal time")
+        handles = [style.handle(m, f"minus {r}", line=False) for _, _, r, m in _RIVALS[1:]]
+        style.legend_below(made, handles)
+    return made
+
+
+def _marks(axes: Axes, table: pd.DataFrame, column: str, places: np.ndarray, method: str) -> None:
+    mean, low, high = (table[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+    shape = style.look(method)
+    axes.errorbar(
+        mean, places, xerr=np.array([mean - low, high - mean]), color=shape.colour,
+        marker=shape.marker, linestyle="none", elinewidth=0.9, capthick=0.7,
+    )  # fmt: skip
+
+
+def _numbers(
+    table: pd.DataFrame, contrasts: pd.DataFrame, found: Sequence[Measured], outcome: str
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for r in table.itertuples():
+        for column, title in _TITLES.items():
+            value, low, high = (getattr(r, f"{column}{end}") for end in ("", "_low", "_high"))
+            if value == value:
+                values[f"{r.network}, {r.data}, {title}"] = text.number(
+                    value, low, high, r.n, digits=2, unit=" points", signed=True
+                )
+    for r in contrasts.itertuples():
+        values[r.contrast] = text.said(
+            text.with_interval(r.difference, r.low, r.high, 2, True, " points") + f", {r.answer}"
+        )
+    return {
+        "values": values, "outcome": outcome, "headline": _headline(table),
+        "notes": arms.lost_note(found),
+    }  # fmt: skip
+
+
+def _headline(table: pd.DataFrame) -> str:
+    """How often basis filters are ahead of each rival, by the intervals."""
+    parts = []
+    for column, part, rival, _ in _RIVALS:
+        known = table[table[f"{column}_low"].notna()]
+        if len(known):
+            ahead, behind = (known[f"{column}_low"] > 0).sum(), (known[f"{column}_high"] < 0).sum()
+            parts.append(
+                f"at {part} ahead of {rival} in {text.amount(ahead)} and behind it in "
+                f"{text.amount(behind)} of {len(known)}"
+            )
+    if not parts:
+        return "Other data and networks: not yet measured at this profile."
+    return (
+        f"{_OURS} in other networks and on other data, by 95 % intervals that are not corrected: "
+        f"{'; '.join(parts)}."
+    )
