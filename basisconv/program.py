@@ -42,9 +42,9 @@ def solve(
         lows.append(1.0)
         highs.append(1.0)
     # Gains far above the solver's absolute gap of 1e-6, so that near ties are distinguished.
-    # Those who allow a gap need that less, and on the larger scale the solver prints notes. It
+    # Those who allow a gap need that less, and above 1 the solver prints lines of its own. It
     # minimises.
-    objective = -gain / (float(np.abs(gain).max()) or 1.0) * (1e2 if gap else 1e4)
+    objective = -gain / (float(np.abs(gain).max()) or 1.0) * (1.0 if gap else 1e4)
     while True:
         found = optimize.milp(
             objective,

@@ -61,7 +61,8 @@ def filter_numbers(
     numbers: Numbers = {}
     for name, conv in found.items():
         blocks = int(conv.groups) * empty.coef_groups
-        step = math.lcm(8, blocks)
+        # Of narrow layers an eighth, for 8 would leave hardly a choice; what is cheaper decides.
+        step = math.lcm(min(8, max(1, int(conv.out_channels) // 8)), blocks)
         if name in wanted & reached - barred.keys() and conv.out_channels % blocks == 0:
             numbers[name] = list(range(step, int(conv.out_channels), step))
     levels = _counted(count, dense, numbers, empty, what)
@@ -70,13 +71,13 @@ def filter_numbers(
     numbers = {name: own for name, own in numbers.items() if own}
     if missing := sorted(asked - numbers.keys()):
         raise ValueError(
-            f"With no multiple of 8 basis filters (and of groups · coef_groups) are there fewer "
+            f"With none of the numbers of basis filters that are tried are there fewer "
             f"{_NOUNS[what]} in {', '.join(missing)}."
         )
     if not numbers:
         raise ValueError(
-            f"No layer has fewer {_NOUNS[what]} with a multiple of 8 basis filters (and of groups "
-            f"· coef_groups) than dense: there is nothing to search."
+            f"No layer has fewer {_NOUNS[what]} than dense with any number of basis filters that "
+            f"is tried: there is nothing to search."
         )
     if stay:
         warnings.warn(f"Left dense: {'; '.join(stay)}.", stacklevel=3)

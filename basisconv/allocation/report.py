@@ -44,10 +44,11 @@ class SearchReport:
         threads: of torch on the CPU, when the search ran.
         shape: of the input, its first tensor's; None where it has none.
         device: that the network is on, and its dtype.
-        change: of the network's outputs, relative to their variance, when the plan's layers are
-            cut to the directions of their responses with most energy, on batches held out of all
-            else; None with one batch alone, or without outputs of real numbers. A fit to responses
-            (`apply_plan`) changes them less.
+        unfitted: how far the network's outputs change, relative to their variance, when the plan's
+            layers are only cut to the directions of their responses with most energy, on batches
+            held out of all else; None with one batch alone, or without outputs of real numbers. It
+            compares plans. What is left after a fit is far less: `fit_report.output` of what
+            `apply_plan(..., init="responses")` returns.
     """
 
     budget: str
@@ -59,7 +60,7 @@ class SearchReport:
     threads: int
     shape: tuple[int, ...] | None
     device: str
-    change: float | None
+    unfitted: float | None
 
     def __str__(self) -> str:
         head = ("layer", "filters", "n_basis", "dense", "cost", "saved", "loss")
@@ -90,10 +91,10 @@ class SearchReport:
             yield f"measured {self.ratio:.3f} of dense's time"
         shape = "" if self.shape is None else f", input {self.shape}"
         yield f"{self.device}, {self.threads} threads{shape}"
-        if self.change is not None:
+        if self.unfitted is not None:
             yield (
-                f"held-out batches: the outputs change by {self.change:.2%} of their variance when "
-                f"these layers are cut to as many directions of their responses"
+                f"held-out batches: before any fit the outputs change by {self.unfitted:.2%} of "
+                f"their variance; fit_report has what is left after one"
             )
 
     def _amount(self, value: float) -> str:

@@ -46,11 +46,12 @@ def search(
 ) -> Plan:
     """The plan with the smallest predicted loss within a budget, for a trained network.
 
-    For each layer it decides whether it gets basis filters, and how many of them: a multiple of
-    lcm(8, groups · coef_groups) with which it is cheaper than dense. Losses add up over layers, and
-    so do costs (see `losses.py` and `costs.py` in `basisconv/allocation`), so that the choice is a
-    multiple-choice knapsack, solved exactly. It does not judge whether a loss is acceptable:
-    `print(plan.report)` shows what each layer costs, saves and is predicted to lose.
+    For each layer it decides whether it gets basis filters, and how many of them: a multiple of 8,
+    or of an eighth of its outputs where that is less, and of groups · coef_groups, with which it is
+    cheaper than dense. Losses add up over layers, and so do costs (see `losses.py` and `costs.py`
+    in `basisconv/allocation`), so that the choice is a multiple-choice knapsack, solved exactly. It
+    does not judge whether a loss is acceptable: `print(plan.report)` shows what each layer costs,
+    saves and is predicted to lose.
 
     Costs in time are those of a forward pass in evaluation mode, eager, on the model's device, with
     today's number of threads, in its dtype and memory format. The chosen plan is timed against
@@ -140,12 +141,12 @@ def search(
         losses, found = predict(model, fitted, numbers, coef_groups, scores or {}, forward)
         best = solve(wanted, losses, prices, empty, clock)
         plan = _with_modes(best.plan, count) if what == "parameters" else best.plan
-        changed = None
+        unfitted = None
         if unseen:
             cuts = {name: found[name].cut(m) for name, m in plan.layers.items()}
             before = outputs_of(model, unseen, forward)
             if all(before):
-                changed = change(outputs_of(model, unseen, forward, cuts), before)
+                unfitted = change(outputs_of(model, unseen, forward, cuts), before)
         filters = {name: int(conv.out_channels) for name, conv in convolutions(model).items()}
     chosen = {name: plan.layers.get(name, DENSE) for name in prices.layers}
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
@@ -165,7 +166,7 @@ def search(
         threads=torch.get_num_threads(),
         shape=tuple(tensors[0].shape) if tensors else None,
         device=f"{device}, {_dtype(model)}",
-        change=changed,
+        unfitted=unfitted,
     )  # fmt: skip
     return replace(plan, report=report)
 
