@@ -7,13 +7,13 @@ are only ever added to a table: the steps of Runs were computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from basisconv.cost import Summary, summary
-from basisconv.plan import Plan
+from basisconv.cost import Summary, counter
+from basisconv.plan import Plan, check_plan
 from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Optimizer, Precision
 from basisconv.study.training.models import shared_network
@@ -180,8 +180,19 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
 
 @lru_cache(maxsize=4096)
 def network_costs(network: str, width: int, classes: int, plan: Plan) -> Summary:
-    """Parameters and MACs of one 32×32 image through a network that follows a plan."""
-    return summary(shared_network(network, width, classes), (1, 3, 32, 32), plan)
+    """Parameters and MACs of one 32×32 image through a network that follows a plan.
+
+    Raises:
+        ValueError: if the plan does not fit the network.
+    """
+    check_plan(shared_network(network, width, classes), plan)
+    return _counter(network, width, classes)(plan)
+
+
+@lru_cache(maxsize=64)
+def _counter(network: str, width: int, classes: int) -> Callable[[Plan], Summary]:
+    """One forward pass serves all plans."""
+    return counter(shared_network(network, width, classes), (1, 3, 32, 32))
 
 
 def open_table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
