@@ -209,20 +209,6 @@ def test_gradients_of_input_and_every_parameter(groups, coef_groups, form, coef_
     assert torch.autograd.gradcheck(call, (x, *layer.parameters()))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradient_reaches_every_parameter_and_agrees_between_the_modes(form):
-    torch.manual_seed(0)
-    layer = BasisConv2d(3, 8, 3, 2, padding=1, form=form).to(memory_format=torch.channels_last)
-    x = torch.randn(4, 3, 6, 6).to(memory_format=torch.channels_last)
-    gradients = {}
-    for mode in MODES:
-        layer.mode = mode
-        gradients[mode] = torch.autograd.grad(layer(x).square().mean(), list(layer.parameters()))
-    for one, other in zip(*gradients.values(), strict=True):
-        assert one.abs().max() > 0
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
 # n_basis = 1 and one input channel are where a tensor is in both memory formats at once.
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("coef_rank", [None, 1])
@@ -312,14 +298,6 @@ def test_a_generator_alone_decides_the_draws_whatever_the_memory_format():
         assert torch.equal(one, two)
     other.reset_parameters(generator=torch.Generator().manual_seed(6))
     assert not torch.equal(layer.basis, other.basis)
-
-
-@pytest.mark.parametrize("init", ["svd", "qr"])
-def test_conversions_draw_nothing_from_the_global_generator(init):
-    conv = nn.Conv2d(4, 8, 3)
-    state = torch.get_rng_state()
-    BasisConv2d.from_conv2d(conv, 4, init).to_conv2d()
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 # From a dense layer and back.
