@@ -345,9 +345,9 @@ def search_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
             loss=(0.5 + 0.01 * block) * float(np.exp(rise)), budget=1,
             detail={"part": "screening", "block": block, "layers": dict(plan.layers)},
         )  # fmt: skip
-    return maker.section(levels=[1, 0.5, 0.25, 0.125], runs=64, blocks=blocks, epochs=1.0), (
-        maker.records
-    )
+    maker.arm("warm-up", "dense", 0, values=[40], budget=0.25, detail={"part": "warm-up"})
+    facts = {"levels": [1, 0.5, 0.25, 0.125], "runs": 64, "blocks": blocks, "epochs": 1.0}
+    return maker.section(**facts, warm_up=0.25), maker.records
 
 
 SCREENED = {name: 0.02 * (1 - i / 16) for i, name in enumerate(n for n in LAYERS if ".conv" in n)}

@@ -15,25 +15,29 @@ from basisconv.screening import screening
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.parameters import Positive, Share, Strict
-from basisconv.study.records.run import Arm, Count, Record
+from basisconv.study.records.run import Arm, Count, Method, Record
 
 if TYPE_CHECKING:
     from basisconv.study.experiments.study import Study
 
 NAME = "07_search"
+WARM_UP = "warm-up"
+"""The arm whose final weights stay: see `keep_weights` of the profiles."""
 
 
 class Parameters(Strict):
     """A screening of the layers that 03 sweeps: `runs` networks, each with a level in every layer.
 
     `levels` are shares of basis filters, the first one is 1, dense. `blocks` are the first so many
-    exploring seeds, among which the runs are divided. All train for `epochs`.
+    exploring seeds, among which the runs are divided. All train for `epochs`. A dense network of
+    the first seed trains for `warm_up` epochs, from whose weights cheap scores are computed.
     """
 
     levels: Annotated[list[Share], Field(min_length=2)]
     runs: Count
     blocks: Count
     epochs: Positive
+    warm_up: Positive
 
     @field_validator("levels")
     @classmethod
@@ -54,7 +58,7 @@ def draft(study: Study, parameters: Parameters) -> Draft:
 
 
 def _add_screening(result: Draft, parameters: Parameters) -> None:
-    """Add the runs of the design, an arm each, in the design's order."""
+    """Add the runs of the design, an arm each, in the design's order, and the short dense one."""
     study, epochs = result.study, parameters.epochs
     seeds = study.profile.seeds.explore
     if parameters.blocks > len(seeds):
@@ -63,17 +67,21 @@ def _add_screening(result: Draft, parameters: Parameters) -> None:
             f"exploring seeds {seeds}: list more, or ask for fewer."
         )
     settings = study.profile.training.model_dump() | study.tuned("selected", epochs)
-    steps = max(1, round(epochs * (study.train_images // settings["batch_size"])))
+
+    def add(
+        label: str, method: Method, plan: Plan, seed: int, length: float, detail: dict[str, Any]
+    ) -> None:
+        steps = max(1, round(length * (study.train_images // settings["batch_size"])))
+        run = study.run([(steps, plan)], seed, **settings)
+        result.runs[run.run_id] = run
+        arm = Arm(label=label, method=method, run_ids=(run.run_id,), budget=length, detail=detail)
+        result.arms.append(arm)
+
     plans, blocks = screening(outputs(study), parameters.levels, parameters.runs, parameters.blocks)
     for number, (plan, block) in enumerate(zip(plans, blocks, strict=True), start=1):
-        run = study.run([(steps, plan)], seeds[block], **settings)
-        result.runs[run.run_id] = run
-        result.arms.append(
-            Arm(
-                label=f"run {number}", method="selected", run_ids=(run.run_id,), budget=epochs,
-                detail={"part": "screening", "block": block, "layers": dict(plan.layers)},
-            )
-        )  # fmt: skip
+        detail = {"part": "screening", "block": block, "layers": dict(plan.layers)}
+        add(f"run {number}", "selected", plan, seeds[block], epochs, detail)
+    add(WARM_UP, "dense", Plan(), seeds[0], parameters.warm_up, {"part": WARM_UP})
 
 
 def outputs(study: Study) -> dict[str, int]:
@@ -92,8 +100,10 @@ def screened_effects(arms: list[Arm], records: Mapping[str, Record]) -> Effects:
     plans, losses, blocks = [], [], []
     for arm in arms:
         detail: dict[str, Any] = arm.detail
+        if detail.get("part") != "screening":
+            continue
         result = records[arm.run_ids[0]].result
-        if detail.get("part") == "screening" and result is not None:
+        if result is not None:
             plans.append(Plan(detail["layers"]))
             losses.append(result.val_loss)
             blocks.append(detail["block"])

@@ -94,10 +94,15 @@ def test_a_label_that_no_arm_has_is_refused(tmp_path: Path) -> None:
         load_profile("smoke", ("keep_weights={11_none: [dense]}",))
 
 
-def test_desk2_keeps_the_longest_dense_runs_under_muon(tmp_path: Path) -> None:
+def test_desk2_keeps_the_longest_dense_runs_under_muon_and_the_short_one_of_the_search(
+    tmp_path: Path,
+) -> None:
     study = Study.open("desk2", runs=tmp_path)
-    runs = draft(study, "02_all_layers").runs
-    kept = [runs[run_id] for run_id in runs_with_kept_weights(study)]
+    runs, search = draft(study, "02_all_layers").runs, draft(study, "07_search")
+    short = {i for arm in search.arms if arm.label == "warm-up" for i in arm.run_ids}
+    wanted = runs_with_kept_weights(study)
+    assert short < wanted and [search.runs[i].steps for i in short] == [88]
+    kept = [runs[run_id] for run_id in wanted - short]
     longest = max(run.steps for run in runs.values() if run.width == 32)
     assert sorted(run.seed for run in kept) == [110, 111, 112, 113]
     for run in kept:
