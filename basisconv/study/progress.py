@@ -16,8 +16,8 @@ import numpy as np
 from basisconv.study.data.sets import EVALUATED_IMAGES, TRAINING_IMAGES
 from basisconv.study.experiments import selection
 from basisconv.study.experiments.design import Draft, Waiting
-from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.registry import TRAINED, draft
+from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
 from basisconv.study.records.environment import device_kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
@@ -10,10 +10,8 @@ from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.named_arms import Comparison, add_comparison
 from basisconv.study.experiments.parameters import EDITIONS, Positive, Share, Skip, Strict, Switch
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Comparisons(Strict):
@@ -62,9 +60,14 @@ Parameters = Annotated[
 
 
 def draft(study: Study, parameters: FirstEdition | Comparisons) -> Draft:
-    """02: the frontier of accuracy over training time."""
+    """02: named arms at equal epochs and at equal time, or the frontier over training time."""
     if isinstance(parameters, Comparisons):
-        return _comparisons(study, parameters)
+        result = Draft("02_all_layers", study, parameters.model_dump())
+        parts = {"equal epochs": parameters.equal_epochs, "equal time": parameters.equal_time}
+        for part, settings in parts.items():
+            for setting in settings:
+                add_comparison(result, setting, part, parameters.ratio, parameters.selected)
+        return result
     ratio, best = parameters.ratio, parameters.best_skip
     every = study.plan(ratio)
     usual = Skip(
@@ -105,16 +108,4 @@ def draft(study: Study, parameters: FirstEdition | Comparisons) -> Draft:
     for f in parameters.equal_steps:
         label = f"all layers, f = {f:g}, dense's steps"
         result.add(label, "equal_steps", study.plan(f), extra, steps=steps, detail={"ratio": f})
-    return result
-
-
-def _comparisons(study: Study, parameters: Comparisons) -> Draft:
-    """02: arms at equal epochs and at equal time, under each recipe."""
-    result = Draft("02_all_layers", study, parameters.model_dump())
-    for part, settings in (
-        ("equal epochs", parameters.equal_epochs),
-        ("equal time", parameters.equal_time),
-    ):
-        for setting in settings:
-            add_comparison(result, setting, part, parameters.ratio, parameters.selected)
     return result

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.named_arms import Comparison, add_comparison
 from basisconv.study.experiments.parameters import Positive, Strict
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Optimizer
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from basisconv.study.experiments.parameters import Strict
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
+from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from basisconv.plan import Plan
 from basisconv.study.data.sets import load
-from basisconv.study.experiments.layer_sweep import swept_layers
 from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
+from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.experiments.study import Study, cost_table
 from basisconv.study.timing.cost_measurement import measure_costs
 from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
@@ -19,23 +19,14 @@ from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
 def ensure_costs(
     study: Study, names: Sequence[str] = TRAINED, stop: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Measure what a profile that wants a cost table lacks of it.
+    """Measure what a profile that wants a cost table lacks of it; whether it has all of it then.
 
-    What the Runs need besides is asked for first, for measuring may take an hour.
-
-    Args:
-        study: the profile's.
-        names: the experiments whose steps are wanted.
-        stop: whether the time for it is over.
-
-    Returns:
-        Whether the table has all of them.
+    The data are asked for first, for measuring may take an hour.
 
     Raises:
-        ValueError: if rows are lacking in a table of another device.
-        UnsuitableMachine: if this device only emulates the profile's precision, or cannot compile.
         MissingData: if the data are not here and cannot be fetched.
         DamagedFile: if the table is gone by which the Runs of the store's records were sized.
+        ValueError, UnsuitableMachine: as `measure_table`.
     """
     study.check_table()
     if study.profile.costs != "table" or not _lacking(study, names):
@@ -55,9 +46,9 @@ def measure_table(
 
     Args:
         study: the profile's.
-        names: as in `ensure_costs`.
+        names: the experiments whose steps are wanted.
         repeats: turns of each.
-        stop: as in `measure_costs`.
+        stop: whether the time for it is over.
 
     Returns:
         The table's path.

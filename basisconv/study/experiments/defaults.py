@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import Positive, Share, Strict
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Optimizer
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
-
 
 NAMES: dict[Optimizer, str] = {"sgd": "SGD", "muon": "Muon"}
 """What tables call the optimizers."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.parameters import Skip
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Arm, Method, Run, Section
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 Phases = list[tuple[float, Plan]]  # (share of the training time, plan)
 
@@ -35,17 +33,10 @@ class Draft:
     runs: dict[str, Run] = field(default_factory=dict)
 
     def add(
-        self,
-        label: str,
-        method: Method,
-        plan: Plan | Phases,
-        budget: float,
-        width: int | None = None,
-        steps: int | None = None,
-        seeds: Sequence[int] | None = None,
-        detail: dict[str, Any] | None = None,
-        changes: dict[str, Any] | None = None,
-    ) -> None:
+        self, label: str, method: Method, plan: Plan | Phases, budget: float,
+        width: int | None = None, steps: int | None = None, seeds: Sequence[int] | None = None,
+        detail: dict[str, Any] | None = None, changes: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Add an arm with a Run for each seed.
 
         Args:
@@ -56,7 +47,7 @@ class Draft:
             width: of the network; None for the profile's.
             steps: take so many of the one plan, whatever time that is.
             seeds: with which; None for the notebook's.
-            detail: what else to keep beside it.
+            detail: what else to keep of it.
             changes: settings of the Runs other than the tuned and the profile's.
         """
         study = self.study
@@ -69,27 +60,12 @@ class Draft:
         self.add_steps(label, method, taken, budget, width, seeds, detail, settings)
 
     def add_steps(
-        self,
-        label: str,
-        method: Method,
-        taken: list[tuple[int, Plan]],
-        budget: float,
-        width: int,
-        seeds: Sequence[int] | None,
-        detail: dict[str, Any] | None,
-        settings: dict[str, Any],
-    ) -> None:
-        """Add an arm whose steps are known, with a Run for each seed.
+        self, label: str, method: Method, taken: list[tuple[int, Plan]], budget: float, width: int,
+        seeds: Sequence[int] | None, detail: dict[str, Any] | None, settings: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Add an arm by the steps taken of each plan and all settings of its Runs; else as `add`.
 
-        Args:
-            label: as in `add`.
-            method: its colour.
-            taken: steps of each plan.
-            budget: as in `add`.
-            width: of the network.
-            seeds: as in `add`.
-            detail: as in `add`.
-            settings: all settings of the Runs.
+        The settings are not tuned for the method, which gives its colour alone.
         """
         study = self.study
         batch_size: int = settings["batch_size"]
@@ -102,14 +78,10 @@ class Draft:
         self.runs |= {run.run_id: run for run in runs}
         cost = study.network_costs(taken[-1][1], width)
         known: dict[str, Any] = {
-            "parameters": cost.parameters,
-            "macs": cost.macs_by_parameters,
-            "executed_macs": cost.macs,
-            "width": width,
-            "steps": [n for n, _ in taken],
-            "batch_size": batch_size,
-            "learning_rate": settings["learning_rate"],
-        }
+            "parameters": cost.parameters, "macs": cost.macs_by_parameters,
+            "executed_macs": cost.macs, "width": width, "steps": [n for n, _ in taken],
+            "batch_size": batch_size, "learning_rate": settings["learning_rate"],
+        }  # fmt: skip
         self.arms.append(
             Arm(
                 label=label, method=method, run_ids=tuple(run.run_id for run in runs),
@@ -138,8 +110,7 @@ class Draft:
         return Section(
             name=self.name, profile=self.study.profile.name, arms=tuple(self.arms),
             facts={
-                "unit": self.study.costs.unit,
-                "tuned": bool(self.study.profile.tuned),
+                "unit": self.study.costs.unit, "tuned": bool(self.study.profile.tuned),
                 **self.facts,
             },
         )  # fmt: skip

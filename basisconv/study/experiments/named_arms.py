@@ -12,17 +12,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft, Phases
 from basisconv.study.experiments.parameters import Positive, Strict
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Kind, Method, Optimizer
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Comparison(Strict):
@@ -42,12 +40,8 @@ class Comparison(Strict):
 class NamedArm:
     """What a short name stands for.
 
-    Attributes:
-        name: as above.
-        method: its colour.
-        kind: whose learning rate it has.
-        phases: plans, with their shares of the steps.
-        width: of the network.
+    Its method gives the colour, its kind the learning rate; `phases` are plans with their shares of
+    the steps.
     """
 
     name: str
@@ -104,16 +98,10 @@ def add_comparison(
     selected: Sequence[str] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a comparison's arms to a draft.
+    """Add a comparison's arms to a draft; ratio and selected layers are as in `named_arm`.
 
-    Args:
-        draft: gets them.
-        setting: recipe, length, and how many seeds each arm has.
-        part: "equal epochs", where every arm takes dense's steps, or "equal time", where it takes
-            those that end nearest to the time.
-        ratio: as in `named_arm`.
-        selected: likewise.
-        detail: what else to keep beside each arm.
+    In the part "equal epochs" every arm takes dense's steps, in "equal time" those that end nearest
+    to the time. `detail` is kept with each arm.
     """
     study = draft.study
     for name, seeds in setting.arms.items():

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft, Phases
-from basisconv.study.experiments.layer_sweep import Sweep, add_layers
 from basisconv.study.experiments.parameters import PILOT, Positive, Share, Strict, Switch
+from basisconv.study.experiments.sensitivity import Sweep, add_layers
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Method, Optimizer
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class CandidateSweep(Sweep):
@@ -74,14 +72,14 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     The spread and the sweeps have the profile's own settings: what is tuned comes after.
     """
     study = replace(study, profile=study.profile.model_copy(update={"tuned": {}}))
+    part = study.part(parameters.train_images)
     facts = parameters.model_dump(exclude={"recipes"}) | {
-        "width": study.profile.width,
-        "train_images": study.part(parameters.train_images).train_images,
-        "dense_epoch_hours": study.dense_epoch_hours,
-        "sweeps": [],
-    }
-    result = Draft(PILOT, study.part(parameters.train_images), facts)
-    _grid(result, parameters)
+        "width": study.profile.width, "train_images": part.train_images,
+        "dense_epoch_hours": study.dense_epoch_hours, "sweeps": [],
+    }  # fmt: skip
+    result = Draft(PILOT, part, facts)
+    if parameters.budgets:
+        _grid(result, parameters)
     _spread(result, parameters)
     for setting in parameters.sweeps:
         _sweep(result, study, setting)
@@ -91,18 +89,13 @@ def draft(study: Study, parameters: Parameters) -> Draft:
 
 
 def _grid(result: Draft, parameters: Parameters) -> None:
-    if not parameters.budgets:
-        return
-    study = result.study
+    study, switch = result.study, parameters.skip_switch
     every = study.plan(parameters.ratio)
-    switch = parameters.skip_switch
     skip: Phases = [(switch, every), (1 - switch, Plan())]
     kinds: dict[Method, tuple[Plan | Phases, int | None]] = {
-        "dense": (Plan(), None),
-        "basis": (every, None),
-        "skip": (skip, None),
+        "dense": (Plan(), None), "basis": (every, None), "skip": (skip, None),
         "narrow": (Plan(), study.narrow_width(every)),
-    }
+    }  # fmt: skip
     grid = product(parameters.budgets, kinds, parameters.batch_sizes, parameters.learning_rates)
     for budget, kind, batch_size, rate in grid:
         plan, width = kinds[kind]
@@ -149,35 +142,29 @@ def _recipes(result: Draft, grid: Grid) -> None:
 
 def _spread(result: Draft, parameters: Parameters) -> None:
     study = result.study
-    if not parameters.spread_seeds:
-        return
     plans: dict[Method, Plan] = {"dense": Plan(), "basis": study.plan(parameters.ratio)}
-    seeds = study.seeds(result.name, parameters.spread_seeds)
-    for method, plan in plans.items():
+    for method, plan in plans.items() if parameters.spread_seeds else ():
         result.add(
-            f"{method}, spread", method, plan, parameters.spread_budget,
-            seeds=seeds, detail={"part": "spread"},
+            f"{method}, spread", method, plan, parameters.spread_budget, detail={"part": "spread"},
+            seeds=study.seeds(result.name, parameters.spread_seeds),
         )  # fmt: skip
 
 
 def _sweep(result: Draft, study: Study, setting: CandidateSweep) -> None:
     part = study.part(setting.train_images)
-    own = Draft(result.name, part)
-    number = len(result.facts["sweeps"])
-    detail = {"part": "sweep", "sweep": number}
-    training = study.profile.training.model_dump()
-    add_layers(own, setting, training, detail)
+    own, sweeps = Draft(result.name, part), result.facts["sweeps"]
+    detail = {"part": "sweep", "sweep": len(sweeps)}
+    add_layers(own, setting, study.profile.training.model_dump(), detail)
     result.arms += own.arms
     result.runs |= own.runs
     dense, *layers = [arm.time or 0.0 for arm in own.arms]
     # What 03 would cost with this setting: all layers, as many seeds, in dense epochs of 03's
     # study and not of the part.
     sweep = setting.seeds * (dense + sum(layers) / len(layers) * len(study.layers))
-    facts: dict[str, Any] = setting.model_dump() | {
-        "train_images": part.train_images,
-        "width": setting.width or study.profile.width,
-        "layers": len(layers),
-        "all_layers": len(study.layers),
-        "dense_epochs": sweep * part.dense_epoch / study.dense_epoch,
-    }
-    result.facts["sweeps"].append(facts)
+    sweeps.append(
+        setting.model_dump() | {
+            "train_images": part.train_images, "width": setting.width or study.profile.width,
+            "layers": len(layers), "all_layers": len(study.layers),
+            "dense_epochs": sweep * part.dense_epoch / study.dense_epoch,
+        }
+    )  # fmt: skip

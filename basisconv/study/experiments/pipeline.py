@@ -34,15 +34,14 @@ class Unfinished(RuntimeError):
 
     def __init__(self, study: Study, name: str, report: RunsReport) -> None:
         self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
-        told = f"{name}: {len(self.left)} runs are left"
-        if self.failed:
-            told += (
-                f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
-                f"{study.store.folder} hold the traceback, and --retry-failed trains them again"
-            )
+        failed = (
+            f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
+            f"{study.store.folder} hold the traceback, and --retry-failed trains them again"
+        )
         super().__init__(
-            f"{told}. python -m basisconv run --profile {study.profile.name} goes on, with the "
-            "same --set and --runs."
+            f"{name}: {len(self.left)} runs are left{failed if self.failed else ''}. "
+            f"python -m basisconv run --profile {study.profile.name} goes on, with the same --set "
+            "and --runs."
         )
 
 

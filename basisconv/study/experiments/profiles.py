@@ -92,17 +92,16 @@ class Profile(Strict):
         workers: Runs trained side by side by local processes.
         executor: "local" for those processes, "ray" for a cluster; no result depends on it.
         gpu_per_run: the share of a GPU that Ray gives to one Run, where there are GPUs.
-        budget_batch: time budgets are told in epochs of dense at this batch size, whatever an
-            arm's own is.
-        costs: what a training step costs: "table" for the measured one beside the published
+        budget_batch: time budgets are counted in epochs of dense at this batch size.
+        costs: what a training step costs: "table" for the measured one next to the published
             records, "macs" for executed MACs where nothing was measured.
         preliminary: results are marked as such and settle no claim.
-        dense_step_ms: milliseconds of the step that costs 1 in one worker with the others
-            running, to tell hours before anything was trained; null where nobody knows.
+        dense_step_ms: milliseconds of the step that costs 1, in one worker with the others
+            running, from which hours are estimated; null where it was not measured.
         training: settings of all Runs.
         recipes: settings to train with instead, by the optimizer's name, where both are compared.
-        tuned: learning rate and batch size of each kind of arm, by the time budgets at which
-            they were tuned; {} where all arms have those of `training`.
+        tuned: learning rate and batch size of each kind of arm, by the budgets at which they were
+            tuned; {} where all arms have those of `training`.
         seeds: those of the pilot, and which explore and which confirm.
         confirm: the notebooks whose Runs read the test set, on the confirming seeds.
         keep_weights: by notebook the labels of arms whose Runs' final weights stay in the working

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
@@ -30,26 +30,25 @@ from basisconv.study.experiments import (
 )
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import PILOT, Strict, mistakes
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
+from basisconv.study.experiments.study import Study
 
 
 class Experiment(NamedTuple):
-    """An experiment's module, what the paper calls it, and the question that it answers.
-
-    Its report is the module of the same name in `basisconv.study.report`.
-    """
+    """An experiment's module, what the paper calls it, and the question that it answers."""
 
     module: ModuleType
     title: str
     question: str
 
+    @property
+    def report(self) -> str:
+        """The name of its module, which that of its report in `basisconv.study.report` has too."""
+        return self.module.__name__.rpartition(".")[2]
+
 
 EXPERIMENTS: dict[str, Experiment] = {
     "00_method": Experiment(
-        method,
-        "the cost of the method",
+        method, "the cost of the method",
         "What is the decomposition, is it exact, what should it cost?",
     ),
     "01_baseline": Experiment(
@@ -57,24 +56,21 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     PILOT: Experiment(pilot, "the pilot", "Which learning rate and batch size suits each arm?"),
     "02_all_layers": Experiment(
-        all_layers,
-        "accuracy against training time",
+        all_layers, "accuracy against training time",
         "Basis filters in all layers against dense of the same time?",
     ),
     "02b_widths": Experiment(
         widths, "the best width", "And with the network's width free to choose?"
     ),
     "03_sensitivity": Experiment(
-        sensitivity,
-        "the sensitivity of single layers",
+        sensitivity, "the sensitivity of single layers",
         "Which single layers hurt, and how sure is the ranking?",
     ),
     "04_selection": Experiment(
         selection, "the selected subset", "Does choosing layers by sensitivity beat chance?"
     ),
     "05_skip_training": Experiment(
-        skip_training,
-        "skip training",
+        skip_training, "skip training",
         "Basis first and dense later, or the reverse: when to switch?",
     ),
     "05b_defaults": Experiment(
@@ -90,7 +86,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Does it hold on other data and in other networks?",
     ),
     "10_claims": Experiment(claims, "the claims", "What of the paper holds?"),
-}
+}  # fmt: skip
 """By name, in the order of notebooks, paper and README."""
 
 NOTEBOOKS: tuple[str, ...] = tuple(EXPERIMENTS)
@@ -105,8 +101,7 @@ TRAINED: tuple[str, ...] = tuple(
 settings come from it."""
 
 _fields: dict[str, Any] = {
-    e.module.__name__.rpartition(".")[2]: (e.module.Parameters, Field(alias=name))
-    for name, e in EXPERIMENTS.items()
+    e.report: (e.module.Parameters, Field(alias=name)) for name, e in EXPERIMENTS.items()
 }
 Notebooks: Any = create_model("Notebooks", __base__=Strict, **_fields)
 """The parameters of all experiments: a field for each module, its alias the notebook's name."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from itertools import cycle
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,12 +13,10 @@ from basisconv.knapsack import choose_levels, select, select_by_threshold
 from basisconv.plan import Plan
 from basisconv.study.experiments import sensitivity
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.layer_sweep import savings, swept_layers
 from basisconv.study.experiments.parameters import Positive, Share, Strict
+from basisconv.study.experiments.sensitivity import Saving, savings, swept_layers
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Method
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):
@@ -36,7 +35,7 @@ class Parameters(Strict):
     target_time: Share | None
     loss_share: Annotated[float, Field(ge=0, le=1)]
     threshold: float
-    save: Literal["time", "macs", "parameters"]
+    save: Saving
     draws: Count
 
 
@@ -69,14 +68,11 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
     useful = {name for name in scores if time[name] > 0}
     controls = bool(useful & chosen.layers.keys()) and bool(useful - chosen.layers.keys())
     facts = {
-        **parameters.model_dump(exclude={"equal", "target_time"}),
-        "scores": dict(scores),
-        "selected": list(chosen.layers),
-        "controls": controls,
-    }
+        **parameters.model_dump(exclude={"equal", "target_time"}), "scores": dict(scores),
+        "selected": list(chosen.layers), "controls": controls,
+    }  # fmt: skip
     result = Draft("04_selection", study, facts)
-    dense = study.cost(Plan(), batch_size=batch)
-    steps = None
+    dense, steps = study.cost(Plan(), batch_size=batch), None
     if parameters.equal == "epochs":
         each = study.train_images // (batch or study.profile.training.batch_size)
         steps = round(parameters.budget * each)
@@ -97,15 +93,13 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
     if controls:
         drawn: dict[Plan, None] = {}
         for i in range(100):
-            if len(drawn) == parameters.draws:
-                break
-            plan = random_subset(time, 1.0, target, candidates, seed=i)
-            if plan != chosen:
-                drawn[plan] = None
-        # A run each: what is asked is how subsets at random do, and a draw more tells more of that
+            if len(drawn) < parameters.draws:
+                plan = random_subset(time, 1.0, target, candidates, seed=i)
+                drawn |= {plan: None} if plan != chosen else {}
+        # A run each: what is asked is how subsets at random do, and another draw tells more of that
         # than another seed of a draw.
-        seeds = study.seeds(result.name)
+        seeds = cycle(study.seeds(result.name))
         for i, plan in enumerate(drawn):
-            add(f"random {i + 1}", "random", plan, [seeds[i % len(seeds)]])
+            add(f"random {i + 1}", "random", plan, [next(seeds)])
         add("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
     return result

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import Direction, Positive, Share, Skip, Strict, Switch
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Carry, Count, MomentumCarry, Schedule
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):

@@ -2,8 +2,8 @@
 
 Arms meet at *time budgets*. A budget of b is what dense takes for b epochs at the profile's
 budget batch; an arm takes the number of steps that ends nearest to it, by the profile's costs, and
-its learning rate runs its full course over them. Times are told in dense epochs. Where the profile
-has tuned settings an arm takes its own kind's, those of the nearest budget (`Study.tuned`).
+its learning rate runs its full course over them. Times are counted in dense epochs. Where the
+profile has tuned settings an arm takes those of its kind at the nearest budget (`Study.tuned`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,7 +20,6 @@ from basisconv.cost import Summary
 from basisconv.plan import Plan
 from basisconv.study.data.sets import CLASSES, DIGESTS, TRAINING_IMAGES
 from basisconv.study.experiments.parameters import PILOT
-from basisconv.study.experiments.profiles import Profile, load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import DamagedFile, read_json
 from basisconv.study.records.run import Data, DataName, Kind, Method, Optimizer, Phase, Run
@@ -35,14 +34,14 @@ from basisconv.study.timing.costs import (
 )
 from basisconv.study.training.models import build_network, shared_network
 
+if TYPE_CHECKING:
+    from basisconv.study.experiments.profiles import Profile
+
 # Whose tuned settings a method's arms have; all others' are those of the basis arms.
 _KINDS: dict[Method, Kind] = {
-    "dense": "dense",
-    "narrow": "narrow",
-    "same_size": "narrow",
-    "equal_steps": "dense",
+    "dense": "dense", "narrow": "narrow", "same_size": "narrow", "equal_steps": "dense",
     "skip": "skip",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,9 @@ class Study:
             settings: "key=value" changes of its settings.
             runs: the working store, `build/<profile>/runs` by default.
         """
+        # A profile has the parameters of all experiments, whose modules import this one.
+        from basisconv.study.experiments.profiles import load_profile
+
         profile = load_profile(name, tuple(settings))
         folder = ROOT / "build" / name
         return cls(profile, Store(runs or folder / "runs"), folder)
@@ -107,14 +109,14 @@ class Study:
         """Refuse to go on where records stand without the cost table that sized their Runs.
 
         Raises:
-            DamagedFile: if it is gone. One measured anew would make other Runs of all of them.
+            DamagedFile: if it is gone. A new one would make other Runs of all of them.
         """
         path = cost_table(self.profile.name)
         if self.profile.costs == "table" and not path.exists() and self.store.ids():
             raise DamagedFile(
                 f"{path} is gone, by which the Runs of the records in {self.store.folder} were "
                 "sized. Put it back, from the repository or the machine that trained them, or "
-                "move the records away to begin anew."
+                "move the records away to start again."
             )
 
     @cached_property
@@ -125,7 +127,7 @@ class Study:
     def part(self, train_images: int | None) -> Study:
         """The same study on part of the training images; itself for None.
 
-        Its budgets are told in dense epochs of that part.
+        Its budgets are counted in dense epochs of that part.
         """
         if train_images is None:
             return self
@@ -185,24 +187,17 @@ class Study:
         return of_kind[nearest].model_dump()
 
     def cost(
-        self,
-        plan: Plan,
-        width: int | None = None,
-        batch_size: int | None = None,
+        self, plan: Plan, width: int | None = None, batch_size: int | None = None,
         optimizer: Optimizer | None = None,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Cost of a training step; what is not given is the profile's."""
-        profile = self.profile
-        training = profile.training
-        step = Step(
-            plan, width or profile.width, batch_size or training.batch_size,
-            optimizer or training.optimizer,
-        )  # fmt: skip
-        return self.costs.of(step)
+        own = self.profile.training
+        batch_size, optimizer = batch_size or own.batch_size, optimizer or own.optimizer
+        return self.costs.of(Step(plan, width or self.profile.width, batch_size, optimizer))
 
     @property
     def dense_epoch(self) -> int:
-        """Steps of a dense epoch at the budget batch: what budgets are told in."""
+        """Steps of a dense epoch at the budget batch: the unit of budgets."""
         return self.train_images // self.profile.budget_batch
 
     @property
@@ -214,14 +209,7 @@ class Study:
         return self.dense_epoch * profile.dense_step_ms / profile.workers / 3.6e6
 
     def steps(self, budget: float, plan: Plan, *step: Any, **more: Any) -> int:
-        """Training steps, at least one, whose time is nearest to a budget in dense epochs.
-
-        Args:
-            budget: in dense epochs.
-            plan: of all of them.
-            *step: as in `cost`.
-            **more: as in `cost`.
-        """
+        """Steps of a plan, at least one, whose time is nearest to a budget; else as in `cost`."""
         return max(1, round(budget * self.dense_epoch / self.cost(plan, *step, **more)))
 
     def time(self, steps: int, plan: Plan, *step: Any, **more: Any) -> float:
@@ -264,16 +252,11 @@ class Study:
             name=profile.data, sha256=DIGESTS[profile.data], train_images=profile.train_images
         )
         settings: dict[str, Any] = {
-            "network": profile.network,
-            "width": profile.width,
-            "data": data,
-            "phases": tuple(Phase(steps=steps, plan=plan) for steps, plan in phases),
-            "seed": seed,
-            "precision": profile.precision,
-            "compile": profile.compile,
-            "threads": profile.threads,
+            "network": profile.network, "width": profile.width, "data": data,
+            "phases": tuple(Phase(steps=steps, plan=plan) for steps, plan in phases), "seed": seed,
+            "precision": profile.precision, "compile": profile.compile, "threads": profile.threads,
             **profile.training.model_dump(),
-        }
+        }  # fmt: skip
         return Run(**settings | changes)
 
 

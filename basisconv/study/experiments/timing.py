@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from basisconv.study.experiments.parameters import Share, Strict
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
 from basisconv.study.timing import bench
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):
@@ -29,23 +27,15 @@ class Parameters(Strict):
 
 
 def measure(study: Study, parameters: Parameters) -> dict[str, Any]:
-    """The facts of section 06: timings of the devices asked for."""
-    return {"devices": _devices(study, parameters)}
-
-
-def _devices(study: Study, parameters: Parameters) -> list[dict[str, Any]]:
     """This machine's timings at the profile's size, or `make bench`'s of every machine."""
     profile = study.profile
     if parameters.devices == "all":
         if not bench.saved_benchmarks():
             bench.save_benchmark(bench.benchmark_device(parameters.repeats))
-        return bench.saved_benchmarks()
+        return {"devices": bench.saved_benchmarks()}
     measured = bench.measure(
-        [(profile.network, width) for width in parameters.widths],
-        parameters.ratios,
-        [parameters.batch_size],
-        [profile.precision],
-        parameters.repeats,
+        [(profile.network, width) for width in parameters.widths], parameters.ratios,
+        [parameters.batch_size], [profile.precision], parameters.repeats,
         threads=profile.threads * profile.workers,
-    )
-    return [measured]
+    )  # fmt: skip
+    return {"devices": [measured]}

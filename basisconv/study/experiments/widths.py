@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import Positive, Share, Skip, Strict
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
-
-if TYPE_CHECKING:
-    from basisconv.study.experiments.study import Study
 
 
 class Parameters(Strict):

@@ -11,9 +11,9 @@ import pytest
 from basisconv.plan import Plan
 from basisconv.study.experiments import selection, sensitivity
 from basisconv.study.experiments.design import Draft, Waiting
-from basisconv.study.experiments.layer_sweep import savings
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import NOTEBOOKS, TRAINED, draft
+from basisconv.study.experiments.sensitivity import savings
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.files import read_json
 from basisconv.study.records.run import Measurement, Record, Result, Run

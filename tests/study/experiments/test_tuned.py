@@ -9,9 +9,9 @@ import pytest
 from basisconv.plan import Plan
 from basisconv.study.experiments import study as study_module
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.layer_sweep import savings
 from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.sensitivity import savings
 from basisconv.study.experiments.study import Study
 from basisconv.study.timing.costs import add_rows, table_settings
 
