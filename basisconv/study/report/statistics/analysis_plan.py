@@ -90,14 +90,7 @@ class AnalysisPlan(Model):
 
 
 class Outcome(NamedTuple):
-    """The test accuracy of one run.
-
-    Attributes:
-        comparison: of the plan.
-        arm: its short name.
-        seed: of the run.
-        accuracy: in per cent; NaN for a run that diverged.
-    """
+    """The test accuracy of one run of an arm of the plan, in per cent; NaN if it diverged."""
 
     comparison: str
     arm: str
@@ -106,15 +99,10 @@ class Outcome(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """What became of a contrast.
+    """What became of a contrast, in points.
 
-    Attributes:
-        contrast: in points, with its 95 % interval.
-        p: of its test, one-sided for non-inferiority.
-        p_holm: corrected over its family.
-        answer: by the plan's rule.
-        margins: those at which the arm is not inferior, of the plan's.
-        smallest: the smallest margin at which it is not, at the plan's level.
+    Its p is one-sided for non-inferiority, and `p_holm` corrected over its family. `margins` are
+    those of the plan at which the arm is not inferior, `smallest` is the smallest of all.
     """
 
     contrast: Contrast

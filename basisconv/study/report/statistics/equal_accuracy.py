@@ -14,7 +14,7 @@ with their standard errors, and the time as lognormal, with its quartiles. Draws
 that arm and dense share seeds is left out and makes the interval too wide rather than too narrow.
 A draw outside the measured budgets counts as all that lies beyond, on either end of the interval.
 
-`bracket` assumes no curve: between which measured budgets the comparisons put the speed-up.
+`report.speedup.brackets` assumes no curve: between which measured budgets the speed-up lies.
 """
 
 from __future__ import annotations
@@ -68,24 +68,10 @@ class Reached(NamedTuple):
     high: float
 
 
-class Bracket(NamedTuple):
-    """Between which factors the speed-up lies; NaN: no such bound."""
-
-    at_least: float
-    below: float
-
-
 def speed_up(
-    times: Sequence[float],
-    accuracies: ArrayLike,
-    errors: ArrayLike,
-    accuracy: float,
-    error: float,
-    time: Time,
-    draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> SpeedUp:
+    times: Sequence[float], accuracies: ArrayLike, errors: ArrayLike, accuracy: float,
+    error: float, time: Time, draws: int = 10_000, confidence: float = 0.95, seed: int = 0,
+) -> SpeedUp:  # fmt: skip
     """The speed-up of an arm by inversion of dense's curve; all NaN with one measured budget.
 
     Args:
@@ -133,24 +119,12 @@ def speed_up(
 
 
 def reached(
-    times: Sequence[float],
-    accuracies: ArrayLike,
-    errors: ArrayLike,
-    time: float,
-    draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Reached:
-    """What dense reaches when it is shortened to a time; all NaN with one measured budget.
+    times: Sequence[float], accuracies: ArrayLike, errors: ArrayLike, time: float,
+    draws: int = 10_000, confidence: float = 0.95, seed: int = 0,
+) -> Reached:  # fmt: skip
+    """What dense reaches when it is shortened to a time, in dense epochs; all else as `speed_up`.
 
-    Args:
-        times: of dense at its measured budgets, in dense epochs.
-        accuracies: of dense there: means, as fractions.
-        errors: their standard errors.
-        time: that is asked for, in dense epochs.
-        draws: of the bootstrap.
-        confidence: of the interval.
-        seed: of the draws.
+    All is NaN with one measured budget.
 
     Raises:
         ValueError: as `speed_up`, and if the time is not above 0.
@@ -172,41 +146,6 @@ def reached(
     if time > times[-1]:
         return Reached(NAN, low, 1.0)
     return Reached(float(special.expit(powers @ fitted @ mean)[0]), low, high)
-
-
-def bracket(
-    times: Sequence[float],
-    time: float,
-    differences: Sequence[float],
-    p_values: Sequence[float],
-    alpha: float = 0.05,
-) -> Bracket:
-    """Between which measured budgets the speed-up lies, by the comparisons with dense alone.
-
-    An arm is at least T/t times as fast where it beats dense trained for T, and less than T/t
-    times where that beats it. A win over dense trained longer than one that beats the arm does not
-    count.
-
-    Args:
-        times: of dense at its measured budgets, in dense epochs.
-        time: of the arm.
-        differences: of the arm and dense at each budget.
-        p_values: theirs, adjusted for their family; NaN where it could not be tested.
-        alpha: the level.
-
-    Raises:
-        ValueError: if lengths differ, times are not rising and above 0, or alpha is outside (0, 1).
-    """
-    check_share(alpha, "alpha")
-    at = _times(times)
-    if not 0 < time < math.inf:
-        raise ValueError(f"time={time} must be a finite number above 0.")
-    if not len(at) == len(differences) == len(p_values):
-        raise ValueError("Each of dense's budgets needs a difference and a p-value.")
-    decided = [(t, d) for t, d, p in zip(times, differences, p_values, strict=True) if p < alpha]
-    below = min((t for t, d in decided if d < 0), default=math.inf)
-    won = max((t for t, d in decided if d > 0 and t < below), default=NAN)
-    return Bracket(won / time, below / time if below < math.inf else NAN)
 
 
 def _cells(

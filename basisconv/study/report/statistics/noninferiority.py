@@ -1,4 +1,4 @@
-"""How much worse can it be: margins in percentage points, in a fixed sequence.
+"""How much worse can it be: margins in percentage points.
 
 For a contrast d with standard error s and df degrees of freedom, an arm is not inferior to its
 rival by the margin m if H0: δ <= -m is rejected, and equivalent to it if H0: |δ| >= m is:
@@ -6,16 +6,13 @@ rival by the margin m if H0: δ <= -m is rejected, and equivalent to it if H0: |
     non-inferior:  p = P(T >= (d + m) / s)
     equivalent:    p = P(T >= (m - |d|) / s)    (two one-sided tests; Schuirmann, 1987)
 
-Margins are tested from the widest to the narrowest, each only if all before it have passed. No
-level has to be split among them (Maurer, Hothorn & Lehmacher, 1995). Any contrast of the models
-will do, in its own unit: percentage points, unless its values were others.
+Any contrast of the models will do, in its own unit: percentage points, unless its values were
+others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from scipy import stats
@@ -23,24 +20,7 @@ from scipy import stats
 from basisconv.study.report.statistics.linear_models import Contrast
 from basisconv.study.report.statistics.stats import NAN, check_share
 
-MARGINS = (0.5, 0.2)
-"""Percentage points, in the order in which they are tested."""
-
 Kind = Literal["noninferior", "equivalent"]
-
-
-class Step(NamedTuple):
-    """One margin of a sequence.
-
-    Attributes:
-        margin: in points.
-        p: of its test; NaN where its turn did not come, for a wider margin did not pass.
-        passed: whether it was tested and the arm is within it.
-    """
-
-    margin: float
-    p: float
-    passed: bool
 
 
 class Smallest(NamedTuple):
@@ -68,33 +48,6 @@ def margin_test(contrast: Contrast, margin: float, kind: Kind = "noninferior") -
         raise ValueError(f"kind={kind!r} is neither 'noninferior' nor 'equivalent'.")
     d = contrast.estimate if kind == "noninferior" else -abs(contrast.estimate)
     return float(stats.t.sf((d + margin) / contrast.error, contrast.df))
-
-
-def fixed_sequence(
-    contrast: Contrast,
-    margins: Sequence[float] = MARGINS,
-    alpha: float = 0.05,
-    kind: Kind = "noninferior",
-) -> tuple[Step, ...]:
-    """Test the margins in order; the first that does not pass ends the sequence.
-
-    Args:
-        contrast: arm less rival.
-        margins: falling, as fixed in advance.
-        alpha: the one-sided level of each test, and of the sequence.
-        kind: what is tested.
-
-    Raises:
-        ValueError: if margins do not fall or are not above 0, or alpha is outside (0, 1).
-    """
-    check_share(alpha, "alpha")
-    if not margins or any(a <= b for a, b in pairwise(margins)):
-        raise ValueError(f"Margins are tested from the widest on, not in the order {margins}.")
-    steps: list[Step] = []
-    for margin in margins:
-        p = margin_test(contrast, margin, kind) if all(s.passed for s in steps) else NAN
-        steps.append(Step(margin, p, p <= alpha))
-    return tuple(steps)
 
 
 def smallest_margins(contrast: Contrast, alpha: float = 0.05) -> Smallest:

@@ -9,9 +9,7 @@ import pytest
 from scipy import special, stats
 
 from basisconv.study.report.statistics.equal_accuracy import (
-    Bracket,
     Time,
-    bracket,
     reached,
     speed_up,
 )
@@ -143,21 +141,6 @@ def test_dense_shortened_reaches_what_its_curve_says():
     assert math.isnan(long.estimate) and (long.low, long.high) == (last.low, 1.0)
 
 
-def test_the_bracket_is_what_comparisons_decide():
-    p = [0.001, 0.01, 0.4, 0.02]
-    assert bracket(TIMES, 2.0, [5, 2, 1, -1], p) == Bracket(1.0, 4.0)
-    assert bracket(TIMES, 1.0, [5, 2, 1, -1], [1.0] * 4) == pytest.approx(
-        (math.nan,) * 2, nan_ok=True
-    )
-    only_low = bracket(TIMES, 1.0, [5, 2, 1, -1], [0.01, math.nan, math.nan, 0.2])
-    assert only_low.at_least == 1.0 and math.isnan(only_low.below)
-    # A win over a longer training than one that beats the arm is left out.
-    assert bracket(TIMES, 1.0, [5, -2, 1, 3], [0.01] * 4) == Bracket(1.0, 2.0)
-    # The sign decides the side.
-    swapped = bracket(TIMES, 2.0, [-5, -2, -1, 1], p)
-    assert math.isnan(swapped.at_least) and swapped.below == 0.5
-
-
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -173,9 +156,6 @@ def test_the_bracket_is_what_comparisons_decide():
         (lambda: call(0.7, time=exact(0.0)), "above 0"),
         (lambda: call(0.7, confidence=95), "confidence=95"),
         (lambda: reached(TIMES, curve(TIMES), [0.0] * 4, 0.0), "time=0.0"),
-        (lambda: bracket(TIMES, 1.0, [1.0], [0.1]), "needs a difference"),
-        (lambda: bracket(TIMES, 0.0, [1.0] * 4, [0.1] * 4), "time=0.0"),
-        (lambda: bracket(TIMES, 1.0, [1.0] * 4, [0.1] * 4, alpha=5), "alpha=5"),
     ],
 )
 def test_bad_input_is_named(bad, message):

@@ -1,4 +1,4 @@
-"""Margins against statsmodels and scipy, and the error rate of the fixed sequence."""
+"""Margins against statsmodels and scipy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
 from basisconv.study.report.statistics.linear_models import contrast_of, fit_blocks
-from basisconv.study.report.statistics.noninferiority import (
-    fixed_sequence,
-    margin_test,
-    smallest_margins,
-)
+from basisconv.study.report.statistics.noninferiority import margin_test, smallest_margins
 
 NAN = math.nan
 
@@ -38,10 +34,8 @@ def test_of_two_arms_it_is_statsmodels_paired_test():
 def test_a_worked_example():
     """d = -0.1, s = 0.1, 10 degrees of freedom: t of 4 at the margin 0.5, of 1 at 0.2."""
     contrast = contrast_of(-0.1, 0.1, 10, 6)
-    wide, narrow = fixed_sequence(contrast)
-    assert (wide.margin, narrow.margin) == (0.5, 0.2)
-    assert (wide.p, narrow.p) == pytest.approx((stats.t.sf(4, 10), stats.t.sf(1, 10)))
-    assert (wide.passed, narrow.passed) == (True, False)
+    wide, narrow = margin_test(contrast, 0.5), margin_test(contrast, 0.2)
+    assert (wide, narrow) == pytest.approx((stats.t.sf(4, 10), stats.t.sf(1, 10)))
     # t(0.95; 10) is 1.8125.
     assert smallest_margins(contrast) == pytest.approx((0.28125, 0.28125), abs=1e-5)
 
@@ -55,38 +49,18 @@ def test_the_side_matters_for_noninferiority_alone():
     assert smallest_margins(better).equivalent == smallest_margins(worse).equivalent
 
 
-def test_the_narrow_margin_waits_for_the_wide_one():
-    wide, narrow = fixed_sequence(contrast_of(0.0, 0.5, 4, 3))
-    assert wide.p > 0.05 and not wide.passed
-    assert math.isnan(narrow.p) and not narrow.passed
-
-
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_the_smallest_margin_is_where_the_test_passes(alpha):
     contrast = contrast_of(-0.13, 0.08, 5, 4)
     found = smallest_margins(contrast, alpha)
     assert margin_test(contrast, found.noninferior) == pytest.approx(alpha)
     assert margin_test(contrast, found.equivalent, "equivalent") == pytest.approx(alpha)
-    (step,) = fixed_sequence(contrast, [found.noninferior * 1.0001], alpha)
-    assert step.passed
-
-
-@pytest.mark.parametrize("true", [-0.5, -0.2])
-def test_the_sequence_keeps_its_level(true):
-    """At either margin the chance of one false pass in the whole sequence is the level."""
-    rng, trials, false = np.random.default_rng(1), 4000, 0
-    draws = rng.normal(true, 0.2, (trials, 8))
-    for d in draws:
-        contrast = contrast_of(d.mean(), d.std(ddof=1) / math.sqrt(8), 7, 8)
-        steps = fixed_sequence(contrast)
-        false += any(step.passed and step.margin <= -true for step in steps)
-    assert false / trials == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
+    assert margin_test(contrast, found.noninferior * 1.0001) < alpha
 
 
 def test_a_contrast_without_error_passes_nothing():
     lone = contrast_of(0.3, NAN, NAN, 1)
-    for step in fixed_sequence(lone):
-        assert math.isnan(step.p) and not step.passed
+    assert math.isnan(margin_test(lone, 0.5))
     assert all(math.isnan(x) for x in smallest_margins(lone))
 
 
@@ -96,9 +70,6 @@ def test_a_contrast_without_error_passes_nothing():
         (lambda c: margin_test(c, 0.0), "margin=0.0"),
         (lambda c: margin_test(c, -0.2), "margin=-0.2"),
         (lambda c: margin_test(c, 0.2, "superior"), "kind='superior'"),
-        (lambda c: fixed_sequence(c, (0.2, 0.5)), "from the widest on"),
-        (lambda c: fixed_sequence(c, ()), "from the widest on"),
-        (lambda c: fixed_sequence(c, alpha=0.0), "alpha=0.0"),
         (lambda c: smallest_margins(c, alpha=1.0), "alpha=1.0"),
     ],
 )
