@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
+from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import EXPERIMENTS, NOTEBOOKS
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import places, style
+from basisconv.study.report import arms, places, style
 from basisconv.study.report.claims import NAME as CLAIMS_NAME
 from basisconv.study.report.claims import build_claims
 from basisconv.study.report.output import Plot, Report, Table
@@ -26,9 +27,8 @@ __all__ = [
     "CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
 ]  # fmt: skip
 
-# A report has the name of its experiment's module.
 _BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
-    name: import_module(f"{__name__}.{experiment.module.__name__.rpartition('.')[2]}").build
+    name: import_module(f"{__name__}.{experiment.report}").build
     for name, experiment in EXPERIMENTS.items()
     if name != CLAIMS_NAME
 }
@@ -40,13 +40,12 @@ SECTIONS: tuple[str, ...] = NOTEBOOKS
 def build(
     section: Section, records: Mapping[str, Record], preliminary: bool | None = None
 ) -> Report:
-    """Tables, figures and numbers of one section.
+    """Tables, figures and numbers of one section, with notes on lost runs and on the devices.
 
     Args:
         section: its arms and facts.
         records: at least those of the section's runs, by run id.
-        preliminary: write the profile's name across the figures; by default for the profiles
-            smoke and quick.
+        preliminary: write the profile's name across the figures; by default as the profile says.
 
     Raises:
         ValueError: for a section without a report, or one whose runs have no records.
@@ -56,13 +55,14 @@ def build(
             f"There is no report for section {section.name!r}. Sections: "
             f"{', '.join(_BUILDERS)}; {CLAIMS_NAME} is made by build_claims."
         )
-    report = _BUILDERS[section.name](section, records)
-    own = (records[run_id] for run_id in section.run_ids)
-    report.numbers["notes"] += places.trained_on(own)
-    trial = section.profile in style.TRIAL_PROFILES if preliminary is None else preliminary
-    if trial:
-        for name, plot in report.figures.items():
+    trial = load_profile(section.profile).preliminary if preliminary is None else preliminary
+    with style.drawing():
+        report = _BUILDERS[section.name](section, records)
+        for name, plot in report.figures.items() if trial else ():
             if name != "method":  # it draws no measurement
-                with style.drawing():
-                    style.watermark(plot.figure, section.profile)
+                style.watermark(plot.figure, section.profile)
+    lost = arms.lost_note(arms.measure(section, records))
+    trained = places.trained_on(records[run_id] for run_id in section.run_ids)
+    notes = [*report.numbers.get("notes", []), *lost, *trained]
+    report.numbers["notes"] = list(dict.fromkeys(notes))
     return report

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from basisconv.study.records.run import Arm, Record, Section
+from basisconv.study.report import text
 from basisconv.study.report.statistics import stats
-from basisconv.study.report.statistics.stats import NAN, Difference, Interval
+from basisconv.study.report.statistics.stats import NAN, Interval
 
 MARGIN = 0.2
 """Percentage points within which a drop of accuracy counts as negligible."""
@@ -20,7 +21,7 @@ ALPHA = 0.05
 TRUSTED = 0.7
 """Reliability from which a ranking of layers counts as identified."""
 DENSE = ("dense", "narrow", "same_size")
-"""Methods whose networks are dense: what the basis arms are held against."""
+"""Methods whose networks are dense: the rivals of the basis arms."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ class Measured:
         return len(self.seeds)
 
     @property
+    def detail(self) -> dict[str, Any]:
+        """What the draft keeps of the arm, of types that its experiment alone knows."""
+        return self.arm.detail
+
+    @property
     def interval(self) -> Interval:
         """Mean accuracy in per cent with its 95 % t-interval."""
-        if not self.n:
-            return Interval(NAN, NAN, NAN, 0, NAN)
-        return stats.mean_interval(self.accuracy)
+        return stats.mean_interval(self.accuracy) if self.n else Interval(NAN, NAN, NAN, 0, NAN)
 
     @property
     def time(self) -> float:
@@ -63,11 +67,18 @@ class Measured:
 
 
 class Comparison(NamedTuple):
-    """An arm against another: the difference in percentage points, and what it amounts to."""
+    """An arm against another in percentage points, by Welch's test; the fields name columns.
 
-    difference: Difference
-    equivalence: float  # p of |difference| < MARGIN
-    margin: float  # the smallest margin within which the two are equivalent
+    `equivalence_p` is the p of a difference below MARGIN, and `smallest_margin` the least margin
+    within which the two are equivalent.
+    """
+
+    difference: float
+    difference_low: float
+    difference_high: float
+    p: float
+    equivalence_p: float
+    smallest_margin: float
 
 
 def done(section: Section, records: Mapping[str, Record], arm: Arm) -> list[Record]:
@@ -90,7 +101,7 @@ def done(section: Section, records: Mapping[str, Record], arm: Arm) -> list[Reco
 def outcome(section: Section, records: Mapping[str, Record]) -> str:
     """Say "test" if every finished run of the section read the test set, else "validation".
 
-    One outcome for the whole section, so that no arm's test accuracy is set against another's
+    One outcome for the whole section, so that no arm's test accuracy is compared with another's
     validation accuracy.
     """
     results = [r.result for arm in section.arms for r in done(section, records, arm)]
@@ -109,36 +120,32 @@ def measure(section: Section, records: Mapping[str, Record]) -> list[Measured]:
         tested = tuple(100 * (r.test_accuracy or 0.0) for r in results)
         found.append(
             Measured(
-                arm,
-                tuple(record.run.seed for record in runs),
-                tested if test else validation,
-                validation,
-                tuple(r.val_loss for r in results),
-                len(arm.run_ids) - len(runs),
-            )  # fmt: skip
-        )
+                arm, tuple(record.run.seed for record in runs), tested if test else validation,
+                validation, tuple(r.val_loss for r in results), len(arm.run_ids) - len(runs),
+            )
+        )  # fmt: skip
     return found
 
 
 def compare(a: Measured, b: Measured) -> Comparison:
-    """The accuracy of a less that of b, in percentage points, by Welch's test."""
+    """The accuracy of a less that of b."""
     return compare_values(a.accuracy, b.accuracy)
 
 
 def compare_values(a: Sequence[float], b: Sequence[float]) -> Comparison:
     """As `compare`, of plain values; NaN where there are too few of them."""
     if not (a and b):
-        return Comparison(Difference(NAN, NAN, NAN, NAN, len(a), len(b)), NAN, NAN)
-    return Comparison(
-        stats.welch(a, b), stats.tost(a, b, MARGIN), stats.smallest_margin(a, b, ALPHA)
-    )
+        return Comparison(*[NAN] * 6)
+    d = stats.welch(a, b)
+    margin = stats.smallest_margin(a, b, ALPHA)
+    return Comparison(d.estimate, d.low, d.high, d.p, stats.tost(a, b, MARGIN), margin)
 
 
 def verdict(difference: float, equivalence: float, p: float) -> str:
     """One of "above", "below", "equal" (within MARGIN), "open" (neither test decides), "untested".
 
     Args:
-        difference: of the arm from what it is held against.
+        difference: of the arm from its rival.
         equivalence: p of the equivalence test.
         p: of the difference, adjusted where it is one of several.
     """
@@ -151,21 +158,11 @@ def verdict(difference: float, equivalence: float, p: float) -> str:
     return "open"
 
 
-def columns(c: Comparison) -> dict[str, float]:
-    """A comparison as a table's columns, in the names that `decided` and `text.gain` read."""
-    return {
-        "difference": c.difference.estimate, "difference_low": c.difference.low,
-        "difference_high": c.difference.high, "p": c.difference.p,
-        "equivalence_p": c.equivalence, "smallest_margin": c.margin,
-    }  # fmt: skip
-
-
 def decided(table: pd.DataFrame, families: Iterable[object] | None = None) -> pd.DataFrame:
     """A table of comparisons with p by Holm and each row's verdict, "" where nothing was compared.
 
-    Args:
-        table: with the columns of `columns`.
-        families: one value a row; Holm's correction is over the rows of one value. None: over all.
+    It has the fields of `Comparison` as columns. Holm's correction is over the rows of one family,
+    or over all.
     """
     of_row = [None] * len(table) if families is None else list(families)
     adjusted = np.full(len(table), NAN)
@@ -186,14 +183,10 @@ def compare_table(
     after: Callable[[Measured], Mapping[str, Any]] = lambda _: {},
     family: Callable[[Measured], object] = lambda _: None,
 ) -> pd.DataFrame:
-    """One row an arm: what it reached, and how it compares with its rival.
+    """One row an arm: what it reached, and how it compares with its rival, if another than itself.
 
-    Args:
-        found: the arms.
-        rival: what an arm is held against; nothing where that is None or the arm itself.
-        before: an arm's columns that stand before those of its accuracy.
-        after: its columns behind those of the comparison.
-        family: Holm's correction is over the arms with one value of it; by default over all.
+    Its columns stand `before` those of its accuracy and `after` those of the comparison. Holm's
+    correction is over the arms of one family; by default over all.
     """
     rows = []
     for m in found:
@@ -203,7 +196,7 @@ def compare_table(
             {
                 "label": m.arm.label, **before(m), "n": m.n, "lost": m.lost,
                 "accuracy": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd,
-                **columns(compared), **after(m),
+                **compared._asdict(), **after(m),
             }
         )  # fmt: skip
     return decided(pd.DataFrame(rows), [family(m) for m in found])
@@ -212,6 +205,16 @@ def compare_table(
 def tested(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table from `decided` that could be tested."""
     return table[table["verdict"].isin(("above", "below", "equal", "open"))]
+
+
+def tally(verdicts: Iterable[str]) -> str:
+    """As in "over 3 comparisons: 1 above, 2 undecided"."""
+    found = list(verdicts)
+    words = {"above": "above", "equal": "equal", "below": "below", "open": "undecided"}
+    counts = [f"{found.count(v)} {word}" for v, word in words.items() if v in found]
+    lacking = sum(v not in words for v in found)
+    counts += [f"{lacking} untested"] if lacking else []
+    return f"over {text.plural(len(found), 'comparison')}: {', '.join(counts)}"
 
 
 def first(found: Sequence[Measured], method: str) -> Measured | None:
@@ -232,7 +235,5 @@ def shown_as(found: Sequence[Measured]) -> str:
 
 def lost_note(found: Sequence[Measured]) -> list[str]:
     """A sentence on runs that failed or diverged, if there are any."""
-    lost = [f"{m.lost} of {len(m.arm.run_ids)} of {m.arm.label}" for m in found if m.lost]
-    if not lost:
-        return []
-    return [f"Runs that failed or diverged are left out of the means: {', '.join(lost)}."]
+    lost = ", ".join(f"{m.lost} of {len(m.arm.run_ids)} of {m.arm.label}" for m in found if m.lost)
+    return [f"Runs that failed or diverged are left out of the means: {lost}."] if lost else []

@@ -31,27 +31,28 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     facts: dict[str, Any] = section.facts
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     dense = [m for m in found if m.arm.method == "dense"]
-    table, curves = _table(facts, dense), _curves(section, records, dense)
-    recipe = _recipe(facts, [records[i] for m in dense for i in m.arm.run_ids])
+    if not dense:
+        raise ValueError("01_baseline has no arm of method 'dense'; it is about nothing else.")
+    curves, tuned = _curves(section, records, dense), bool(facts.get("tuned"))
     return Report(
         section.name,
         section.profile,
         tables={
             "baseline": make_table(
-                table,
+                _table(facts, dense),
                 [words("network", "network"), interval("accuracy (%)", "accuracy low high", 2),
                  cell("n", lambda r: NAN if pd.isna(r.n) else text.seeds(int(r.n), int(r.lost)),
                       str),
                  plain("epochs", "epochs"), words("source", "source")],
-                f"The dense network ({outcome} accuracy, mean with its 95 % interval) and what "
-                "others report for CIFAR-10 on its test set.",
+                f"The dense network ({outcome} accuracy) and what others report for CIFAR-10 on "
+                "its test set.",
             ),
             "recipe": make_table(
-                recipe, [words("setting", "setting"), words("value", "value")],
+                _recipe(facts, [records[i] for m in dense for i in m.arm.run_ids]),
+                [words("setting", "setting"), words("value", "value")],
                 "The settings of the dense runs here. The other experiments share them but for "
                 "their length, their seeds and what is under test"
-                + (", and for the learning rate and batch size that were tuned for each kind of "
-                   "arm." if facts.get("tuned") else "."),
+                + (", and for the tuned learning rate and batch size." if tuned else "."),
             ),
         },
         figures={
@@ -61,30 +62,24 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "training batches (dashed) and on the validation images, (b) validation accuracy.",
             )
         },
-        numbers=_numbers(facts, dense, outcome) | {"tuned": bool(facts.get("tuned"))},
+        numbers=_numbers(facts, dense[0], outcome) | {"tuned": tuned},
     )  # fmt: skip
 
 
 def _table(facts: Mapping[str, Any], dense: Sequence[arms.Measured]) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = [
-        {
-            "network": f"ours: {m.arm.label}", "accuracy": m.interval.mean, "low": m.interval.low,
-            "high": m.interval.high, "sd": m.interval.sd, "n": m.n, "lost": m.lost,
-            "epochs": facts["epochs"], "parameters": facts["parameters"], "source": "this study",
-        }
-        for m in dense
+    ours = [
+        (f"ours: {m.arm.label}", i.mean, i.low, i.high, i.sd, m.n, m.lost, facts["epochs"],
+         facts["parameters"], "this study")
+        for m, i in ((m, m.interval) for m in dense)
     ]  # fmt: skip
-    rows += [
-        {"network": name, "accuracy": accuracy, "source": source}
-        for name, accuracy, source in LITERATURE
-    ]
-    return pd.DataFrame(rows)
+    columns = ["network", "accuracy", "low", "high", "sd", "n", "lost", "epochs", "parameters",
+               "source"]  # fmt: skip
+    others = pd.DataFrame(LITERATURE, columns=["network", "accuracy", "source"])
+    return pd.concat([pd.DataFrame(ours, columns=columns), others], ignore_index=True)
 
 
 def _recipe(facts: Mapping[str, Any], records: Sequence[Record]) -> pd.DataFrame:
     """What a reader needs to train the same, a row a setting, from the runs themselves."""
-    if not records:
-        return pd.DataFrame({"setting": [], "value": []})
     run = records[0].run
     seeds = sorted({record.run.seed for record in records})
     rows = {
@@ -108,11 +103,8 @@ def _curves(
     section: Section, records: Mapping[str, Record], dense: Sequence[arms.Measured]
 ) -> pd.DataFrame:
     rows = [
-        {
-            "label": m.arm.label, "seed": record.run.seed, "epoch": line.epoch,
-            "train_loss": line.train_loss, "val_loss": line.val_loss,
-            "val_accuracy": 100 * line.val_accuracy,
-        }
+        (m.arm.label, record.run.seed, line.epoch, line.train_loss, line.val_loss,
+         100 * line.val_accuracy)
         for m in dense
         for record in arms.done(section, records, m.arm)
         if record.result is not None
@@ -124,63 +116,50 @@ def _curves(
 
 def _figure(curves: pd.DataFrame) -> Figure:
     colour = style.look("dense").colour
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 2.4)
-        loss, accuracy = made.subplots(1, 2)
-        for _, run in curves.groupby(["label", "seed"], sort=False):
-            # A run of one epoch is a single point, which a line alone would not show.
-            marker = "." if len(run) < 3 else ""
-            kwargs: dict[str, Any] = {"color": colour, "linewidth": 0.8, "marker": marker}
-            loss.plot(run["epoch"], run["train_loss"], linestyle="--", alpha=0.55, **kwargs)
-            loss.plot(run["epoch"], run["val_loss"], **kwargs)
-            accuracy.plot(run["epoch"], run["val_accuracy"], **kwargs)
-        style.panel(loss, "a", "cross-entropy")
-        style.panel(accuracy, "b", "validation accuracy (%)")
-        for axes in (loss, accuracy):
-            axes.set_xlabel("epoch")
-            axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        lines = [
-            Line2D([], [], color=colour, linestyle="--", alpha=0.55, label="training batches"),
-            Line2D([], [], color=colour, label="validation images"),
-        ]
-        style.legend_below(made, lines)
+    made = style.figure(style.TWO_COLUMNS, 2.4)
+    loss, accuracy = made.subplots(1, 2)
+    for _, run in curves.groupby(["label", "seed"], sort=False):
+        # A run of one epoch is a single point, which a line alone would not show.
+        marker = "." if len(run) < 3 else ""
+        kwargs: dict[str, Any] = {"color": colour, "linewidth": 0.8, "marker": marker}
+        loss.plot(run["epoch"], run["train_loss"], linestyle="--", alpha=0.55, **kwargs)
+        loss.plot(run["epoch"], run["val_loss"], **kwargs)
+        accuracy.plot(run["epoch"], run["val_accuracy"], **kwargs)
+    style.panel(loss, "a", "cross-entropy")
+    style.panel(accuracy, "b", "validation accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    lines = [
+        Line2D([], [], color=colour, linestyle="--", alpha=0.55, label="training batches"),
+        Line2D([], [], color=colour, label="validation images"),
+    ]
+    style.legend_below(made, lines)
     return made
 
 
-def _numbers(
-    facts: Mapping[str, Any], dense: Sequence[arms.Measured], outcome: str
-) -> dict[str, Any]:
-    if not dense:
-        raise ValueError("01_baseline has no arm of method 'dense'; it is about nothing else.")
-    reached = dense[0].interval
+def _numbers(facts: Mapping[str, Any], dense: arms.Measured, outcome: str) -> dict[str, Any]:
+    i, epochs = dense.interval, facts["epochs"]
+    published = [accuracy for _, accuracy, _ in LITERATURE]
+    least, most = min(published), max(published)
+    gap = "within them"
+    if i.mean < least:
+        gap = f"{text.fixed(least - i.mean, 1)} points below the lowest"
+    elif i.mean > most:
+        gap = f"{text.fixed(i.mean - most, 1)} points above the highest"
     values = {
-        "accuracy": text.number(
-            reached.mean, reached.low, reached.high, reached.n, digits=1, unit=" %"
-        ),
+        "accuracy": text.number(i.mean, i.low, i.high, i.n, digits=1, unit=" %"),
         "parameters": text.count(facts["parameters"]),
         "macs": text.count(facts["macs"]),
-        "epochs": {"value": facts["epochs"], "text": f"{facts['epochs']:g}"},
+        "epochs": {"value": epochs, "text": f"{epochs:g}"},
+        "time": text.said(f"{round(dense.time, 1):g}"),
+        "lowest published": text.number(least, digits=2, unit=" %"),
+        "highest published": text.number(most, digits=2, unit=" %"),
+        "gap": text.said(gap),
     }
     headline = (
         f"The dense network reaches {values['accuracy']['text']} {outcome} accuracy in "
-        f"{text.epochs(facts['epochs'])} (n = {text.seeds(reached.n, dense[0].lost)})."
+        f"{text.epochs(epochs)} (n = {text.seeds(i.n, dense.lost)})."
     )
-    published = [accuracy for _, accuracy, _ in LITERATURE]
-    values |= {
-        "time": text.said(f"{round(dense[0].time, 1):g}"),
-        "lowest published": text.number(min(published), digits=2, unit=" %"),
-        "highest published": text.number(max(published), digits=2, unit=" %"),
-        "gap": text.said(_gap(reached.mean, min(published), max(published))),
-    }
-    return {
-        "values": values, "outcome": outcome, "headline": headline, "notes": arms.lost_note(dense),
-    }  # fmt: skip
-
-
-def _gap(mean: float, low: float, high: float) -> str:
-    if mean < low:
-        return f"{text.fixed(low - mean, 1)} points below the lowest"
-    if mean > high:
-        return f"{text.fixed(mean - high, 1)} points above the highest"
-    return "within them"
+    return {"values": values, "headline": headline}

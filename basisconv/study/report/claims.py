@@ -3,30 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
+from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import estimates, style, text
-from basisconv.study.report.evidence import UNMEASURED, VERDICTS, Estimate, Evidence
+from basisconv.study.report import arms, estimates, places, text
+from basisconv.study.report.estimates import OURS, UNMEASURED, VERDICTS, Estimate
+from basisconv.study.report.frontier import frontier
 from basisconv.study.report.output import Report
+from basisconv.study.report.selection import pooled, rival_frame
 from basisconv.study.report.tables import Column, make_table, words
+from basisconv.study.report.timing import network_frame, training_steps
+from basisconv.study.report.timing_layers import layer_frame
 
 NAME = "10_claims"
 
 
-class Claim(NamedTuple):
-    """One claim of the paper.
+class Evidence:
+    """The sections at hand and the tables that claims are judged by, each made once."""
 
-    Attributes:
-        key: a short name, that of its function in `estimates`.
-        kind: what sort of statement it is.
-        sections: what is needed to judge it.
-        quote: word for word.
-        rule: when it counts as reproduced, partly or not.
+    def __init__(self, sections: Mapping[str, Section], records: Mapping[str, Record]) -> None:
+        self.sections, self.records = sections, records
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """A section's facts."""
+        return self.sections[name].facts
+
+    def measured(self, name: str) -> list[arms.Measured]:
+        """A section's arms."""
+        return arms.measure(self.sections[name], self.records)
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """02, one row for each arm at each budget."""
+        return frontier(self.sections["02_all_layers"], self.records)
+
+    @cached_property
+    def ours(self) -> pd.DataFrame:
+        """Rows of the frontier to be compared with dense: those too that lost their runs.
+
+        An arm that diverged at a budget must not make "at every budget" easier to reach.
+        """
+        table = self.frontier
+        rivals = table[table["method"] == "dense"]["budget"]
+        return table[table["method"].isin(OURS) & table["budget"].isin(rivals)]
+
+    @cached_property
+    def rivals(self) -> pd.DataFrame:
+        """04, the selected subset against each rival."""
+        table = rival_frame(pooled(self.measured("04_selection")))
+        return table.set_index("rival").rename(columns={"n_selected": "n"})
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """06, layers in the method's two forms."""
+        table = layer_frame(self.facts("06_timing")["devices"])
+        return table[table["arm"].isin(places.FORMS)]
+
+    @cached_property
+    def networks(self) -> pd.DataFrame:
+        """06, whole training steps."""
+        return training_steps(network_frame(self.facts("06_timing")["devices"]))
+
+    def turns(self, setting: str) -> int:
+        """Interleaved turns behind each timing in 06, at least."""
+        return min(int(d["settings"][setting]) for d in self.facts("06_timing")["devices"])
+
+
+class Claim(NamedTuple):
+    """One claim of the paper, word for word, and when it counts as reproduced, partly or not.
+
+    Its key names its function in `estimates`, which needs its sections.
     """
 
     key: str
@@ -55,7 +107,7 @@ def build_claims(
     sections: Mapping[str, Section],
     records: Mapping[str, Record],
     profile: str,
-    unmeasured_at: tuple[str, ...] = style.TRIAL_PROFILES,
+    preliminary: bool | None = None,
 ) -> Report:
     """The claims table.
 
@@ -64,10 +116,19 @@ def build_claims(
             "not yet measured".
         records: of their runs.
         profile: whose sections they are.
-        unmeasured_at: profiles that are too small to settle anything: whatever they show, their
-            verdicts are "not yet measured".
+        preliminary: the profile is too small to settle anything: whatever it shows, its verdicts
+            are "not yet measured"; by default as the profile says.
     """
-    table = claim_frame(sections, records, profile, unmeasured_at)
+    trial = load_profile(profile).preliminary if preliminary is None else preliminary
+    table = claim_frame(sections, records, trial)
+    counts = {verdict: int((table["verdict"] == verdict).sum()) for verdict in VERDICTS}
+    counted = text.listed([f"{n} {verdict}" for verdict, n in counts.items() if n])
+    headline = f"Of the {len(table)} claims, judged at {profile} scale: {counted}."
+    if trial:
+        headline = (
+            f"At {profile} scale every claim counts as not yet measured: its runs show that the "
+            "study works, not what is true."
+        )
 
     def quote(title: str) -> Column:
         return words(title, lambda row: f"“{row.quote}”")
@@ -82,57 +143,35 @@ def build_claims(
                  words("our estimate", "estimate"),
                  words("n", lambda r: None if pd.isna(r.n) else f"{r.n} {r.of}"),
                  words("verdict", "verdict")],
-                f"The paper's claims, quoted from its description, and what we found at {profile} "
-                "scale: estimate with 95 % interval, n, and the verdict.",
+                "The paper's claims, quoted from its description, and what we found at "
+                f"{profile} scale: estimate with 95 % interval, n, and the verdict.",
             ),
             "claims_rules": make_table(
                 table[["claim", "quote", "rule"]],
                 [quote("the claim"), words("verdict", "rule")],
-                "When a claim counts as reproduced, partly or not reproduced; whatever is none of "
-                "these is undecided, or not yet measured where there is nothing to judge it by.",
+                "When a claim counts as reproduced, partly or not; whatever is none of these is "
+                "undecided, or not yet measured.",
             ),
         },
-        numbers=_numbers(table, profile, profile in unmeasured_at),
+        numbers={
+            "values": {verdict: text.count(n) for verdict, n in counts.items()},
+            "headline": headline, "notes": [],
+        },
     )  # fmt: skip
 
 
 def claim_frame(
-    sections: Mapping[str, Section],
-    records: Mapping[str, Record],
-    profile: str,
-    unmeasured_at: tuple[str, ...],
+    sections: Mapping[str, Section], records: Mapping[str, Record], trial: bool
 ) -> pd.DataFrame:
-    """One row a claim: its words, our estimate, and the verdict."""
+    """One row a claim: its words, our estimate, and the verdict, which a trial does not give."""
     found = Evidence(sections, records)
-    rows = []
-    for claim in CLAIMS:
-        ours = claim.estimate(found)
-        verdict = UNMEASURED if profile in unmeasured_at else ours.verdict
-        rows.append(
-            {
-                "claim": claim.key, "kind": claim.kind, "quote": claim.quote,
-                "sections": " ".join(claim.sections), "estimate": ours.said, "value": ours.value,
-                "low": ours.low, "high": ours.high, "unit": ours.unit, "n": ours.n,
-                "of": ours.of,
-                "verdict": verdict, "rule": claim.rule,
-            }
-        )  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["n"] = table["n"].astype("Int64")
-    return table
-
-
-def _numbers(table: pd.DataFrame, profile: str, trial: bool) -> dict[str, Any]:
-    counts = {verdict: int((table["verdict"] == verdict).sum()) for verdict in VERDICTS}
-    if trial:
-        headline = (
-            f"At {profile} scale every claim counts as not yet measured: its runs show that the "
-            "study works, not what is true."
-        )
-    else:
-        counted = [f"{n} {verdict}" for verdict, n in counts.items() if n]
-        headline = (
-            f"Of the {len(table)} claims, judged at {profile} scale: {text.listed(counted)}."
-        )  # fmt: skip
-    values = {verdict: text.count(n) for verdict, n in counts.items()}
-    return {"values": values, "headline": headline, "notes": []}
+    rows = [
+        {
+            "claim": claim.key, "kind": claim.kind, "quote": claim.quote,
+            "sections": " ".join(claim.sections), "estimate": ours.said, "value": ours.value,
+            "low": ours.low, "high": ours.high, "unit": ours.unit, "n": ours.n, "of": ours.of,
+            "verdict": UNMEASURED if trial else ours.verdict, "rule": claim.rule,
+        }
+        for claim, ours in ((claim, claim.estimate(found)) for claim in CLAIMS)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"n": "Int64"})

@@ -19,8 +19,7 @@ from basisconv.study.report.tables import count, interval, make_table, percent, 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each variant against the defaults, at equal training time."""
     facts: dict[str, Any] = section.facts
-    outcome, found = arms.outcome(section, records), arms.measure(section, records)
-    table = variant_frame(found)
+    outcome, table = arms.outcome(section, records), variant_frame(arms.measure(section, records))
     where = (
         f"all layers in basis form at f = {text.share(facts['ratio'])}, the time of "
         f"{text.epochs(facts['budget'])} of dense by {facts['unit']}, "
@@ -38,24 +37,21 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                  tables.difference("minus defaults (points)"), tables.p_value(),
                  interval("loss minus defaults", "loss_difference loss_low loss_high", 3, True),
                  tables.verdict()],
-                f"One default changed at a time ({where}): {outcome} accuracy with its 95 % "
-                "interval, the difference from our defaults in accuracy (Welch, p by Holm) and in "
-                "validation loss, and what the network holds and a step executes, relative to the "
-                "defaults. Steps are what the time of a step allows, whose measurement has an "
-                "error of its own: forms that execute the same differ by it alone. Decay of the "
-                "product is given the defaults' steps, though it computes more.",
+                f"One default changed at a time ({where}): {outcome} accuracy, its difference and "
+                "that of the validation loss from our defaults, and what the network holds and a "
+                "step executes, relative to them. Decay of the product is given the defaults' "
+                "steps, though it computes more.",
             )
         },
         figures={
             "defaults": Plot(
                 _figure(table), table,
                 f"One default changed at a time, against our defaults ({where}; 95 % Welch "
-                f"intervals, n as in the table): (a) {outcome} accuracy, where right is better, "
-                f"with the band of ±{arms.MARGIN:g} points, (b) validation loss, where left is "
-                "better.",
+                f"intervals): (a) {outcome} accuracy, where right is better, with a band of "
+                f"±{arms.MARGIN:g} points, (b) validation loss, where left is better.",
             )
         },
-        numbers=_numbers(table, found, outcome),
+        numbers={"values": {}, "headline": _headline(table[table["difference"].notna()])},
     )  # fmt: skip
 
 
@@ -65,83 +61,53 @@ def variant_frame(found: Sequence[Measured]) -> pd.DataFrame:
     Raises:
         ValueError: if there is no arm with the defaults.
     """
-    usual = next((m for m in found if m.arm.detail.get("choice") == "default"), None)
+    usual = next((m for m in found if m.detail.get("choice") == "default"), None)
     if usual is None:
-        raise ValueError("05b_defaults has no arm with the defaults to hold the others against.")
-    size = usual.arm.detail
+        raise ValueError("05b_defaults has no arm with the defaults to compare the others with.")
 
     def after(m: Measured) -> dict[str, Any]:
-        detail: dict[str, Any] = m.arm.detail
-        loss = arms.compare_values(m.val_loss, [] if m is usual else usual.val_loss).difference
+        loss = arms.compare_values(m.val_loss, [] if m is usual else usual.val_loss)
         return {
-            "loss_difference": loss.estimate, "loss_low": loss.low, "loss_high": loss.high,
-            "parameters": _ratio(detail, size, "parameters"),
-            "executed_macs": _ratio(detail, size, "executed_macs"),
-            "steps": sum(detail["steps"]),
+            "loss_difference": loss.difference, "loss_low": loss.difference_low,
+            "loss_high": loss.difference_high,
+            **{k: m.detail[k] / usual.detail[k] for k in ("parameters", "executed_macs")},
+            "steps": sum(m.detail["steps"]),
         }  # fmt: skip
 
     return arms.compare_table(
-        found,
-        rival=lambda _: usual,
-        before=lambda m: {"choice": m.arm.detail["choice"]},
-        after=after,
-    )
-
-
-def _ratio(detail: Mapping[str, Any], usual: Mapping[str, Any], what: str) -> float:
-    return float(detail[what]) / float(usual[what])
+        found, lambda _: usual, lambda m: {"choice": m.detail["choice"]}, after
+    )  # fmt: skip
 
 
 def _figure(table: pd.DataFrame) -> Figure:
     drawn = table[table["difference"].notna()]
-    places = range(len(drawn))
     shape = style.look("variant")
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 0.9 + 0.2 * max(len(drawn), 3))
-        left, right = made.subplots(1, 2, sharey=True)
-        for axes, names in (
-            (left, ("difference", "difference_low", "difference_high")),
-            (right, ("loss_difference", "loss_low", "loss_high")),
-        ):
-            mean, low, high = (drawn[name] for name in names)
-            axes.errorbar(
-                mean, places, xerr=np.array([mean - low, high - mean], dtype=float),
-                color=shape.colour, marker=shape.marker, linestyle="none", elinewidth=0.9,
-                capthick=0.7,
-            )  # fmt: skip
-            axes.axvline(0, color=style.look("basis").colour, linewidth=0.9, zorder=1)
-            axes.grid(axis="y", visible=False)
-        left.axvspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)
-        left.set_yticks(places, list(drawn["label"]))
-        left.set_ylim(len(drawn) - 0.4, -0.6)
-        left.set_xlabel("points")
-        right.set_xlabel("cross-entropy (nats)")
-        style.panel(left, "a", "accuracy minus that of our defaults")
-        style.panel(right, "b", "loss minus that of our defaults")
+    made = style.figure(style.TWO_COLUMNS, 0.9 + 0.2 * max(len(drawn), 3))
+    left, right = made.subplots(1, 2, sharey=True)
+    for axes, names in (
+        (left, ["difference", "difference_low", "difference_high"]),
+        (right, ["loss_difference", "loss_low", "loss_high"]),
+    ):
+        mean, low, high = (drawn[name] for name in names)
+        axes.errorbar(
+            mean, range(len(drawn)), xerr=np.array([mean - low, high - mean], dtype=float),
+            color=shape.colour, marker=shape.marker, linestyle="none", elinewidth=0.9, capthick=0.7,
+        )  # fmt: skip
+        axes.axvline(0, color=style.look("basis").colour, linewidth=0.9, zorder=1)
+        axes.grid(axis="y", visible=False)
+    left.axvspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)
+    left.set_yticks(range(len(drawn)), list(drawn["label"]))
+    left.set(ylim=(len(drawn) - 0.4, -0.6), xlabel="points")
+    right.set_xlabel("cross-entropy (nats)")
+    style.panel(left, "a", "accuracy minus that of our defaults")
+    style.panel(right, "b", "loss minus that of our defaults")
     return made
-
-
-def _numbers(table: pd.DataFrame, found: Sequence[Measured], outcome: str) -> dict[str, Any]:
-    return {
-        "values": {}, "outcome": outcome, "notes": arms.lost_note(found),
-        "headline": _headline(table[table["difference"].notna()]),
-    }  # fmt: skip
 
 
 def _headline(variants: pd.DataFrame) -> str:
     if variants.empty:
         return "No variant was measured against our defaults."
-    tested = arms.tested(variants)
-    if tested.empty:
-        return (
-            "With one run an arm nothing is tested; the variants differ from our defaults by "
-            f"{text.fixed(variants['difference'].min(), 1, True)} to "
-            f"{text.fixed(variants['difference'].max(), 1, True)} points."
-        )
-    above, below = ((tested["verdict"] == verdict).sum() for verdict in ("above", "below"))
     return (
-        f"Of {text.plural(len(tested), 'variant')}, each with one default changed and trained for "
-        f"the same time: better than our defaults {text.amount(above)}, worse "
-        f"{text.amount(below)}, undecided or within ±{arms.MARGIN:g} points "
-        f"{text.amount(len(tested) - above - below)} (Holm)."
+        "One default changed at a time, against our defaults trained for the same time, "
+        f"{arms.tally(variants['verdict'])} (Holm)."
     )

@@ -1,43 +1,113 @@
-"""Our side of each claim, one function each, from the evidence at hand to an estimate."""
+"""Our side of each claim: an estimate with its interval, and a verdict by a fixed rule.
+
+A verdict says no more than the intervals allow. Where one of them allows both answers, or runs that
+it needs diverged, the claim is undecided; where there is nothing to judge it by, not yet measured.
+One function for each claim, of the same name, takes the evidence at hand.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pandas as pd
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from basisconv.study.report import arms, method, sensitivity, text
-from basisconv.study.report.equal_steps import at_equal_steps, ratio
-from basisconv.study.report.evidence import (
-    NOT,
-    PAPER_SPEEDUP,
-    PARTLY,
-    REPRODUCED,
-    UNDECIDED,
-    Estimate,
-    Evidence,
-    absent,
-    by_share,
-    kept,
-    lost,
-    of_difference,
-    of_row,
-    tally,
-    untested,
-    unwon,
-    won,
-)
-from basisconv.study.report.places import outcomes
+from basisconv.study.report.frontier import at_equal_steps, equal_steps
+from basisconv.study.report.places import counted, outcomes
 from basisconv.study.report.selection import RIVALS
+from basisconv.study.report.skip_training import skip_frame
 from basisconv.study.report.speedup import bracket_text, fastest, lead
 from basisconv.study.report.statistics.rankings import reliability_interval
+from basisconv.study.report.statistics.stats import NAN
+
+if TYPE_CHECKING:
+    from basisconv.study.report.claims import Evidence
+
+REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
+UNDECIDED, UNMEASURED = "undecided", "not yet measured"
+VERDICTS: tuple[str, ...] = (REPRODUCED, PARTLY, NOT, UNDECIDED, UNMEASURED)
+
+PAPER_SPEEDUP = 1.15
+"""The paper's "up to 15 %", read as training time divided by 1.15."""
+OURS = ("basis", "first_five", "selected", "threshold", "skip")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was found, in words and as a number, and the verdict; `n` counts what `of` names."""
+
+    said: str
+    verdict: str
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    n: int | None = None
+    unit: str = ""
+    of: str = "seeds"
+
+
+UNTESTED = Estimate("fewer than two finished runs of an arm: no interval", UNMEASURED)
+"""One run of an arm decides nothing, nor does an arm whose runs diverged."""
+
+
+def kept(verdicts: Iterable[str]) -> str:
+    """Accuracy is kept where an arm is above dense or equal to it."""
+    found = list(verdicts)
+    good = sum(v in ("above", "equal") for v in found)
+    if good:
+        return REPRODUCED if good == len(found) else PARTLY
+    return NOT if all(v == "below" for v in found) else UNDECIDED
+
+
+def unwon(verdicts: Iterable[str]) -> str:
+    """Where no arm is above dense: settled if every comparison is, and all had runs to compare."""
+    return NOT if all(v in ("below", "equal") for v in verdicts) else UNDECIDED
+
+
+def judged(verdict: str, wanted: str) -> str:
+    """A gain of accuracy is reproduced by "above", a loss by "below"."""
+    return {wanted: REPRODUCED, "open": UNDECIDED}.get(verdict, NOT)
+
+
+def absent(what: str) -> Estimate:
+    """The section is there, but not the arms that the claim is about."""
+    return Estimate(f"{what} is missing", UNMEASURED)
+
+
+def of_row(said: str, verdict: str, row: Any) -> Estimate:
+    """What a row of a table of comparisons amounts to."""
+    ends = row.difference, row.difference_low, row.difference_high
+    return Estimate(said, verdict, *ends, int(row.n), "points")
+
+
+def of_difference(said: str, wanted: str, a: arms.Measured, b: arms.Measured) -> Estimate:
+    """What an arm's accuracy less another's amounts to."""
+    c = arms.compare(a, b)
+    if math.isnan(c.p):
+        return UNTESTED
+    verdict = judged(arms.verdict(c.difference, c.equivalence_p, c.p), wanted)
+    return Estimate(f"{said}: {text.gain(c)}", verdict, *c[:3], a.n, "points")
+
+
+def of_count(
+    holds: int, total: int, said: str, value: float, n: int | None, undecided: int = 0
+) -> Estimate:
+    """Reproduced where something holds of all, partly where of some, not where of none.
+
+    Where all are undecided, so is the claim.
+    """
+    if not total:
+        return absent("a measurement")
+    verdict = REPRODUCED if holds == total else PARTLY if holds else NOT
+    return Estimate(said, UNDECIDED if undecided == total else verdict, value, n=n, of="turns")
 
 
 def speedup(e: Evidence) -> Estimate:
     """Largest measured bracket of a speed-up at equal accuracy."""
     rows = arms.tested(e.ours)
     if rows.empty:
-        return untested()
+        return UNTESTED
     above = rows[rows["verdict"] == "above"]
     if above.empty:
         best = rows.loc[rows["difference"].idxmax()]
@@ -45,94 +115,84 @@ def speedup(e: Evidence) -> Estimate:
             f"no arm beats dense of the same time (Holm); nearest {text.at_budget(best)}: "
             f"{text.gain(best)}"
         )
-        return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))  # fmt: skip
+        return Estimate(said, unwon(e.ours["verdict"]), n=int(best.n))
     best = fastest(above).iloc[0]
-    bracket = bracket_text(best.speedup_at_least, best.speedup_below)
+    least, below = best.speedup_at_least, best.speedup_below
+    said = f"{text.at_budget(best)}: {bracket_text(least, below)} at equal accuracy"
     faster = above[above["speedup_at_least"] >= PAPER_SPEEDUP]
-    said = f"{text.at_budget(best)}: {bracket} at equal accuracy"
     if len(faster):
         # Budgets that dense trained beyond by as much as the paper claims.
         longest = e.frontier.loc[e.frontier["method"] == "dense", "budget"].max()
         able = sum(PAPER_SPEEDUP * budget <= longest for budget in set(e.ours["budget"]))
         said += (
             f" (ahead of dense trained that long by {lead(best)}); ≥ {PAPER_SPEEDUP:g}× at "
-            f"{faster['budget'].nunique()} of {text.plural(able, 'budget')} that could "
-            "show it"
+            f"{faster['budget'].nunique()} of {text.plural(able, 'budget')} that could show it"
         )
-    return Estimate(
-        said,
-        REPRODUCED if best.speedup_at_least >= PAPER_SPEEDUP else PARTLY,
-        best.speedup_at_least, best.speedup_at_least, best.speedup_below, int(best.n), "×",
-    )  # fmt: skip
+    verdict = REPRODUCED if least >= PAPER_SPEEDUP else PARTLY
+    return Estimate(said, verdict, least, least, below, int(best.n), "×")
 
 
 def compression(e: Evidence) -> Estimate:
     """Parameters of dense over those with all layers in basis form, a count."""
-    totals: Any = e.sections["00_method"].facts["totals"]
-    ratio = totals["parameters"]["dense"] / totals["parameters"]["subset"]
-    share = text.share(float(e.sections["00_method"].facts["ratio"]))  # type: ignore[arg-type]
-    return Estimate(
-        f"{ratio:.2f}× fewer parameters with all layers at f = {share} (a count)",
-        REPRODUCED if ratio > 1 else NOT, ratio, unit="×",
-    )  # fmt: skip
+    facts = e.facts("00_method")
+    parameters = facts["totals"]["parameters"]
+    ratio = parameters["dense"] / parameters["subset"]
+    said = (
+        f"{ratio:.2f}× fewer parameters with all layers at f = {text.share(facts['ratio'])} "
+        "(a count)"
+    )
+    return Estimate(said, REPRODUCED if ratio > 1 else NOT, ratio, unit="×")
 
 
 def identified(e: Evidence) -> Estimate:
     """Whether layers differ, and whether the sweep would give the same ranking again."""
     section = e.sections["03_sensitivity"]
     scores = sensitivity.score_matrix(section, e.records)
-    seeds = len(scores)
-    if seeds < 2:
-        return untested()
+    if len(scores) < 2:
+        return UNTESTED
     trust, low, high = reliability_interval(scores)
     table = sensitivity.layer_frame(section, e.records)
     decided = int((table["p_holm"] < arms.ALPHA).sum())
     held = (decided > 0, trust >= arms.TRUSTED)
-    verdict = REPRODUCED if all(held) else PARTLY if any(held) else UNDECIDED
     said = (
         f"reliability of the ranking {text.with_interval(trust, low, high, 2)}; {decided} of "
         f"{len(table)} layers told from dense (Holm)"
     )
-    return Estimate(said, verdict, trust, low, high, n=seeds)
+    verdict = REPRODUCED if all(held) else PARTLY if any(held) else UNDECIDED
+    return Estimate(said, verdict, trust, low, high, n=len(scores))
 
 
 def effectiveness(e: Evidence) -> Estimate:
     """At how many budgets some arm of ours beats dense trained for the same time."""
     rows = arms.tested(e.ours)
     if rows.empty:
-        return untested()
-    budgets = sorted(set(e.ours["budget"]))
-    at = [b for b in budgets if (rows[rows["budget"] == b]["verdict"] == "above").any()]
+        return UNTESTED
+    budgets, at = set(e.ours["budget"]), set(rows[rows["verdict"] == "above"]["budget"])
     verdict = PARTLY if at else unwon(e.ours["verdict"])
-    if len(at) == len(budgets):
-        verdict = REPRODUCED
     best = rows.loc[rows["difference"].idxmax()]
-    return of_row(
+    said = (
         f"dense of the same time is beaten at {len(at)} of {text.plural(len(budgets), 'budget')} "
-        f"(Holm); largest gain {text.at_budget(best)}: {text.gain(best)}",
-        verdict,
-        best,
+        f"(Holm); largest gain {text.at_budget(best)}: {text.gain(best)}"
     )
+    return of_row(said, REPRODUCED if at == budgets else verdict, best)
 
 
 def performance(e: Evidence) -> Estimate:
     """All layers in basis form against dense trained for the same time, at every budget."""
-    share = e.sections["02_all_layers"].facts["ratio"]
+    share = e.facts("02_all_layers")["ratio"]
     rows = e.ours[(e.ours["method"] == "basis") & (e.ours["ratio"] == share)]
     tested = arms.tested(rows)
     if tested.empty:
-        return untested()
+        return UNTESTED
     last = tested.loc[tested["budget"].idxmax()]
-    steps = [
-        f"; for as many steps {text.gain(row)}"
-        for row in e.equal_steps[e.equal_steps["ratio"] == share].itertuples()
-    ]
-    return of_row(
+    steps = equal_steps(e.sections["02_all_layers"], e.records)
+    said = (
         f"{text.at_budget(last)}: {text.gain(last)} against dense of the same time; "
-        f"{tally(rows['verdict'])}{''.join(steps)}",
-        kept(rows["verdict"]),
-        last,
+        f"{arms.tally(rows['verdict'])}"
     )
+    for row in steps[steps["ratio"] == share].itertuples():
+        said += f"; for as many steps {text.gain(row)}"
+    return of_row(said, kept(rows["verdict"]), last)
 
 
 def selection(e: Evidence) -> Estimate:
@@ -141,42 +201,34 @@ def selection(e: Evidence) -> Estimate:
         return absent("the selected subset or dense")
     row = e.rivals.loc[RIVALS["dense"]]
     if row.verdict == "untested":
-        return untested()
+        return UNTESTED
     random = e.rivals.loc[RIVALS["random"]] if RIVALS["random"] in e.rivals.index else None
-    useful = random is not None and random.verdict == "above"
-    verdict = kept([row.verdict])
-    if verdict == REPRODUCED and not useful:
-        verdict = PARTLY
-    said = f"selected minus dense of the same time: {text.gain(row)}"
+    said, verdict = f"selected minus dense of the same time: {text.gain(row)}", kept([row.verdict])
     if random is not None:
         said += f"; minus random subsets: {text.gain(random)}"
+    if verdict == REPRODUCED and (random is None or random.verdict != "above"):
+        verdict = PARTLY
     return of_row(said, verdict, row)
 
 
 def computation(e: Evidence) -> Estimate:
     """Forward speed-ups of single layers and the training step's."""
     found, median = outcomes(e.layers, "forward_"), float(e.layers["forward_speedup"].median())
-    return by_share(
-        found.faster, len(e.layers),
-        f"forward pass: {_counted(e.layers, 'timing', ' of single layers', 'forward_')}; median "
-        f"{median:.2f}×",
-        median, e.layer_turns, found.undecided,
-    )  # fmt: skip
+    timings = counted(e.layers, "timing", " of single layers", "forward_")
+    said = f"forward pass: {timings}; median {median:.2f}×"
+    turns = e.turns("repeats")
+    return of_count(found.faster, len(e.layers), said, median, turns, found.undecided)
 
 
 def too_few(e: Evidence) -> Estimate:
     """The smallest share of basis filters against the largest, trained for as many steps."""
-    measured = arms.measure(e.sections["02_all_layers"], e.records)
-    found = at_equal_steps(measured)
-    if len({ratio(m) for m in found}) < 2:
+    found = at_equal_steps(e.measured("02_all_layers"))
+    if len({m.detail["ratio"] for m in found}) < 2:
         return absent("two shares of basis filters that trained for as many steps")
     few, *_, many = found
-    return of_difference(
-        f"f = {text.share(ratio(few))} minus f = {text.share(ratio(many))}, both for dense's steps "
-        f"in {text.epochs(few.arm.budget or 0.0)}",
-        lost,
-        arms.compare(few, many),
-    )
+    shares = " minus ".join(f"f = {text.share(m.detail['ratio'])}" for m in (few, many))
+    epochs = text.epochs(few.arm.budget or 0.0)
+    return of_difference(f"{shares}, both for dense's steps in {epochs}", "below", few, many)
 
 
 def uncompressed(e: Evidence) -> Estimate:
@@ -185,21 +237,19 @@ def uncompressed(e: Evidence) -> Estimate:
     # A step that does not differ from dense speaks for neither side.
     with_some = {(True, True): PARTLY, (True, False): NOT, (False, True): REPRODUCED}
     verdict = with_some.get((found.faster > 0, found.slower > 0), UNDECIDED)
-    counted = _counted(e.networks, "training step")
-    said = f"coefficient matrix as it is: {counted}; best {best:.2f}×"
-    return Estimate(said, verdict, best, n=e.network_turns, of="turns")
+    said = f"coefficient matrix as it is: {counted(e.networks, 'training step')}; best {best:.2f}×"
+    return Estimate(said, verdict, best, n=e.turns("network_repeats"), of="turns")
 
 
 def misjudged(e: Evidence) -> Estimate:
     """Selected minus inverted: what choosing the sensitive layers costs."""
-    name = RIVALS["inverted"]
-    if name not in e.rivals.index:
+    if RIVALS["inverted"] not in e.rivals.index:
         return absent("an inverted subset")
-    row = e.rivals.loc[name]
+    row = e.rivals.loc[RIVALS["inverted"]]
     if row.verdict == "untested":
-        return untested()
+        return UNTESTED
     said = f"selected minus inverted subset of the same time: {text.gain(row)}"
-    return of_row(said, won(row.verdict), row)
+    return of_row(said, judged(row.verdict, "above"), row)
 
 
 def few_layers(e: Evidence) -> Estimate:
@@ -207,49 +257,46 @@ def few_layers(e: Evidence) -> Estimate:
     table = sensitivity.layer_frame(e.sections["03_sensitivity"], e.records)
     most = table.loc[table["time_saved"].idxmax()]
     gain = 1 / (1 - most.time_saved)
-    unit = e.sections["03_sensitivity"].facts.get("unit", "the cost source")
-    return Estimate(
+    unit = e.facts("03_sensitivity").get("unit", "the cost source")
+    said = (
         f"one layer alone saves at most {100 * most.time_saved:.1f} % of a step "
-        f"({most.layer}, by {unit})",
-        REPRODUCED if gain < PAPER_SPEEDUP else NOT, gain, unit="×",
-    )  # fmt: skip
+        f"({most.layer}, by {unit})"
+    )
+    return Estimate(said, REPRODUCED if gain < PAPER_SPEEDUP else NOT, gain, unit="×")
 
 
 def bottleneck(e: Evidence) -> Estimate:
     """Layers that are slower than dense although they execute fewer multiplications."""
     fewer = e.layers[e.layers["macs_ratio"] > 1]
-    found = outcomes(fewer)
-    return by_share(
-        found.slower, len(fewer),
-        "forward and backward, with fewer multiplications: "
-        f"{_counted(fewer, 'timing', ' of single layers')}",
-        float(fewer["speedup"].min()), e.layer_turns, found.undecided,
-    )  # fmt: skip
+    found, timings = outcomes(fewer), counted(fewer, "timing", " of single layers")
+    said = f"forward and backward, with fewer multiplications: {timings}"
+    worst, turns = float(fewer["speedup"].min()), e.turns("repeats")
+    return of_count(found.slower, len(fewer), said, worst, turns, found.undecided)
 
 
 def larger(e: Evidence) -> Estimate:
     """Layers whose basis form holds no fewer parameters than the dense one."""
-    costs = method.cost_frame(e.sections["00_method"].facts)
+    costs = method.cost_frame(e.facts("00_method"))
     basis = costs[costs["n_basis"].notna() & (costs["layer"] != "network")]
     grown = int((basis["parameters_subset"] >= basis["parameters_dense"]).sum())
-    return by_share(
-        grown, len(basis),
+    said = (
         f"{grown} of {text.plural(len(basis), 'layer')} in basis form hold as many parameters as "
-        "dense or more (a count)",
-        float(grown), None,
-    )  # fmt: skip
+        "dense or more (a count)"
+    )
+    return of_count(grown, len(basis), said, float(grown), None)
 
 
 def skip(e: Evidence) -> Estimate:
     """Basis, then re-initialised and trained as dense: against dense of the same time."""
-    rows = e.skips[(e.skips["direction"] == "basis→dense") & (e.skips["carry"] == "reinit")]
+    rows = skip_frame(e.measured("05_skip_training"))
+    rows = rows[(rows["direction"] == "basis→dense") & (rows["carry"] == "reinit")]
     if rows.empty:
         return absent("a skip arm that is re-initialised")
     # Adjusted over the arms that the claim is about alone.
     rows = arms.decided(rows)
     tested = arms.tested(rows)
     if tested.empty:
-        return untested()
+        return UNTESTED
     best = tested.loc[tested["difference"].idxmax()]
     worst = tested.loc[tested["difference"].idxmin()]
     said = (
@@ -258,43 +305,17 @@ def skip(e: Evidence) -> Estimate:
     )
     if best.switch != worst.switch:
         said += f"; worst ({100 * worst.switch:.0f} %): {text.gain(worst)}"
-    return of_row(f"{said}; {tally(rows['verdict'])}", kept(rows["verdict"]), best)
+    return of_row(f"{said}; {arms.tally(rows['verdict'])}", kept(rows["verdict"]), best)
 
 
 def early_switch(e: Evidence) -> Estimate:
     """The earliest switch to dense against basis throughout, at equal time."""
-    found = arms.measure(e.sections["05_skip_training"], e.records)
+    found = e.measured("05_skip_training")
     basis = arms.first(found, "basis")
-    exact = [
-        m
-        for m in found
-        if m.arm.detail.get("direction") == "basis→dense" and m.arm.detail.get("carry") == "exact"
-    ]
+    kind = ("basis→dense", "exact")
+    exact = [m for m in found if (m.detail.get("direction"), m.detail.get("carry")) == kind]
     if basis is None or not exact:
         return absent("basis throughout, or a switch that keeps the function")
-    early = min(exact, key=_switch)
-    return of_difference(
-        f"switch at {100 * _switch(early):.0f} % of the time minus basis throughout, equal time",
-        won,
-        arms.compare(early, basis),
-    )
-
-
-def _switch(m: arms.Measured) -> float:
-    detail: dict[str, Any] = m.arm.detail
-    return float(detail["switch"])
-
-
-def _counted(timings: pd.DataFrame, noun: str, of: str = "", prefix: str = "") -> str:
-    """As in "84 of 90 training steps faster, 0 slower, 6 undecided (quartiles clear of 1)".
-
-    What is faster on each of several devices follows it.
-    """
-    found = outcomes(timings, prefix)
-    devices = {name: outcomes(rows, prefix) for name, rows in timings.groupby("device", sort=False)}
-    each = [f"{part.faster} of {sum(part)} on {name}" for name, part in devices.items()]
-    return (
-        f"{found.faster} of {text.plural(sum(found), noun)}{of} faster"
-        f"{f' ({text.listed(each)})' if len(each) > 1 else ''}, {found.slower} slower, "
-        f"{found.undecided} undecided (quartiles clear of 1)"
-    )
+    early = min(exact, key=lambda m: float(m.detail["switch"]))
+    said = f"switch at {100 * early.detail['switch']:.0f} % of the time minus basis throughout"
+    return of_difference(f"{said}, equal time", "above", early, basis)

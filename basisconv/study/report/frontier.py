@@ -1,4 +1,8 @@
-"""The frontier's numbers: every arm at every time budget against dense of the same time."""
+"""02's arms against dense: of the same time at every budget, and of as many steps.
+
+The frontier asks what a network is worth for its time. At equal steps every arm takes dense's own
+steps and settings, as the paper and most others compare, and has the saved time left over.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,19 @@ import pandas as pd
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, speedup, text
 from basisconv.study.report.arms import DENSE, Measured
-from basisconv.study.report.equal_steps import on_budget
 
 _DETAILS = ("ratio", "parameters", "macs", "executed_macs", "steps", "batch_size", "learning_rate")
+
+
+def on_budget(found: Sequence[Measured]) -> list[Measured]:
+    """The arms that meet at time budgets."""
+    return [m for m in found if m.arm.method != "equal_steps"]
+
+
+def at_equal_steps(found: Sequence[Measured]) -> list[Measured]:
+    """The arms of dense's steps, by rising share of basis filters."""
+    equal = (m for m in found if m.arm.method == "equal_steps")
+    return sorted(equal, key=lambda m: float(m.detail["ratio"]))
 
 
 def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
@@ -21,93 +35,71 @@ def frontier(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     dense = {m.arm.budget: m for m in found if m.arm.method == "dense"}
     table = arms.compare_table(
         found,
-        rival=lambda m: None if m.arm.method == "dense" else dense.get(m.arm.budget),
+        rival=lambda m: dense.get(m.arm.budget),
         before=lambda m: {"method": m.arm.method, "budget": m.arm.budget, "time": m.time},
-        after=lambda m: {name: m.arm.detail.get(name) for name in _DETAILS},
+        after=lambda m: {name: m.detail.get(name) for name in _DETAILS},
         family=lambda m: m.arm.method in DENSE,
     )
     return pd.concat([table, speedup.brackets(found, list(table["verdict"]))], axis=1)
 
 
+def equal_steps(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row for each share of basis filters, by rising share, and its comparison to dense.
+
+    Raises:
+        ValueError: if the section has no such arm, or one for which dense has none of its steps.
+    """
+    found = arms.measure(section, records)
+    dense = {
+        (m.arm.budget, tuple(m.detail["steps"])): m for m in found if m.arm.method == "dense"
+    }  # fmt: skip
+    equal = at_equal_steps(found)
+    rivals = {m.arm.label: dense.get((m.arm.budget, tuple(m.detail["steps"]))) for m in equal}
+    if not equal or None in rivals.values():
+        raise ValueError(
+            f"{section.name} needs arms that train for as many steps as dense, and for each of "
+            f"them a dense arm of its budget and steps; it has {', '.join(rivals) or 'none'}."
+        )
+
+    def before(m: Measured) -> dict[str, Any]:
+        rival = rivals[m.arm.label]
+        return {
+            "ratio": m.detail["ratio"], "steps": m.detail["steps"], "dense_budget": m.arm.budget,
+            "time": m.time / rival.time if rival else None,
+        }  # fmt: skip
+
+    return arms.compare_table(equal, lambda m: rivals[m.arm.label], before)
+
+
 def headline(table: pd.DataFrame, found: Sequence[Measured]) -> str:
-    """How the arms compare with dense, and in one breath with the narrower network."""
-    return " ".join([_against_dense(table, arms.tested(table)), *_against_narrow(found)])
-
-
-def _against_dense(table: pd.DataFrame, tested: pd.DataFrame) -> str:
-    """One sentence: how often dense trained for the same time is beaten, and by how much."""
-    if tested.empty:
-        several = table[table["method"] != "dense"]["difference"].dropna()
-        if several.empty:
-            return "No arm was measured against dense."
-        return (
-            "With one run an arm there is no interval: at equal training time the arms differ "
-            f"from dense by {text.fixed(several.min(), 1, True)} to "
-            f"{text.fixed(several.max(), 1, True)} points."
-        )
-    ours = tested[~tested["method"].isin(DENSE)]
-    above = ours[ours["verdict"] == "above"]
-    if above.empty:
-        below = (ours["verdict"] == "below").sum()
-        return (
-            f"No basis arm beats dense trained for the same time: of {len(ours)} comparisons "
-            f"{text.amount(below)} are losses and {text.amount(len(ours) - below)} undecided or "
-            f"within ±{arms.MARGIN:g} points."
-        )
-    return (
-        f"Against dense trained for the same time the basis arms "
-        f"{won_and_lost(ours['verdict'])} (Holm); the largest gain, budget by budget, is "
-        f"{_best(above)}."
-    )
-
-
-def _against_narrow(found: Sequence[Measured]) -> list[str]:
-    """Each basis arm against the narrower dense network: the cheap rival."""
-    rivals = [m for m in found if m.arm.method == "narrow"]
+    """How the basis arms compare with dense, and with the narrower network, of the same time."""
+    told = [_against("dense", table[~table["method"].isin(DENSE)])]
+    narrow = {m.arm.budget: m for m in found if m.arm.method == "narrow"}
     rows = [
-        {
-            "label": m.arm.label, "method": m.arm.method, "budget": rival.arm.budget,
-            **arms.columns(arms.compare(m, rival)),
-        }
-        for rival in rivals
+        {"label": m.arm.label, "budget": m.arm.budget, **arms.compare(m, rival)._asdict()}
         for m in found
-        if m.arm.budget == rival.arm.budget and m.arm.method not in DENSE
-    ]  # fmt: skip
-    tested = arms.tested(arms.decided(pd.DataFrame(rows))) if rows else pd.DataFrame()
-    if tested.empty:
-        return []
-    return [
-        f"Against the narrower dense network {_quoted(rivals[0].arm.label)}, trained for the same "
-        f"time, the basis arms {won_and_lost(tested['verdict'])} (Holm); the most favourable "
-        f"difference, budget by budget, is {_best(tested)}."
+        if m.arm.method not in DENSE and (rival := narrow.get(m.arm.budget))
     ]
+    if rows:
+        name = next(iter(narrow.values())).arm.label
+        told.append(_against(f"the narrower network “{name}”", arms.decided(pd.DataFrame(rows))))
+    return " ".join(told)
 
 
-def _best(table: pd.DataFrame) -> str:
-    """The largest difference at each budget, where no test decides it so marked, and whose."""
+def _against(rival: str, table: pd.DataFrame) -> str:
+    """One sentence: the verdicts on all rows, and the largest difference at each budget."""
+    table = table[table["difference"].notna()]
+    if table.empty:
+        return f"No basis arm was measured against {rival}."
     best = table.loc[table.groupby("budget")["difference"].idxmax()]
-    marks = {"open": " (undecided)", "equal": f" (within ±{arms.MARGIN:g} points)"}
+    whose = text.listed([f"“{label}”" for label in dict.fromkeys(best["label"])])
     each = [
-        f"{text.gain(row)} at {row.budget:g}{marks.get(row.verdict, '')}"
-        for row in best.itertuples()
+        f"{text.gain(r)} at {text.epochs(r.budget)} ({text.VERDICT_WORDS[r.verdict]})"
+        for r in best.itertuples()
     ]
-    whose = text.listed([_quoted(label) for label in dict.fromkeys(best["label"])])
-    return f"{text.listed(each)} {_unit(best['budget'])} ({whose})"
-
-
-def won_and_lost(verdicts: pd.Series) -> str:
-    """As in "lose all 4 comparisons", "win 1 of 3 comparisons, lose none and leave 2 undecided"."""
-    of = len(verdicts)
-    won, lost, equal, left = (
-        int((verdicts == verdict).sum()) for verdict in ("above", "below", "equal", "open")
-    )
-    for count, verb in ((won, "win"), (lost, "lose"), (left, "leave undecided")):
-        if count == of:
-            return f"{verb} {'the one comparison' if of == 1 else f'all {of} comparisons'}"
-    within = f" or within ±{arms.MARGIN:g} points" if equal else ""
     return (
-        f"win {text.amount(won)} of {of} comparisons, lose {text.amount(lost)} and leave "
-        f"{text.amount(left + equal)} undecided{within}"
+        f"Basis arms against {rival} trained for the same time, {arms.tally(table['verdict'])} "
+        f"(Holm); the best of each budget ({whose}) differ from it by {text.listed(each)}."
     )
 
 
@@ -116,29 +108,14 @@ def same_size(found: Sequence[Measured]) -> dict[str, Any]:
     rival = next((m for m in found if m.arm.method == "same_size" and m.n), None)
     if rival is None:
         return {}
-
-    def apart(m: Measured) -> float:
-        size: Any = m.arm.detail["parameters"]
-        return abs(size - rival.arm.detail["parameters"])
-
+    size = rival.detail["parameters"]
     ours = [
         m for m in found if m.arm.method == "basis" and m.arm.budget == rival.arm.budget and m.n
     ]
     if not ours:
         return {}
-    arm = min(ours, key=apart)
+    arm = min(ours, key=lambda m: abs(m.detail["parameters"] - size))
+    gain = text.gain(arms.compare(arm, rival))
     return {
-        "same size": text.said(
-            f"{_quoted(arm.arm.label)} minus {text.at_budget(rival.arm)}: "
-            f"{text.points(arms.compare(arm, rival).difference)}"
-        )
-    }
-
-
-def _quoted(label: str) -> str:
-    """A label as a sentence names it."""
-    return f"“{label}”"
-
-
-def _unit(budgets: pd.Series) -> str:
-    return "dense epoch" if (budgets == 1).all() else "dense epochs"
+        "same size": text.said(f"“{arm.arm.label}” minus {text.at_budget(rival.arm)}: {gain}")
+    }  # fmt: skip

@@ -15,7 +15,6 @@ from basisconv.study.report import arms, comparisons, style, tables, text
 from basisconv.study.report.arms import Measured
 from basisconv.study.report.comparisons import EPOCHS, TIME
 from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.statistics.linear_models import contrast_of
 from basisconv.study.report.statistics.stats import NAN
 from basisconv.study.report.tables import cell, interval, make_table, percent, plain, words
 
@@ -98,24 +97,14 @@ def row_frame(found: Sequence[Measured]) -> pd.DataFrame:
     rows = []
     for (network, data), own in _pairs(found).items():
         row: dict[str, Any] = {"network": network, "data": data}
-        groups = comparisons.groups(own)
-        named = {
-            (part, str(m.arm.detail["arm"])): (m, among)
-            for (_, part, _), among in groups.items()
-            for m in among
-        }
-        ours, dense = (named.get((EPOCHS, name), (None, []))[0] for name in (_OURS, "D"))
+        parts = {part: among for (_, part, _), among in comparisons.groups(own).items()}
+        epochs = parts.get(EPOCHS, {})
+        ours, dense = epochs.get(_OURS), epochs.get("D")
         row["width"] = max(int(str(m.arm.detail["width"])) for m in own)
         row["step"] = ours.time / dense.time if ours and dense else NAN
         row["n"] = ours.n if ours else 0
         for column, part, rival, _ in _RIVALS:
-            (a, among), (b, _) = (
-                named.get((part, _OURS), (None, [])),
-                named.get((part, rival), (None, [])),
-            )
-            c = contrast_of(NAN, NAN, NAN, 0)
-            if a is not None and b is not None:
-                c = comparisons.difference(a, b, among)
+            c = comparisons.difference(_OURS, rival, parts.get(part, {}))
             row |= {column: c.estimate, f"{column}_low": c.low, f"{column}_high": c.high}
         rows.append(row)
     return pd.DataFrame(rows, columns=_COLUMNS)

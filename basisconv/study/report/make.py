@@ -20,8 +20,7 @@ def make_report(study: Study, section: Section) -> Report:
     if section.name == CLAIMS_NAME:
         others = sections(study)
         records = study.store.records(i for other in others.values() for i in other.run_ids)
-        unsettled = (profile.name,) if profile.preliminary else ()
-        report = build_claims(others, records, profile.name, unsettled)
+        report = build_claims(others, records, profile.name, profile.preliminary)
     else:
         report = build(section, study.store.records(section.run_ids), profile.preliminary)
     saved = [str(path.relative_to(study.folder)) for path in report.save(study.folder)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typst
 
@@ -13,7 +13,6 @@ from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.experiments.registry import EXPERIMENTS
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.files import write_atomic
-from basisconv.study.report import style
 
 SOURCE = ROOT / "paper" / "paper.typ"
 
@@ -22,12 +21,7 @@ _TIMESTAMP = 0
 
 
 def compile_paper(
-    results: Path,
-    output: Path,
-    *,
-    figures: Path | None = None,
-    preliminary: bool | None = None,
-    source: Path = SOURCE,
+    results: Path, output: Path, *, figures: Path | None = None, preliminary: bool | None = None
 ) -> Path:
     """Build the PDF from saved reports; the same results give the same bytes.
 
@@ -37,9 +31,7 @@ def compile_paper(
         results: a folder that `Report.save` filled.
         output: where the PDF goes; written whole or not at all.
         figures: where `Report.save` put the figures; None for `figures` in the same folder.
-        preliminary: write the profile's name across every page; by default for the profiles
-            smoke and quick.
-        source: the paper's text.
+        preliminary: write the profile's name across every page; by default as the profile says.
 
     Returns:
         `output`.
@@ -48,15 +40,28 @@ def compile_paper(
         ValueError: if the folder has no section, sections of two profiles, or lacks a number,
             table or figure that the text asks for.
     """
-    write_atomic(output, _compile(results, figures, preliminary, source, "pdf")[0])
+    results = results.resolve()
+    figures = (figures or results / "figures").resolve()
+    # typst reads nothing above its root: the folder that holds the text and the results.
+    root = Path(os.path.commonpath([SOURCE.parent, results, figures]))
+    inputs = {
+        "results": "/" + results.relative_to(root).as_posix(),
+        "figures": "/" + figures.relative_to(root).as_posix(),
+        "index": json.dumps(index(results, preliminary)),
+    }
+    try:
+        made = typst.compile(
+            str(SOURCE), root=str(root), ignore_system_fonts=True, format="pdf",
+            sys_inputs=inputs, timestamp=_TIMESTAMP,
+        )  # fmt: skip
+    except typst.TypstError as error:
+        hints = " ".join(getattr(error, "hints", ()))
+        raise ValueError(
+            f"The paper cannot be built from {results}: {error}. {hints} Run the notebooks of "
+            "that profile again, so that its tables, figures and numbers are complete."
+        ) from error
+    write_atomic(output, made)
     return output
-
-
-def paper_pages(
-    results: Path, *, preliminary: bool | None = None, source: Path = SOURCE, ppi: float = 150
-) -> list[bytes]:
-    """The same paper as one PNG a page, to be looked at."""
-    return _compile(results, None, preliminary, source, "png", ppi)
 
 
 def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
@@ -83,48 +88,16 @@ def index(results: Path, preliminary: bool | None = None) -> dict[str, Any]:
             f"({', '.join(profiles) or 'none'}); the paper shows one. Run the notebooks of one "
             "profile first: make reproduce."
         )
-    profile = profiles[0]
-    trial = profile in style.TRIAL_PROFILES if preliminary is None else preliminary
+    profile = load_profile(profiles[0])
     return {
-        "profile": profile,
-        "planned": load_profile(profile).model_dump(mode="json", by_alias=True),
-        "preliminary": trial,
+        "profile": profile.name,
+        "planned": profile.model_dump(mode="json", by_alias=True),
+        "preliminary": profile.preliminary if preliminary is None else preliminary,
         "sections": {
             name: {
                 "measured": name in found,
-                "text": f"{title[:1].upper()}{title[1:]}: not yet measured at this profile.",
+                "text": f"{e.title[:1].upper()}{e.title[1:]}: not yet measured at this profile.",
             }
-            for name, title in ((n, e.title) for n, e in EXPERIMENTS.items())
+            for name, e in EXPERIMENTS.items()
         },
     }
-
-
-def _compile(
-    results: Path,
-    figures: Path | None,
-    preliminary: bool | None,
-    source: Path,
-    kind: Literal["pdf", "png"],
-    ppi: float | None = None,
-) -> list[bytes]:
-    results, source = results.resolve(), source.resolve()
-    figures = (figures or results / "figures").resolve()
-    # typst reads nothing above its root: the folder that holds the text and the results.
-    root = Path(os.path.commonpath([source.parent, results, figures]))
-    inputs = {
-        "results": "/" + results.relative_to(root).as_posix(),
-        "figures": "/" + figures.relative_to(root).as_posix(),
-        "index": json.dumps(index(results, preliminary)),
-    }
-    try:
-        made = typst.compile(
-            str(source), root=str(root), ignore_system_fonts=True, format=kind, ppi=ppi,
-            sys_inputs=inputs, timestamp=_TIMESTAMP,
-        )  # fmt: skip
-    except typst.TypstError as error:
-        hints = " ".join(getattr(error, "hints", ()))
-        raise ValueError(
-            f"The paper cannot be built from {results}: {error}. {hints} Run the notebooks of "
-            "that profile again, so that its tables, figures and numbers are complete."
-        ) from error
-    return made if isinstance(made, list) else [made]

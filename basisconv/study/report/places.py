@@ -40,10 +40,8 @@ def device_name(environment: Mapping[str, Any]) -> str:
 def trained_on(records: Iterable[Record]) -> list[str]:
     """A sentence that says which devices trained some runs, if there are any."""
     found = Counter(device_name(record.measurement.environment) for record in records)
-    if not found:
-        return []
     runs = [f"{text.plural(n, 'run')} on {name}" for name, n in sorted(found.items())]
-    return [f"Trained: {text.listed(runs)}."]
+    return [f"Trained: {text.listed(runs)}."] if runs else []
 
 
 def name_of(row: Any) -> str:
@@ -61,19 +59,8 @@ class Place(NamedTuple):
 
 def of(frame: pd.DataFrame) -> list[Place]:
     """The places of a frame's rows, in its order."""
-    groups = [rows for _, rows in frame.groupby(KEYS, sort=False)]
-    return [
-        Place(chr(ord("a") + i), name_of(next(rows.itertuples())), rows)
-        for i, rows in enumerate(groups)
-    ]
-
-
-def legend(frame: pd.DataFrame) -> str:
-    """As in "(a) AMD EPYC (AVX2), float32, batch 64; (b) …", or the one place of all rows."""
-    found = of(frame)
-    if len(found) == 1:
-        return f"All rows: {found[0].name}."
-    return f"{'; '.join(f'({place.letter}) {place.name}' for place in found)}."
+    groups = zip("abcdefghijkl", frame.groupby(KEYS, sort=False), strict=False)
+    return [Place(letter, name_of(rows.iloc[0]), rows) for letter, (_, rows) in groups]
 
 
 def place_table(
@@ -82,20 +69,18 @@ def place_table(
 ) -> Table:  # fmt: skip
     """A table that names the place of each row by its letter, or once for all of them.
 
-    Args:
-        frame: the numbers that are saved.
-        columns: what is shown; the letter stands behind those that are shown once.
-        by: rows that agree in these columns stand together.
-        caption: what the table shows.
-        rows: the rows that are shown.
+    The letter stands behind the columns that are shown once; rows that agree `by` some columns
+    stand together.
     """
     found = of(rows)
     ordered = pd.concat([place.rows.assign(on=place.letter) for place in found])
     ordered = pd.concat([group for _, group in ordered.groupby(list(by), sort=False)])
+    if len(found) == 1:
+        return tables.make_table(frame, columns, f"{caption} All rows: {found[0].name}.", ordered)
     once = sum(column.once for column in columns)
-    on = [words("on", "on")] if len(found) > 1 else []
-    shown = [*columns[:once], *on, *columns[once:]]
-    return tables.make_table(frame, shown, f"{caption} {legend(frame)}", ordered)
+    shown = [*columns[:once], words("on", "on"), *columns[once:]]
+    legend = "; ".join(f"({place.letter}) {place.name}" for place in found)
+    return tables.make_table(frame, shown, f"{caption} {legend}.", ordered)
 
 
 class Outcomes(NamedTuple):
@@ -113,17 +98,28 @@ def outcomes(timings: pd.DataFrame, prefix: str = "") -> Outcomes:
     return Outcomes(faster, slower, len(timings) - faster - slower)
 
 
+def counted(timings: pd.DataFrame, noun: str, of: str = "", prefix: str = "") -> str:
+    """As in "84 of 90 training steps faster, 0 slower, 6 undecided (quartiles clear of 1)".
+
+    What is faster on each of several devices follows it.
+    """
+    found = outcomes(timings, prefix)
+    devices = {name: outcomes(rows, prefix) for name, rows in timings.groupby("device", sort=False)}
+    each = [f"{part.faster} of {sum(part)} on {name}" for name, part in devices.items()]
+    return (
+        f"{found.faster} of {text.plural(sum(found), noun)}{of} faster"
+        f"{f' ({text.listed(each)})' if len(each) > 1 else ''}, {found.slower} slower, "
+        f"{found.undecided} undecided (quartiles clear of 1)"
+    )
+
+
 def benchmark_frame(
     devices: Sequence[Mapping[str, Any]], part: str, names: Sequence[str],
     timings: Mapping[str, str],
 ) -> pd.DataFrame:  # fmt: skip
     """One row for each row of one part of the devices' benchmarks.
 
-    Args:
-        devices: the benchmarks, one a device.
-        part: which list of rows.
-        names: what is kept of a row as it is.
-        timings: the timings of a row -> what their columns' names begin with.
+    Its `names` are kept as they are; `timings` are its timings -> how their columns' names begin.
     """
     return pd.DataFrame(
         [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from basisconv.study.experiments.defaults import NAMES
 from basisconv.study.records.run import Optimizer
@@ -26,20 +25,15 @@ def recipe_frame(found: Sequence[Measured]) -> pd.DataFrame:
     `best` marks the highest accuracy of the rates that differ in nothing else, and `edge` one that
     is the lowest or highest rate of three or more. A recipe that lost a run is none to choose.
     """
+    columns = [*_CELL[:4], "learning_rate", *_CELL[4:], "n", "lost", "accuracy"]
     rows = [
         {
-            "method": m.arm.method, "width": m.arm.detail["width"], "epochs": m.arm.budget,
-            "optimizer": m.arm.detail["optimizer"],
-            "learning_rate": m.arm.detail["learning_rate"],
-            "factor_lr_ratio": m.arm.detail["factor_lr_ratio"],
-            "batch_size": m.arm.detail["batch_size"],
-            "label_smoothing": m.arm.detail["label_smoothing"],
-            "n": m.n, "lost": m.lost, "accuracy": m.interval.mean,
+            **m.detail, "method": m.arm.method, "epochs": m.arm.budget, "n": m.n, "lost": m.lost,
+            "accuracy": m.interval.mean,
         }
         for m in found
-        if m.arm.detail["part"] == "recipes"
+        if m.detail["part"] == "recipes"
     ]  # fmt: skip
-    columns = [*_CELL[:4], "learning_rate", *_CELL[4:], "n", "lost", "accuracy"]
     table = pd.DataFrame(rows, columns=columns)
     sound = table["accuracy"].where(table["lost"] == 0)
     table["best"] = sound == sound.groupby([table[c] for c in _CELL]).transform("max")
@@ -74,25 +68,26 @@ def recipe_plot(table: pd.DataFrame) -> Plot:
     """Accuracy over the learning rate, where three rates or more were tried."""
     swept = table[table.groupby(_CELL)["learning_rate"].transform("nunique") > 2]
     panels = list(swept.groupby(_PANEL, sort=False))
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 2.1)
-        places = made.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
-        for axes, ((method, width, epochs, *_), panel) in zip(places, panels, strict=False):
-            for (optimizer, ratio), line in panel.groupby(["optimizer", "factor_lr_ratio"]):
-                axes.plot(
-                    line["learning_rate"], line["accuracy"],
-                    label=_name(optimizer, ratio),
-                    marker="o" if optimizer == "muon" else "s",
-                    linestyle="-" if optimizer == "muon" and ratio == 1 else "--",
-                    color=style.INK if optimizer == "sgd" else style.look("basis").colour,
-                )  # fmt: skip
-            style.plain_log(axes, swept["learning_rate"].min() / 1.3,
-                            swept["learning_rate"].max() * 1.3)  # fmt: skip
-            style.panel(axes, "", f"{style.look(str(method)).name},\n"
-                        f"width {width}, {text.epochs(float(epochs))}")  # fmt: skip
-            axes.set_xlabel("learning rate")
-        places[0].set_ylabel("validation accuracy (%)")
-        _legend(made)
+    made = style.figure(style.TWO_COLUMNS, 2.1)
+    places = made.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
+    for axes, ((method, width, epochs, *_), panel) in zip(places, panels, strict=False):
+        for (optimizer, ratio), line in panel.groupby(["optimizer", "factor_lr_ratio"]):
+            axes.plot(
+                line["learning_rate"], line["accuracy"],
+                label=_name(optimizer, ratio),
+                marker="o" if optimizer == "muon" else "s",
+                linestyle="-" if optimizer == "muon" and ratio == 1 else "--",
+                color=style.INK if optimizer == "sgd" else style.look("basis").colour,
+            )  # fmt: skip
+        style.plain_log(axes, swept["learning_rate"].min() / 1.3,
+                        swept["learning_rate"].max() * 1.3)  # fmt: skip
+        style.panel(axes, "", f"{style.look(str(method)).name},\n"
+                    f"width {width}, {text.epochs(float(epochs))}")  # fmt: skip
+        axes.set_xlabel("learning rate")
+    places[0].set_ylabel("validation accuracy (%)")
+    entries = {str(x.get_label()): x for axes in made.axes for x in axes.get_lines()}
+    if entries:
+        style.legend_below(made, list(entries.values()))
     return Plot(
         made, table,
         "Validation accuracy over the learning rate of each optimizer, for each kind of arm at "
@@ -115,15 +110,6 @@ def recipe_headline(table: pd.DataFrame) -> str:
         f"accuracy over {text.plural(len(gains), 'comparison')}; "
         f"{text.plural(int(best['edge'].sum()), 'best rate')} of {len(best)} at an edge."
     )
-
-
-def _legend(made: Figure) -> None:
-    """One entry for each kind of line of any panel."""
-    entries = {
-        str(line.get_label()): line for axes in made.axes for line in axes.get_lines()
-    }  # fmt: skip
-    if entries:
-        style.legend_below(made, list(entries.values()))
 
 
 def _name(optimizer: Optimizer, factor_lr_ratio: float) -> str:

@@ -15,23 +15,14 @@ from matplotlib.ticker import PercentFormatter
 
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, style, tables, text
-from basisconv.study.report.arms import Comparison, Measured
+from basisconv.study.report.arms import Measured
 from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.tables import (
-    cell,
-    count,
-    fixed,
-    interval,
-    make_table,
-    percent,
-    words,
-)
+from basisconv.study.report.tables import cell, count, fixed, interval, make_table, percent, words
 
 RIVALS = {"dense": "dense", "basis": "all layers", "random": "random subsets of equal time",
           "inverted": "the inverted subset of equal time",
           "threshold": "the threshold's subset", "first_five": "the first five layers"}  # fmt: skip
-"""What the selected subset is held against: method -> words."""
-_MAIN = ("dense", "basis", "random")  # of these, those in the headline
+"""The selected subset's rivals: method -> words."""
 
 MEANS = ("predicted_time", "parameters", "macs")
 VALUES = ("seeds", "accuracy", "val_accuracy", "val_loss")
@@ -42,10 +33,10 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, draws = pooled(every), draw_frame(every)
     table, tests = subset_frame(found), rival_frame(found)
+    facts: dict[str, Any] = section.facts
     step_time, accuracy = percent("step time", "predicted_time"), tables.accuracy(outcome)
-    unit = str(section.facts.get("unit", "the cost source"))
-    budget = text.epochs(float(section.facts["budget"]))  # type: ignore[arg-type]
-    equal_time = section.facts.get("equal", "time") == "time"
+    unit, budget = facts.get("unit", "the cost source"), text.epochs(facts["budget"])
+    equal_time = facts.get("equal", "time") == "time"
     length = f"the time of {budget} of dense" if equal_time else budget
     return Report(
         section.name,
@@ -56,9 +47,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 [words("subset", "label"), cell("layers", "layer_count", "{:.3g}".format),
                  step_time, count("parameters", "parameters"), tables.seeds(), accuracy,
                  tables.difference()],
-                f"Subsets of layers in basis form, each trained for {length}: "
-                f"{outcome} accuracy with its 95 % interval. Step time relative to dense, by "
-                f"{unit}.",
+                f"Subsets of layers in basis form, each trained for {length}: {outcome} accuracy, "
+                f"and the time of a step relative to dense, by {unit}.",
             ),
             "selection_tests": make_table(
                 tests.rename(columns={"difference_low": "low", "difference_high": "high"}),
@@ -66,8 +56,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                  interval("difference (points)", "difference low high", 2, True),
                  cell("n", lambda r: f"{r.n_selected} and {r.n_rival}", str),
                  tables.p_value(), tables.verdict()],
-                "The selected subset's accuracy minus that of its rivals (Welch, p by Holm). "
-                "Each random subset is drawn by itself and trained once.",
+                f"The selected subset's {outcome} accuracy minus that of its rivals. Each random "
+                "subset is drawn independently and trained once.",
             ),
             "selection_draws": make_table(
                 draws,
@@ -79,13 +69,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         figures={
             "selection": Plot(
                 _figure(table, draws, outcome), table,
-                f"(a) {text.capital(outcome)} accuracy after {length}, "
-                f"against the step time by {unit}: {arms.shown_as(found)}; points of nearly equal "
-                "time are set apart sideways. (b) Which layers each subset has in basis form; of "
-                "the random ones, a square's area is the share of draws with that layer.",
+                f"(a) {outcome.capitalize()} accuracy after {length} against the step time by "
+                f"{unit}: {arms.shown_as(found)}; points of nearly equal time are set apart. (b) "
+                "Which layers each subset has in basis form; for the random ones a square's area "
+                "is the share of draws with that layer.",
             )
         },
-        numbers=_numbers(section, found, tests, outcome),
+        numbers=_numbers(facts, found, tests, outcome),
     )  # fmt: skip
 
 
@@ -97,7 +87,7 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
     draws = [m for m in found if m.arm.method == "random"]
     if not draws:
         return list(found)
-    details = [_detail(m) for m in draws]
+    details = [m.detail for m in draws]
     detail: dict[str, Any] = {key: fmean(d[key] for d in details) for key in MEANS}
     detail["layers"] = list(dict.fromkeys(name for d in details for name in d["layers"]))
     detail["layer_count"] = fmean(len(d["layers"]) for d in details)
@@ -113,21 +103,13 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
     return [*found[:at], one, *(m for m in found[at:] if m not in draws)]
 
 
-def _detail(m: Measured) -> dict[str, Any]:
-    """What the draft keeps of an arm, of types that its experiment alone knows."""
-    return dict(m.arm.detail)
-
-
 def draw_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row a random subset: its layers and what it reached."""
     rows = [
-        {
-            "label": m.arm.label, "layers": " ".join(detail["layers"]),
-            "predicted_time": detail["predicted_time"], "accuracy": m.interval.mean,
-        }
-        for m, detail in ((m, _detail(m)) for m in found)
+        (m.arm.label, " ".join(m.detail["layers"]), m.detail["predicted_time"], m.interval.mean)
+        for m in found
         if m.arm.method == "random"
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=["label", "layers", "predicted_time", "accuracy"])
 
 
@@ -140,58 +122,46 @@ def subset_frame(found: Sequence[Measured]) -> pd.DataFrame:
     dense = arms.first(found, "dense")
 
     def before(m: Measured) -> dict[str, Any]:
-        detail = _detail(m)
-        layers = detail["layers"]
+        layers = m.detail["layers"]
         # The pooled draws have the mean of theirs.
-        count = detail.get("layer_count", len(layers))
+        count = m.detail.get("layer_count", len(layers))
         return {"method": m.arm.method, "layers": " ".join(layers), "layer_count": count} | {
-            name: detail[name] for name in MEANS
+            name: m.detail[name] for name in MEANS
         }
 
     return arms.compare_table(found, lambda _: dense, before)[_SUBSET]
 
 
 def rival_frame(found: Sequence[Measured]) -> pd.DataFrame:
-    """The selected subset against each rival that there is, with Holm's correction."""
-    tests = [(named, against(found, method)) for method, named in RIVALS.items()]
+    """The selected subset against each rival that there is and has runs, p by Holm."""
+    selected = arms.first(found, "selected")
+    rivals = [(named, arms.first(found, method)) for method, named in RIVALS.items()]
     rows = [
-        {
-            "rival": named, **arms.columns(c), "n_selected": c.difference.n_a,
-            "n_rival": c.difference.n_b,
-        }
-        for named, c in tests
-        if c is not None
-    ]  # fmt: skip
-    names = ["rival", *arms.columns(arms.compare_values([], [])), "n_selected", "n_rival"]
+        (named, *arms.compare(selected, rival), selected.n, rival.n)
+        for named, rival in rivals
+        if selected and rival and selected.n and rival.n
+    ]
+    names = ["rival", *arms.Comparison._fields, "n_selected", "n_rival"]
     return arms.decided(pd.DataFrame(rows, columns=names))
-
-
-def against(found: Sequence[Measured], method: str) -> Comparison | None:
-    """The selected subset minus a rival; None where one of them is missing or has no runs."""
-    selected, rival = arms.first(found, "selected"), arms.first(found, method)
-    if selected is None or rival is None or not (selected.n and rival.n):
-        return None
-    return arms.compare(selected, rival)
 
 
 def _figure(table: pd.DataFrame, draws: pd.DataFrame, outcome: str) -> Figure:
     """Accuracy over step time, and which layers each subset has."""
     drawn = table[table["accuracy"].notna()]
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 3.4)
-        left, right = made.subplots(1, 2, width_ratios=[1.45, 1])
-        places = style.apart([100 * t for t in drawn["predicted_time"]], near=2.5, step=1.8)
-        for x, r in zip(places, drawn.itertuples(), strict=True):
-            style.intervals(left, [x], [r.accuracy], [r.low], [r.high], r.method, line=False)
-        left.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-        left.set_xlim(0, 108)
-        left.set_xlabel("predicted time of a step, relative to dense")
-        left.set_ylabel(f"{outcome} accuracy (%)")
-        style.panel(left, "a", "accuracy after equal training time")
-        _matrix(right, table, draws)
-        methods = dict.fromkeys(drawn["method"])
-        handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
-        style.legend_below(made, handles)
+    made = style.figure(style.TWO_COLUMNS, 3.4)
+    left, right = made.subplots(1, 2, width_ratios=[1.45, 1])
+    places = style.apart([100 * t for t in drawn["predicted_time"]], near=2.5, step=1.8)
+    for x, r in zip(places, drawn.itertuples(), strict=True):
+        style.intervals(left, [x], [r.accuracy], [r.low], [r.high], r.method, line=False)
+    left.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    left.set_xlim(0, 108)
+    left.set_xlabel("predicted time of a step, relative to dense")
+    left.set_ylabel(f"{outcome} accuracy (%)")
+    style.panel(left, "a", "accuracy after equal training time")
+    _matrix(right, table, draws)
+    methods = dict.fromkeys(drawn["method"])
+    handles = [style.handle(m, style.look(m).name, line=False) for m in methods]
+    style.legend_below(made, handles)
     return made
 
 
@@ -220,48 +190,29 @@ def _matrix(axes: Axes, table: pd.DataFrame, draws: pd.DataFrame) -> None:
 
 
 def _numbers(
-    section: Section, found: Sequence[Measured], tests: pd.DataFrame, outcome: str
+    facts: Mapping[str, Any], found: Sequence[Measured], tests: pd.DataFrame, outcome: str
 ) -> dict[str, Any]:
     selected = arms.first(found, "selected")
     values: dict[str, Any] = {}
-    if selected is None or not selected.n:
-        headline = "No run of a selected subset is done."
-    else:
-        i = selected.interval
+    headline = "No run of a selected subset is done."
+    if selected is not None and selected.n:
+        i, time = selected.interval, 100 * selected.detail["predicted_time"]
         values["accuracy"] = text.number(i.mean, i.low, i.high, i.n, digits=1, unit=" %")
-        time = 100 * float(selected.arm.detail["predicted_time"])  # type: ignore[arg-type]
         values["predicted_time"] = text.number(time, digits=0, unit=" %")
+        each = [
+            f"{text.gain(r)} against {r.rival} ({text.VERDICT_WORDS[r.verdict]})"
+            for r in tests.itertuples()
+            # What it gains on dense is worth no more than what it gains on chance.
+            if r.rival in (RIVALS["dense"], RIVALS["basis"], RIVALS["random"])
+        ]
         headline = (
-            f"The selected subset ({text.plural(len(selected.arm.detail['layers']), 'layer')}, "  # type: ignore[arg-type]
+            f"The selected subset ({text.plural(len(selected.detail['layers']), 'layer')}, "
             f"a predicted {values['predicted_time']['text']} of the dense step's time) reaches "
-            f"{values['accuracy']['text']} {outcome} accuracy"
+            f"{values['accuracy']['text']} {outcome} accuracy{': ' if each else ''}"
+            f"{text.listed(each)}."
         )
-        # What it gains on dense is worth no more than what it gains on chance.
-        main = [held for rival in _MAIN if (held := _held_against(tests, rival))]
-        headline += f": {text.listed(main)}." if main else "."
-    facts: dict[str, Any] = section.facts
     values |= {
         "loss share": text.number(100 * facts["loss_share"], digits=0, unit=" %"),
         "threshold": text.said(f"{facts['threshold']:g}"),
     }
-    return {
-        "values": values, "outcome": outcome, "headline": headline, "notes": arms.lost_note(found),
-    }  # fmt: skip
-
-
-def _held_against(tests: pd.DataFrame, rival: str) -> str:
-    """As in "better than dense (+0.6 points [+0.2, +1.0])"; nothing without that rival.
-
-    Args:
-        tests: of `rival_frame`.
-        rival: a key of `RIVALS`.
-    """
-    rows = tests[tests["rival"] == RIVALS[rival]]
-    if rows.empty:
-        return ""
-    r = rows.iloc[0]
-    said = {
-        "above": "better than", "below": "worse than", "equal": "equal to",
-        "open": "undecided against", "untested": "measured once against",
-    }  # fmt: skip
-    return f"{said[r.verdict]} {RIVALS[rival]} ({text.gain(r)})"
+    return {"values": values, "headline": headline}

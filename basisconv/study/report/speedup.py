@@ -24,21 +24,13 @@ _BEATEN = {
 
 
 def brackets(found: Sequence[Measured], verdicts: Sequence[str]) -> pd.DataFrame:
-    """Between which factors each arm's speed-up to equal accuracy lies; NaN: no such bound.
+    """Between which factors each arm's speed-up to equal accuracy lies, a row an arm.
 
     An arm that trained for t is at least T/t times as fast as dense where it beats dense trained
-    for T, and less than T/t times where that beats it. Nothing is interpolated between measured
-    budgets. At an arm's own budget its verdict decides, and a bound beyond it needs that verdict
-    as well; for the others see `comparisons`.
-
-    Args:
-        found: the arms, dense among them.
-        verdicts: of each against dense of its own budget; see `arms.decided`.
-
-    Returns:
-        A row an arm: `speedup_at_least`, `speedup_below`, and of the comparison that the former
-        rests on, in points, `beaten_by` with its 95 % interval, and its p by Holm, which is NaN
-        where that is the own budget's.
+    for T, and less than T/t times where that beats it; NaN: no such bound. Nothing is interpolated
+    between measured budgets. At an arm's own budget its verdict there decides, and a bound beyond
+    it needs that verdict as well; for the others see `comparisons`. `beaten_by`, in points, its
+    interval and p by Holm are of the comparison that the lower bound rests on.
     """
     table = comparisons(found)
     return pd.DataFrame(
@@ -51,38 +43,25 @@ def comparisons(found: Sequence[Measured]) -> pd.DataFrame:
 
     Those with dense of another budget than the arm's are corrected by Holm's method, over all of
     basis arms and over all of narrower networks, for the largest speed-up is the best of many;
-    those of the same budget have a verdict in the frontier's table.
-
-    Returns:
-        A row a pair: `arm` (its place in `found`) and `name`, `speedup` (the time of dense in the
-        arm's), `longer` (by how many dense epochs dense trained longer), the difference of the
-        arm and dense, in points, and the verdict.
+    those of the same budget have a verdict in the frontier's table. A row a pair: `arm` is the
+    place in `found`, `speedup` the time of dense over the arm's, and `longer` by how many dense
+    epochs dense trained longer.
     """
     pairs = [
         {
             "arm": i, "name": text.at_budget(m.arm), "dense_like": m.arm.method in DENSE,
-            "speedup": rival.time / m.time,
-            "longer": rival.arm.budget - m.arm.budget,
-            **arms.columns(arms.compare(m, rival)),
+            "speedup": rival.time / m.time, "longer": rival.arm.budget - m.arm.budget,
+            **arms.compare(m, rival)._asdict(),
         }
         for i, m in enumerate(found)
         for rival in found
         if m.arm.method != "dense" and rival.arm.method == "dense"
         and m.arm.budget is not None and rival.arm.budget is not None
     ]  # fmt: skip
-    columns = (
-        "arm",
-        "name",
-        "dense_like",
-        "speedup",
-        "longer",
-        *arms.columns(arms.compare_values([], [])),
-    )
-    table = pd.DataFrame(pairs, columns=columns)
+    names = ("arm", "name", "dense_like", "speedup", "longer", *arms.Comparison._fields)
+    table = pd.DataFrame(pairs, columns=names)
     others = table["longer"] != 0
-    return pd.concat(
-        [arms.decided(table[others], families=table[others]["dense_like"]), table[~others]]
-    )
+    return pd.concat([arms.decided(table[others], table[others]["dense_like"]), table[~others]])
 
 
 def _bracket(compared: pd.DataFrame, own: str) -> dict[str, float]:
@@ -120,12 +99,7 @@ def fastest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def values(table: pd.DataFrame, found: Sequence[Measured]) -> dict[str, Any]:
-    """The largest speed-up at equal accuracy, and what the correction leaves undecided.
-
-    Args:
-        table: the frontier's, with its brackets.
-        found: the arms that it is made of.
-    """
+    """The largest speed-up at equal accuracy, and what the correction leaves undecided."""
     made: dict[str, Any] = {}
     # A bound that rests on dense of the same time says no more than the verdict.
     longer = table["beaten_p_holm"].notna() & (table["speedup_at_least"] > 1)
@@ -136,8 +110,10 @@ def values(table: pd.DataFrame, found: Sequence[Measured]) -> dict[str, Any]:
         made["speed-up"] = text.number(best["speedup_at_least"].iloc[0], digits=2)
         made["fastest"] = text.said(text.listed(winners))
     pairs = comparisons(found)
-    pairs = pairs[~pairs["dense_like"].astype(bool) & (pairs["longer"] > 0)]
-    near = pairs[(pairs["verdict"] == "open") & (pairs["difference_low"] > 0)]
+    near = pairs[
+        ~pairs["dense_like"].astype(bool) & (pairs["longer"] > 0)
+        & (pairs["verdict"] == "open") & (pairs["difference_low"] > 0)
+    ]  # fmt: skip
     if len(near):
         each = [f"{r.name} by {text.gain(r)} ({r.speedup:.2f} times)" for r in near.itertuples()]
         made["left open"] = text.said(text.listed(each))

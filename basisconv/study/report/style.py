@@ -11,22 +11,21 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-ONE_COLUMN = 3.35  # inches: the width of a column of the paper
-TWO_COLUMNS = 6.95  # inches: the width of its text
-
-TRIAL_PROFILES: tuple[str, ...] = ("smoke", "quick")
-"""Profiles that show that everything runs; nothing that they measure is a result."""
+TWO_COLUMNS = 6.95  # inches: the width of the paper's text
 
 INK = "#222222"  # text and axes
 FAINT = "#BBBBBB"  # reference lines and grids
@@ -62,41 +61,22 @@ LOOKS: dict[str, Look] = {
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
-    "font.size": 7,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.5,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.fontsize": 6.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.4,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.2,
-    "errorbar.capsize": 1.8,
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "hatch.linewidth": 0.6,
-    "savefig.dpi": 200,
-    "svg.fonttype": "path",
     "svg.hashsalt": "basisconv",  # ids inside an SVG are random without it
-    "pdf.fonttype": 42,
-}
+    "svg.fonttype": "path", "pdf.fonttype": 42, "savefig.dpi": 200,
+    "figure.constrained_layout.use": True, "figure.facecolor": "white",
+    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7, "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E8E8E8", "grid.linewidth": 0.5,
+    **{
+        f"{axis}tick.{name}": value
+        for axis in "xy"
+        for name, value in (("color", INK), ("labelsize", 6.5), ("major.width", 0.6),
+                            ("major.size", 2.5))
+    },
+    "legend.frameon": False, "legend.handlelength": 2.4, "lines.linewidth": 1.2,
+    "lines.markersize": 4.2, "errorbar.capsize": 1.8, "hatch.linewidth": 0.6,
+}  # fmt: skip
 
 _NO_DATES: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "ModDate": None},
@@ -124,17 +104,12 @@ def look(method: str) -> Look:
 def drawing() -> Iterator[None]:
     """Within it, figures are made and rendered in this style, whatever the user's own is."""
     # The font tools log a warning about the fonts' dates, which is nothing to a reader.
-    log = logging.getLogger("fontTools")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            # matplotlib's stubs want each key as a literal; it checks the keys itself.
-            mpl.rcParams.update(seaborn.axes_style("ticks") | _RC)  # type: ignore[arg-type]
-            yield
-    finally:
-        log.setLevel(level)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        # matplotlib's stubs want each key as a literal; it checks the keys itself.
+        mpl.rcParams.update(seaborn.axes_style("ticks") | _RC)  # type: ignore[arg-type]
+        yield
 
 
 def figure(width: float, height: float) -> Figure:
@@ -182,9 +157,7 @@ def time_axis(axes: Axes, ticks: Iterable[float], label: str) -> None:
     if len(places) == 2:
         places.insert(1, sum(places) / 2)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _plain_ticks(axes.xaxis, places)
     if places:
         axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
     axes.set_xlabel(label)
@@ -199,17 +172,10 @@ def intervals(
     axes: Axes, x: Iterable[float], mean: Iterable[float], low: Iterable[float],
     high: Iterable[float], method: str, place: int = 0, line: bool = True,
 ) -> None:  # fmt: skip
-    """Draw an arm's means with their intervals; an end that is NaN is no interval.
+    """Draw an arm's means at x with their intervals; an end that is NaN is no interval.
 
-    Args:
-        axes: where.
-        x: positions.
-        mean: values.
-        low: lower ends.
-        high: upper ends.
-        method: its colour, marker and line.
-        place: the arm's place among those of its method; see `_fill`.
-        line: join the points.
+    Its method gives colour, marker and line, its place among the arms of the method their variant
+    (see `ranks`); `line` joins the points.
     """
     y = np.asarray(list(mean), dtype=float)
     ends = np.array([y - list(low), list(high) - y], dtype=float)
@@ -248,8 +214,11 @@ def plain_log(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "x
         places = [place for place in every if low <= place <= high]
         if len(places) > 3:
             break
-    axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    _plain_ticks(axes.xaxis if which == "x" else axes.yaxis, places)
+
+
+def _plain_ticks(axis: Axis, places: Sequence[float]) -> None:
     axis.set_major_locator(FixedLocator(places))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -257,18 +226,17 @@ def plain_log(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "x
 
 def apart(values: Sequence[float], near: float, step: float) -> list[float]:
     """The values, those within `near` of each other set `step` apart round their common place."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and values[i] - values[groups[-1][0]] <= near:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    moved = list(values)
-    for group in groups:
-        for rank, i in enumerate(sorted(group)):
-            moved[i] = values[i] + step * (rank - (len(group) - 1) / 2)
-    return moved
+    at = pd.Series(values, dtype=float)
+    group = (at.sort_values().diff() > near).cumsum().sort_index()
+    places = at.groupby(group)
+    return list(at + step * (places.cumcount() - (places.transform("size") - 1) / 2))
+
+
+def ranks(names: Iterable[str], methods: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Each name once: its method, and its place among the names of that method."""
+    found = dict(zip(names, methods, strict=True))
+    places = {m: count() for m in found.values()}
+    return {name: (method, next(places[method])) for name, method in found.items()}
 
 
 def legend_below(drawn: Figure, handles: Sequence[Any]) -> None:
@@ -277,6 +245,5 @@ def legend_below(drawn: Figure, handles: Sequence[Any]) -> None:
     longest = max(len(handle.get_label()) for handle in handles)
     # A handle, its gaps and letters of a little over half their height.
     column = size * (2.4 + 0.8 + 2.0 + 0.58 * longest)
-    fit = max(1, int(72 * drawn.get_size_inches()[0] / column))
-    rows = -(-len(handles) // fit)
+    rows = -(-len(handles) // max(1, int(72 * drawn.get_size_inches()[0] / column)))
     drawn.legend(handles=list(handles), loc="outside lower center", ncols=-(-len(handles) // rows))

@@ -26,14 +26,10 @@ Source = str | Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table as read.
+    """A column of a table as read: its title, and a row of the frame -> the text shown.
 
-    Attributes:
-        title: its head.
-        cell: a row of the frame -> the text shown.
-        left: words stand left, numbers right.
-        once: a row shows it only where it differs from the row above, in this or another such
-            column.
+    Words stand `left`, numbers right. A row shows a column to be shown `once` only where it differs
+    from the row above, in this or another such column.
     """
 
     title: str
@@ -99,19 +95,9 @@ class Table:
 
 
 def make_table(
-    frame: pd.DataFrame,
-    columns: Sequence[Column],
-    caption: str,
-    rows: pd.DataFrame | None = None,
+    frame: pd.DataFrame, columns: Sequence[Column], caption: str, rows: pd.DataFrame | None = None
 ) -> Table:
-    """A table of a frame's rows as its columns show them.
-
-    Args:
-        frame: the numbers that are saved.
-        columns: what is shown of each row, from left to right.
-        caption: what the table shows.
-        rows: the rows that are shown, if not those of `frame` in their order.
-    """
+    """A table that saves a frame, and shows its rows, or other `rows`, as the columns say."""
     source = frame if rows is None else rows
     cells = [[c.cell(row) for c in columns] for row in source.itertuples(index=False)]
     once = [i for i, column in enumerate(columns) if column.once]
@@ -167,22 +153,15 @@ def percent(title: str, source: Source, digits: int = 0) -> Column:
 def interval(title: str, source: str, digits: int, signed: bool = False, unit: str = "") -> Column:
     """A number with its interval, as in "84.0 [83.6, 84.4]".
 
-    Args:
-        title: the column's head.
-        source: three columns, "accuracy low high", or one, whose ends have `_low` and `_high`
-            added to its name.
-        digits: how many decimals.
-        signed: write a plus sign, too.
-        unit: follows the number.
+    The source is three columns, "accuracy low high", or one whose ends are called `_low`, `_high`.
     """
-    names = source.split()
-    value, low, high = names if len(names) == 3 else (source, f"{source}_low", f"{source}_high")
-    return Column(
-        title,
-        lambda row: text.with_interval(
-            getattr(row, value), getattr(row, low), getattr(row, high), digits, signed, unit
-        ),
-    )
+    names = source.split() if " " in source else [source, f"{source}_low", f"{source}_high"]
+
+    def shown(row: Any) -> str:
+        value, low, high = (getattr(row, name) for name in names)
+        return text.with_interval(value, low, high, digits, signed, unit)
+
+    return Column(title, shown)
 
 
 def accuracy(outcome: str) -> Column:

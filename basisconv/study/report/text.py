@@ -1,4 +1,4 @@
-"""Numbers as a reader meets them: rounded, with interval and n, and sentences' small parts."""
+"""Numbers as a reader meets them: rounded, with interval and n."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from basisconv.study.report.statistics.stats import NAN, Difference
+from basisconv.study.report.statistics.stats import NAN
 
 NOTHING = "–"
 """What a table shows where there is no number."""
@@ -35,7 +35,7 @@ def fixed(value: float, digits: int, signed: bool = False) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """A positive number with so many digits that count, and all those before its point."""
+    """A positive number with so many significant digits, and all those before its point."""
     return fixed(value, max(0, digits - 1 - math.floor(math.log10(value))))
 
 
@@ -51,23 +51,16 @@ def with_interval(
     return f"{text} [{fixed(low, digits, signed)}, {fixed(high, digits, signed)}]"
 
 
-def points(difference: Difference, digits: int = 2) -> str:
-    """As in "+0.42 points [+0.10, +0.74]": a difference of accuracies in percentage points."""
-    return with_interval(
-        difference.estimate, difference.low, difference.high, digits, True, " points"
-    )
+def gain(row: Any) -> str:
+    """As in "+0.42 points [+0.10, +0.74]": the difference of a table's row, or of a comparison."""
+    ends = row.difference_low, row.difference_high
+    return with_interval(row.difference, *ends, 2, True, " points")
 
 
 def number(
-    value: float,
-    low: float = NAN,
-    high: float = NAN,
-    n: int = 1,
-    *,
-    digits: int,
-    unit: str = "",
+    value: float, low: float = NAN, high: float = NAN, n: int = 1, *, digits: int, unit: str = "",
     signed: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """A number of the paper: what was measured, and the text that is printed for it."""
     text = with_interval(value, low, high, digits, signed, unit)
     return {"value": value, "low": low, "high": high, "n": n, "text": text}
@@ -83,13 +76,13 @@ def said(words: str) -> dict[str, Any]:
     return {"text": words}
 
 
-def millions(value: float, digits: int = 2) -> str:
+def millions(value: float) -> str:
     """As in "11.17 M"."""
-    return f"{fixed(value / 1e6, digits)} M"
+    return f"{fixed(value / 1e6, 2)} M"
 
 
 def small(value: float, digits: int = 1) -> str:
-    """As in "0.51", and "6.8 × 10⁻¹⁶" for what decimals would not show; "0" for nothing at all."""
+    """As in "0.51", and "6.8 × 10⁻¹⁶" for what decimals would not show; "0" for zero."""
     if value == 0:
         return "0"
     if abs(value) >= 0.001:
@@ -97,6 +90,11 @@ def small(value: float, digits: int = 1) -> str:
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} × 10{raised}"
+
+
+def whole(value: float) -> str:
+    """A whole number, "∞" for infinity."""
+    return "∞" if math.isinf(value) else f"{value:.0f}"
 
 
 def network(name: str) -> str:
@@ -124,9 +122,7 @@ def seeds(n: int, lost: int = 0) -> str:
 
 def listed(items: Sequence[str]) -> str:
     """As in "a, b and c"."""
-    if len(items) < 2:
-        return "".join(items)
-    return f"{', '.join(items[:-1])} and {items[-1]}"
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def plural(n: int, noun: str) -> str:
@@ -145,11 +141,6 @@ def share(ratio: float) -> str:
     return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-9 else f"{ratio:g}"
 
 
-def capital(sentence: str) -> str:
-    """The sentence with its first letter large."""
-    return sentence[:1].upper() + sentence[1:]
-
-
 def at_budget(row: Any) -> str:
     """The arm of a table's row, or an arm, at its budget: as in "“all layers, f = 0.25” at 2"."""
     return f"“{row.label}” at {row.budget:g}"
@@ -158,10 +149,3 @@ def at_budget(row: Any) -> str:
 def epochs(number_of: float) -> str:
     """As in "1 epoch", "2.5 epochs"."""
     return "1 epoch" if number_of == 1 else f"{number_of:g} epochs"
-
-
-def gain(row: Any) -> str:
-    """A table row's difference from dense, with its interval, in percentage points."""
-    return with_interval(
-        row.difference, row.difference_low, row.difference_high, 2, True, " points"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,129 +70,106 @@ def share_figure(layers: pd.DataFrame, ratio: float) -> Figure:
     """Speed-up of each layer at one share of basis filters, a panel for each way of measuring."""
     titles = list(dict.fromkeys(layers["layer"]))
     here = layers[layers["ratio"] == ratio]
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 0.6 + _rows(here) * (0.45 + 0.36 * len(titles)))
-        panels = _panels(made, here)
-        arms = [arm for arm in _ARMS if (here["arm"] == arm).any()]
-        for axes, rows in panels:
-            _bars(axes, rows, titles, arms)
-            axes.set_yticks(range(len(titles)), titles)
-            axes.grid(axis="y", visible=False)
-            axes.set_xlabel("times as fast as dense")
-        panels[0][0].invert_yaxis()
-        panels[0][0].set_xlim(left=0)  # of all panels: set once what each of them shows is drawn
-        handles = [_handle(arm) for arm in arms]
-        handles += [
-            Line2D([], [], color=style.FAINT, linewidth=5, label="promised by MACs"),
-            Line2D([], [], color=style.INK, marker="|", markersize=7, linestyle="none",
-                   label="expected by the roofline"),
-        ]  # fmt: skip
-        style.legend_below(made, handles)
+    made, panels = _panels(here, lambda rows: 0.6 + rows * (0.45 + 0.36 * len(titles)))
+    arms = [arm for arm in _ARMS if (here["arm"] == arm).any()]
+    for axes, rows in panels:
+        _bars(axes, rows, titles, arms)
+        axes.set_yticks(range(len(titles)), titles)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("times as fast as dense")
+    panels[0][0].invert_yaxis()
+    panels[0][0].set_xlim(left=0)  # of all panels: set once what each of them shows is drawn
+    handles = [Line2D([], [], linestyle="none", label=arm, **_mark(arm)) for arm in arms]
+    handles += [
+        Line2D([], [], color=style.FAINT, linewidth=5, label="promised by MACs"),
+        Line2D([], [], color=style.INK, marker="|", markersize=7, linestyle="none",
+               label="expected by the roofline"),
+    ]  # fmt: skip
+    style.legend_below(made, handles)
     return made
-
-
-def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Figure:
-    """The subset form's layers under the roof and slope of each machine and precision."""
-    here = layers[layers["arm"] == "subset"]
-    machines = [machine for d in devices for machine in d["machine"].items()]
-    x = here["intensity"]
-    ridge = [m["rate_gmac_s"] / m["bandwidth_gb_s"] for _, m in machines]
-    low, high = min(x.min(), *ridge) / 1.6, max(x.max(), *ridge) * 1.6
-    line = np.geomspace(low, high, 200)
-    ratios = sorted(set(here["ratio"]))
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 0.4 + _rows(here) * 2.3)
-        # Machines differ by orders of magnitude: each has rates of its own.
-        panels = _panels(made, here, sharey=False)
-        for axes, rows in panels:
-            machine = _machine(rows, devices)
-            roof, slope = machine["rate_gmac_s"], machine["bandwidth_gb_s"]
-            axes.plot(line, np.minimum(roof, slope * line), color=style.INK, linewidth=1)
-            for f, marker in zip(ratios, _RATIO_MARKERS, strict=False):
-                some = rows[rows["ratio"] == f]
-                axes.plot(
-                    some["intensity"], some["gmac_s"], marker, color=_BLUE, markersize=4,
-                    markerfacecolor="none", markeredgewidth=0.8,
-                )  # fmt: skip
-            style.plain_log(axes, low, high)
-            reached = rows["gmac_s"]
-            lowest = min(reached.min(), roof, slope * low)
-            style.plain_log(axes, lowest / 1.5, max(reached.max(), roof) * 1.5, "y")
-            axes.set_xlabel("MACs for each byte moved")
-        for axes, _ in panels[:: _columns(here)]:
-            axes.set_ylabel("GMAC/s reached")
-        handles = [
-            Line2D([], [], color=_BLUE, marker=marker, markersize=4, linestyle="none",
-                   markerfacecolor="none", label=f"f = {text.share(f)}")
-            for f, marker in zip(ratios, _RATIO_MARKERS, strict=False)
-        ]  # fmt: skip
-        handles.append(Line2D([], [], color=style.INK, linewidth=1, label="roofline"))
-        style.legend_below(made, handles)
-    return made
-
-
-def _rows(frame: pd.DataFrame) -> int:
-    """How many rows of panels there are."""
-    return math.ceil(len(places.of(frame)) / _ABREAST)
-
-
-def _columns(frame: pd.DataFrame) -> int:
-    """How many stand side by side: four are two by two, and not three and one."""
-    return math.ceil(len(places.of(frame)) / _rows(frame))
-
-
-def _panels(
-    made: Figure, frame: pd.DataFrame, sharey: bool = True
-) -> list[tuple[Axes, pd.DataFrame]]:
-    """A panel for each place, titled with it; each shows the numbers of its x axis."""
-    found = places.of(frame)
-    shape = _rows(frame), _columns(frame)
-    grid = made.subplots(*shape, sharex=True, sharey=sharey, squeeze=False)
-    for spare in grid.flat[len(found) :]:
-        spare.set_axis_off()
-    for axes, place in zip(grid.flat, found, strict=False):
-        device, *how = place.name.rsplit(", ", 2)
-        title = f"{device}\n{', '.join(how)}"
-        # Captions explain the letters of several alone.
-        style.panel(axes, place.letter if len(found) > 1 else "", title)
-        axes.tick_params(labelbottom=True)
-    return [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
-
-
-def _machine(rows: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
-    """What the machine that some rows were measured on can do in their precision."""
-    first = rows.iloc[0]
-    (found,) = (d for d in devices if places.device_name(d["device"]) == first["device"])
-    machine: Mapping[str, float] = found["machine"][first["precision"]]
-    return machine
 
 
 def _bars(axes: Axes, rows: pd.DataFrame, titles: Sequence[str], arms: Sequence[str]) -> None:
     step = 0.8 / len(arms)
     for k, arm in enumerate(arms):
-        colour, marker, fill = _ARMS[arm]
         here = rows[rows["arm"] == arm]
         y = [titles.index(t) + step * (k - (len(arms) - 1) / 2) for t in here["layer"]]
         axes.barh(y, here["macs_ratio"], height=0.8 * step, color="#EDEDED",
                   edgecolor=style.FAINT, linewidth=0.5)  # fmt: skip
-        ends = np.array(
-            [here["speedup"] - here["speedup_low"], here["speedup_high"] - here["speedup"]]
-        )
-        axes.errorbar(
-            here["speedup"], y, xerr=ends, fmt=marker, markersize=3, color=colour,
-            markerfacecolor=fill, elinewidth=0.8,
-        )  # fmt: skip
+        mean = here["speedup"]
+        ends = np.array([mean - here["speedup_low"], here["speedup_high"] - mean])
+        look = _mark(arm) | {"markersize": 3}
+        axes.errorbar(mean, y, xerr=ends, linestyle="none", elinewidth=0.8, **look)
         expected = here["expected_speedup"].astype(float)
         axes.plot(expected, y, "|", color=style.INK, markersize=4)
     axes.axvline(1, color=style.look("dense").colour, linewidth=0.9)
 
 
-def _handle(arm: str) -> Line2D:
+def _mark(arm: str) -> dict[str, Any]:
     colour, marker, fill = _ARMS[arm]
-    return Line2D(
-        [], [], color=colour, marker=marker, markersize=4, linestyle="none", label=arm,
-        markerfacecolor=fill,
-    )  # fmt: skip
+    return {"color": colour, "marker": marker, "markersize": 4, "markerfacecolor": fill}
+
+
+def roofline_figure(layers: pd.DataFrame, devices: Sequence[Mapping[str, Any]]) -> Figure:
+    """The subset form's layers under the roof and slope of each machine and precision."""
+    here = layers[layers["arm"] == "subset"]
+    machines = {
+        (places.device_name(d["device"]), precision): (m["rate_gmac_s"], m["bandwidth_gb_s"])
+        for d in devices
+        for precision, m in d["machine"].items()
+    }
+    x, ridge = here["intensity"], [roof / slope for roof, slope in machines.values()]
+    low, high = min(x.min(), *ridge) / 1.6, max(x.max(), *ridge) * 1.6
+    line = np.geomspace(low, high, 200)
+    marks = dict(zip(sorted(set(here["ratio"])), _RATIO_MARKERS, strict=False))
+    # Machines differ by orders of magnitude: each has rates of its own.
+    made, panels = _panels(here, lambda rows: 0.4 + rows * 2.3, sharey=False)
+    hollow: dict[str, Any] = {"color": _BLUE, "linestyle": "none", "markersize": 4,
+                              "markerfacecolor": "none"}  # fmt: skip
+    for axes, rows in panels:
+        roof, slope = machines[rows["device"].iloc[0], rows["precision"].iloc[0]]
+        axes.plot(line, np.minimum(roof, slope * line), color=style.INK, linewidth=1)
+        for f, marker in marks.items():
+            some = rows[rows["ratio"] == f]
+            axes.plot(some["intensity"], some["gmac_s"], marker=marker, markeredgewidth=0.8,
+                      **hollow)  # fmt: skip
+        style.plain_log(axes, low, high)
+        reached = rows["gmac_s"]
+        lowest = min(reached.min(), roof, slope * low)
+        style.plain_log(axes, lowest / 1.5, max(reached.max(), roof) * 1.5, "y")
+        axes.set_xlabel("MACs for each byte moved")
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel("GMAC/s reached")
+    handles = [
+        Line2D([], [], marker=marker, label=f"f = {text.share(f)}", **hollow)
+        for f, marker in marks.items()
+    ]
+    handles.append(Line2D([], [], color=style.INK, linewidth=1, label="roofline"))
+    style.legend_below(made, handles)
+    return made
+
+
+def _panels(
+    frame: pd.DataFrame, height: Callable[[int], float], sharey: bool = True
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel for each place, titled with it, and each panel with its rows.
+
+    Its height in inches is by the number of rows of panels.
+    """
+    found = places.of(frame)
+    down = math.ceil(len(found) / _ABREAST)
+    across = math.ceil(len(found) / down)  # four are two by two, and not three and one
+    made = style.figure(style.TWO_COLUMNS, height(down))
+    grid = made.subplots(down, across, sharex=True, sharey=sharey, squeeze=False)
+    for spare in grid.flat[len(found) :]:
+        spare.set_axis_off()
+    for axes, place in zip(grid.flat, found, strict=False):
+        device, *how = place.name.rsplit(", ", 2)
+        # Captions explain the letters of several alone.
+        letter = place.letter if len(found) > 1 else ""
+        style.panel(axes, letter, f"{device}\n{', '.join(how)}")
+        axes.tick_params(labelbottom=True)
+    return made, [(axes, place.rows) for axes, place in zip(grid.flat, found, strict=False)]
 
 
 def rebuilt_layers(layers: pd.DataFrame) -> dict[str, Any]:
@@ -228,12 +205,12 @@ def against_peers(layers: pd.DataFrame) -> dict[str, Any]:
     for place in places.of(layers):
         rows = place.rows.set_index(["layer", "ratio"])
         ours = rows[rows["arm"] == FORMS[0]]
-        room = ours["expected_speedup"].astype(float) / ours["speedup"]
+        gap = ours["expected_speedup"].astype(float) / ours["speedup"]
         for peer in [arm for arm in dict.fromkeys(rows["arm"]) if arm.startswith("tensorly")]:
             longer = rows[rows["arm"] == peer]["median_ms"] / ours["median_ms"]
             parts.setdefault(peer, []).append(
                 f"{longer.median():.1f} ({longer.min():.1f} to {longer.max():.1f}; "
-                f"{(longer * room).median():.1f}) on {place.name}"
+                f"{(longer * gap).median():.1f}) on {place.name}"
             )
     each = [f"{peer} {text.listed(part)}" for peer, part in parts.items()]
     return {"peers": text.said("; ".join(each))} if each else {}

@@ -83,7 +83,6 @@ def test_each_sweep_is_judged_by_itself() -> None:
 
 def test_the_report_says_what_it_found_and_nothing_of_hours_that_nobody_knows() -> None:
     made = report.build(SECTION, RECORDS)
-    assert made.numbers["outcome"] == "validation"
     assert "8 choices" in made.numbers["headline"] and "out of 6" in made.numbers["headline"]
     facts = SECTION.facts | {"dense_epoch_hours": None}
     shown = report.build(SECTION.model_copy(update={"facts": facts}), RECORDS)

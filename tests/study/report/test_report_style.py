@@ -10,7 +10,6 @@ from matplotlib.colors import to_rgb
 
 from basisconv.study.records.run import Method
 from basisconv.study.report import arms, style, text
-from basisconv.study.report.statistics.stats import Difference
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, on linear RGB.
 DEFICIENCIES = {
@@ -129,7 +128,9 @@ def test_what_is_negligible_is_equal_though_a_test_tells_it(
 
 
 def test_intervals_as_read() -> None:
-    assert text.points(Difference(0.42, -0.1, 0.94, 0.1, 3, 3)) == "+0.42 points [−0.10, +0.94]"
+    assert (
+        text.gain(arms.Comparison(0.42, -0.1, 0.94, 0.1, 0.5, 1.0)) == "+0.42 points [−0.10, +0.94]"
+    )
     assert text.listed(["a", "b", "c"]) == "a, b and c"
     assert [text.share(f) for f in (0.25, 0.125, 0.3)] == ["1/4", "1/8", "0.3"]
     assert text.seeds(2, 1) == "2 (1 lost)"

@@ -82,15 +82,16 @@ def one_budget(basis: float) -> dict[str, Any]:
 
 
 def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below() -> None:
-    for level, word in ((70.0, "below"), (90.0, "above")):
-        assert one_budget(level)["headline"].endswith(f"is {word} it at 2 epochs (Holm).")
+    for level, word in ((70.0, "worse"), (90.0, "better")):
+        assert one_budget(level)["headline"].endswith(f"] at 2 epochs ({word}) (Holm).")
     maker = synthetic.Maker("02b_widths", noise=0.1)
     for budget, basis in ((1, 85.0), (2, 75.0), (4, 70.0)):
         for method, level in (("dense", 80.0), ("basis", basis)):
             maker.arm(f"{method}, width 8", method, level, budget=budget,
                       detail={"width": 8, "parameters": 1})  # fmt: skip
     told = report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers["headline"]
-    assert told.endswith("is above it at 1 epoch and below it at 2 epochs and 4 epochs (Holm).")
+    each = re.findall(r"at (\d) epochs? \(([a-z]+)\)", told)
+    assert each == [("1", "better"), ("2", "worse"), ("4", "worse")]
 
 
 def test_widths_without_basis_layers_have_no_envelope() -> None:
@@ -122,7 +123,6 @@ def test_a_widths_figure_of_one_budget_has_no_letter(budgets: list[float]) -> No
     several = len(budgets) > 1
     assert [title.startswith("(") for title in titles] == [several] * len(budgets)
     assert ("a panel for each budget" in plot.caption) is several
-    assert "set apart sideways" in plot.caption
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_widths_figure_tells_where_skip_training_is_dense(direction: str, said
     skip = {**synthetic.WIDTHS_FACTS["skip"], "direction": direction}
     facts = {**section.facts, "skip": skip}
     made = report.build(section.model_copy(update={"facts": facts}), records)
-    assert f"Skip training here {said}" in made.figures["widths"].caption
+    assert said in made.figures["widths"].caption
 
 
 def test_variants_are_held_against_the_defaults() -> None:
@@ -155,7 +155,7 @@ def test_variants_are_held_against_the_defaults() -> None:
 
 def test_the_headline_counts_what_beats_the_defaults() -> None:
     told = report.build(*DEFAULTS).numbers["headline"]
-    assert "better than our defaults 1, worse 1, undecided or within ±0.2 points 2" in told
+    assert "over 4 comparisons: 1 above, 1 below, 2 undecided (Holm)" in told
 
 
 def test_without_the_defaults_there_is_nothing_to_hold_variants_against() -> None:
@@ -208,5 +208,5 @@ def test_the_frontier_tells_what_its_arms_were_trained_with(tuned: bool) -> None
     made = report.build(section, records)
     table = made.tables["frontier_settings"]
     assert made.numbers["tuned"] is tuned
-    assert ("tuned for each kind" in table.caption) is tuned
+    assert ("tuned" in table.caption) is tuned
     assert set(table.shown["batch"]) == {"128"} and set(table.shown["steps"]) == {"10"}
