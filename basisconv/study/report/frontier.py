@@ -73,17 +73,17 @@ def equal_steps(section: Section, records: Mapping[str, Record]) -> pd.DataFrame
 
 def headline(table: pd.DataFrame, found: Sequence[Measured]) -> str:
     """How the basis arms compare with dense, and with the narrower network, of the same time."""
-    told = [_against("dense", table[~table["method"].isin(DENSE)])]
+    sentences = [_against("dense", table[~table["method"].isin(DENSE)])]
     narrow = {m.arm.budget: m for m in found if m.arm.method == "narrow"}
     rows = [
-        {"label": m.arm.label, "budget": m.arm.budget, **arms.compare(m, rival)._asdict()}
+        {"label": m.arm.label, "budget": m.arm.budget, **arms.compare(m, other)._asdict()}
         for m in found
-        if m.arm.method not in DENSE and (rival := narrow.get(m.arm.budget))
+        if m.arm.method not in DENSE and (other := narrow.get(m.arm.budget))
     ]
     if rows:
-        name = next(iter(narrow.values())).arm.label
-        told.append(_against(f"the narrower network “{name}”", arms.decided(pd.DataFrame(rows))))
-    return " ".join(told)
+        rival = f"the narrower network “{next(iter(narrow.values())).arm.label}”"
+        sentences.append(_against(rival, arms.decided(pd.DataFrame(rows))))
+    return " ".join(sentences)
 
 
 def _against(rival: str, table: pd.DataFrame) -> str:

@@ -154,8 +154,8 @@ def _figure(table: pd.DataFrame) -> Figure:
 
 
 def _headline(table: pd.DataFrame) -> str:
-    told = table["p_holm"] < arms.ALPHA
-    hurt, gain = (int((told & (sign * table["loss_rise"] > 0)).sum()) for sign in (1, -1))
+    found = table["p_holm"] < arms.ALPHA
+    hurt, gain = (int((found & (sign * table["loss_rise"] > 0)).sum()) for sign in (1, -1))
     most = table.loc[table["loss_rise"].idxmax()]
     rise = text.with_interval(most.loss_rise, most.loss_low, most.loss_high, 4, True)
     counted = (

@@ -150,18 +150,18 @@ def forward_and_step(networks: pd.DataFrame) -> pd.DataFrame:
 
 def _settings(devices: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence on how each device ran, and what it lacks."""
-    told = []
+    sentences = []
     for facts in devices:
         settings, device = facts["settings"], facts["device"]
         cpu = str(device["device_kind"]).startswith("cpu")
         threads = f"{text.plural(int(settings['threads']), 'thread')}, " if cpu else ""
         left_out = "".join(f"; {what}" for what in facts["left_out"])
-        told.append(
+        sentences.append(
             f"{places.device_name(device)}: {settings['layout']}, {threads}compile "
             f"{settings['compile']}, torch {device['torch']}, {settings['repeats']} turns for "
             f"layers and {settings['network_repeats']} for networks{left_out}."
         )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(sentences))
 
 
 def _numbers(
