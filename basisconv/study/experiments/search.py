@@ -13,8 +13,8 @@ from basisconv.effects import Effects, effects
 from basisconv.plan import Plan
 from basisconv.screening import screening
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.experiments.parameters import Positive, Share, Strict
+from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.records.run import Arm, Count, Method, Record
 
 if TYPE_CHECKING:
