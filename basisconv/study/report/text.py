@@ -99,8 +99,15 @@ def whole(value: float) -> str:
 
 def network(name: str) -> str:
     """A network as people write it: "ResNet-18" for "resnet18", "VGG-16-BN" for "vgg16_bn"."""
-    written = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16_bn": "VGG-16-BN"}
-    return written.get(name, name)
+    return _NETWORKS.get(name, name)
+
+
+_NETWORKS = {
+    "resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16_bn": "VGG-16-BN",
+    "wide_resnet16_4": "WideResNet-16-4", "mobilenet_v2": "MobileNetV2",
+    "convnext_pico": "ConvNeXt-Pico", "resnet18_5x5": "ResNet-18 of 5×5 kernels",
+    "resnet18_7x7": "ResNet-18 of 7×7 kernels",
+}  # fmt: skip
 
 
 def p_value(p: float) -> str:

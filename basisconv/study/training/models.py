@@ -6,9 +6,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from basisconv.layer import BasisConv2d
 from basisconv.study.data.vision import torchvision
@@ -24,10 +26,13 @@ def build_network(network: str, width: int, classes: int) -> nn.Module:
 
     Args:
         network: "resnet18" or "resnet50": torchvision's, with a 3×3 stride-1 stem and no
-            max-pooling, as is usual on CIFAR (He et al., 2016, section 4.2); "vgg16_bn":
-            torchvision's convolutions with a single linear layer behind them.
-        width: channels of the first stage; 64 is the published network, and the later stages
-            have 2, 4 and 8 times as many.
+            max-pooling, as is usual on CIFAR (He et al., 2016, section 4.2); "resnet18_5x5" and
+            "resnet18_7x7": the same with larger kernels in place of 3×3; "vgg16_bn":
+            torchvision's convolutions with a single linear layer behind them; "wide_resnet16_4";
+            "mobilenet_v2": torchvision's, with its first two strides left out; "convnext_pico":
+            torchvision's blocks, with a 2×2 stem.
+        width: channels of the first stage; 64 is the published network, and all stages have that
+            share of its channels.
         classes: outputs.
 
     Raises:
@@ -50,7 +55,23 @@ def shared_network(network: str, width: int, classes: int) -> nn.Module:
     return build_network(network, width, classes)
 
 
-def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn.Module:
+def check_images(network: str, size: int) -> None:
+    """Refuse images of a size that a network cannot take.
+
+    Raises:
+        ValueError: for these, and as `build_network`.
+    """
+    model = build_network(network, 8, 10).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        raise ValueError(f"Images of {size}×{size} do not fit {network}: {error}.") from error
+
+
+def _resnet(
+    block: str, stages: tuple[int, ...], width: int, classes: int, kernel: int = 3
+) -> nn.Module:
     resnet = torchvision().models.resnet
 
     class CifarResNet(resnet.ResNet):  # type: ignore[misc, name-defined]
@@ -68,6 +89,12 @@ def _resnet(block: str, stages: tuple[int, ...], width: int, classes: int) -> nn
     model.bn1 = nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()
     model.fc = nn.Linear(8 * width * kind.expansion, classes)
+    for conv in model.modules() if kernel != 3 else ():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+            conv.kernel_size, conv.padding = (kernel, kernel), (kernel // 2, kernel // 2)
+            conv.weight = nn.Parameter(
+                conv.weight.new_empty(*conv.weight.shape[:2], kernel, kernel)
+            )
     if width < _NARROWEST:
         for module in model.modules():
             if isinstance(module, kind) and module.downsample is not None:
@@ -93,10 +120,79 @@ def _vgg16_bn(width: int, classes: int) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
+class _WideBlock(nn.Module):
+    """Batch-norm and ReLU, then a 3×3, twice, and a shortcut (Zagoruyko & Komodakis, 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            if inputs < _NARROWEST:
+                self.shortcut = _subsampled(self.shortcut, nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        inner = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        # As published, the activation is shared with a shortcut that has a convolution.
+        passed: Tensor = self.shortcut(x if isinstance(self.shortcut, nn.Identity) else active)
+        return inner + passed
+
+
+def _wide_resnet16_4(width: int, classes: int) -> nn.Module:
+    stem = max(1, width // 4)
+    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, stem, 3, padding=1, bias=False)}
+    inputs = stem
+    for stage, (outputs, stride) in enumerate(((width, 1), (2 * width, 2), (4 * width, 2)), 1):
+        layers[f"layer{stage}"] = nn.Sequential(
+            _WideBlock(inputs, outputs, stride), _WideBlock(outputs, outputs, 1)
+        )
+        inputs = outputs
+    layers |= {
+        "bn": nn.BatchNorm2d(inputs), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(), "fc": nn.Linear(inputs, classes),
+    }  # fmt: skip
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _mobilenet_v2(width: int, classes: int) -> nn.Module:
+    # Expansion, channels, blocks, stride (Sandler et al., 2018, table 2), the first 2 made 1.
+    stages = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+              (6, 160, 3, 2), (6, 320, 1, 1)]  # fmt: skip
+    model: nn.Module = torchvision().models.MobileNetV2(
+        classes, width / 64, [list(stage) for stage in stages], dropout=0.0
+    )
+    features: Any = model.features
+    features[0][0].stride = (1, 1)
+    return model
+
+
+def _convnext_pico(width: int, classes: int) -> nn.Module:
+    convnext = torchvision().models.convnext
+    channels = [width, 2 * width, 4 * width, 8 * width, None]
+    stages = [
+        convnext.CNBlockConfig(*ends, blocks)
+        for *ends, blocks in zip(channels, channels[1:], (2, 2, 6, 2), strict=False)
+    ]
+    model: nn.Module = convnext.ConvNeXt(stages, num_classes=classes)
+    features: Any = model.features
+    features[0][0] = nn.Conv2d(3, width, 2, 2)
+    return model
+
+
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet18": partial(_resnet, "BasicBlock", (2, 2, 2, 2)),
+    "resnet18_5x5": partial(_resnet, "BasicBlock", (2, 2, 2, 2), kernel=5),
+    "resnet18_7x7": partial(_resnet, "BasicBlock", (2, 2, 2, 2), kernel=7),
     "resnet50": partial(_resnet, "Bottleneck", (3, 4, 6, 3)),
     "vgg16_bn": _vgg16_bn,
+    "wide_resnet16_4": _wide_resnet16_4,
+    "mobilenet_v2": _mobilenet_v2,
+    "convnext_pico": _convnext_pico,
 }
 
 
