@@ -118,7 +118,10 @@ def _parser() -> argparse.ArgumentParser:
                 profile=False)  # fmt: skip
     bench.add_argument("--repeats", type=int, default=None,
                        help="interleaved turns; medians and quartiles are over these")  # fmt: skip
-    bench.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
+    instead.add_argument("--networks", action="store_true",
+                         help="time other networks, kernels and image sizes instead")  # fmt: skip
     data = add("data", commands.data, "the data sets", profile=False)
     data.add_argument("action", choices=["where", "verify", "sample"],
                       help="where: list the sets that are found; verify: check every file of "

@@ -255,12 +255,14 @@ def bench(options: Namespace) -> None:
     from basisconv.study.experiments.cost_table import measure_table
     from basisconv.study.experiments.study import Study
     from basisconv.study.records.environment import ROOT
-    from basisconv.study.timing import bench
+    from basisconv.study.timing import bench, networks
 
-    # Without --repeats each of the two has its own number of turns.
+    # Without --repeats each of these has its own number of turns.
     turns = {} if options.repeats is None else {"repeats": options.repeats}
     if options.costs:
         path = measure_table(Study.open(options.costs), **turns)
+    elif options.networks:
+        path = bench.save_benchmark(networks.benchmark_device(**turns), networks.FOLDER)
     else:
         facts = bench.benchmark_device(**turns)
         print(bench.markdown(facts))

@@ -115,11 +115,11 @@ def benchmark_device(repeats: int = 20) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def save_benchmark(facts: dict[str, Any]) -> Path:
+def save_benchmark(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Save a benchmark, in place of an older one of the same device."""
     device_name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(_device(facts))).strip("-").lower()
-    path = FOLDER / f"{device_name}.json"
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{device_name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
     return path
 

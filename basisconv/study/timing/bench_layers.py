@@ -70,12 +70,12 @@ def measure_layers(
         both = setting.compare({k: forward_backward(m, x) for k, m in running.items()})
         for key, (way, f, layer) in rows.items():
             timed = timing_of(both[key], both["dense"])
-            ratio = _macs(conv, given) / _macs(layer, given)
+            ratio = layer_macs(conv, given) / layer_macs(layer, given)
             row = {
                 "layer": what, **setting.columns(), "arm": way, "ratio": f,
                 "forward": timing_of(forward[key], forward["dense"]), "both": timed,
                 "macs_ratio": ratio, "share": timed["speedup"] / ratio,
-                "gmac_s": _macs(layer, given) / timed["median_ms"] / 1e6,
+                "gmac_s": layer_macs(layer, given) / timed["median_ms"] / 1e6,
             }  # fmt: skip
             found.append((row, conv, layer, given))
     return [
@@ -101,7 +101,7 @@ def _basis_forms(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
         yield name, BasisConv2d.from_conv2d(conv, m, init="qr", **given)
 
 
-def _macs(layer: nn.Module, x: Tensor) -> float:
+def layer_macs(layer: nn.Module, x: Tensor) -> float:
     """Multiply-accumulates of forward and backward, the input's gradient included."""
     if isinstance(layer, nn.Conv2d | BasisConv2d):
         # Not the first layer, whose input needs no gradient.

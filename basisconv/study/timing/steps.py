@@ -62,9 +62,9 @@ def as_cuda_graphs(arms: Mapping[str, Callable[[], object]]) -> dict[str, Callab
     return {name: record_cuda(call, pool) for name, call in arms.items()}
 
 
-def random_images(batch_size: int) -> Tensor:
-    """A batch of noise on the device, channels-last."""
-    x = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def random_images(batch_size: int, size: int = 32) -> Tensor:
+    """A batch of noise of (size, size) pixels on the device, channels-last."""
+    x = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
     return x.to(device()).contiguous(memory_format=torch.channels_last)
 
 

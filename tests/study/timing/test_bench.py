@@ -83,8 +83,8 @@ def test_the_librarys_count_of_macs_is_torchs_own(way: str) -> None:
     x = torch.randn(2, 12, 7, 7)
     layer = dict(bench_layers._basis_forms(conv, 8))[way]
     # Wrapped, a layer is any module, whose operators torch counts.
-    assert bench_layers._macs(layer, x) == pytest.approx(
-        bench_layers._macs(nn.Sequential(layer), x)
+    assert bench_layers.layer_macs(layer, x) == pytest.approx(
+        bench_layers.layer_macs(nn.Sequential(layer), x)
     )
 
 
