@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from basisconv.observe import Input, arguments, undisturbed
+from basisconv.observe import Input, arguments, run, undisturbed
 from basisconv.surgery import swapped
 
 
@@ -32,9 +32,8 @@ def check_outputs(
     def outputs(names: Iterable[str]) -> list[Any]:
         """What the model returns with some layers replaced; its layers are put back."""
         replaced = dict(changed[name] for name in names)
-        with swapped(model, replaced), undisturbed(model), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # for models that draw
-            returned = tree_leaves(model(*given.positional, **given.named))
+        with swapped(model, replaced), undisturbed(model, seed=0):
+            returned = tree_leaves(run(model, given))
             return [y.clone() if isinstance(y, Tensor) else y for y in returned]
 
     want = outputs([])

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from basisconv.agreement import check_outputs
 from basisconv.layer import MODES, BasisConv2d
@@ -26,6 +25,7 @@ from basisconv.plan import Plan, check_plan, warn_costly
 from basisconv.responses.batches import check_whole, take_batches
 from basisconv.responses.changes import Changes, apply_changes
 from basisconv.responses.pairing import Pending, fit_layers
+from basisconv.snapshot import Snapshot
 from basisconv.surgery import Convolution, check_replaceable, convolutions
 from basisconv.validity import INITS, Init, check_alone
 
@@ -229,9 +229,9 @@ def load_dense_state_dict(
 
     Args:
         model: the network; its parameters stay the same objects.
-        state_dict: of the dense network. A basis layer whose bias is missing in it gets one of
-            zeros, and a basis layer without a bias for which it has one gets a new parameter:
-            fitting to responses adds biases (see `apply_plan`).
+        state_dict: of the dense network. Fitting to responses adds biases (see `apply_plan`): a
+            basis layer without a bias for which it has one gets a new parameter, and a layer that
+            got one so reads zeros where it has none.
         init: "svd" or "qr" (see `BasisConv2d.from_conv2d`); "random" makes new factors of each
             kernel's size.
 
@@ -247,7 +247,7 @@ def load_dense_state_dict(
     ) -> None:  # fmt: skip
         assert isinstance(layer, BasisConv2d)
         key = prefix + "bias"
-        if layer.bias is not None and key not in state:  # one that state has it took already
+        if layer.bias is not None and layer._took_bias and key not in state:
             state[key] = torch.zeros_like(layer.bias)
         dense = layer.to_conv2d()
         dense._load_from_state_dict(state, prefix, metadata, *report)  # which tells what is amiss
@@ -271,13 +271,9 @@ def load_dense_state_dict(
 
 @contextmanager
 def _put_back_on_error(model: nn.Module) -> Iterator[None]:
-    """Parameters, buffers and extra states as they were if an error leaves the block."""
+    """All that the model holds, extra states too, as it was if an error leaves the block."""
     # As tensors: through a state dict the model's own hooks, which may fail, would run once more.
-    tables: list[Any] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
-    entries = [(table, dict(table)) for table in tables]
-    held = {id(t): t for _, table in entries for t in table.values() if t is not None}
-    lazy = [(t, type(t), t.dtype) for t in held.values() if is_lazy(t)]
-    values = [(t, t.detach().clone()) for t in held.values() if not (is_lazy(t) or t.is_meta)]
+    kept = Snapshot(model, model.parameters())
     extra = [
         (m, copy.deepcopy(m.get_extra_state()))
         for m in model.modules()
@@ -286,19 +282,9 @@ def _put_back_on_error(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for table, was in entries:
-            table.clear()
-            table.update(was)
-        for tensor, kind, dtype in lazy:
-            if not is_lazy(tensor):
-                tensor.data = torch.empty(0, device=tensor.device, dtype=dtype)
-                tensor.__class__ = kind
-        with torch.no_grad():
-            for tensor, value in values:
-                if not torch.equal(tensor, value):  # one that is expanded takes no copy
-                    tensor.copy_(value)
         for module, state in extra:
             module.set_extra_state(state)
+        kept.put_back()
         raise
 
 

@@ -30,7 +30,14 @@ from torch.nn.utils import skip_init
 
 from basisconv.assembly import Templates, memory_format, multiplied
 from basisconv.decompose import Factors, Form, Method, decompose, low_rank
-from basisconv.validity import Init, check_alone, check_basis, conv_arguments, unfit
+from basisconv.validity import (
+    ConvRules,
+    Init,
+    check_alone,
+    check_basis,
+    conv_arguments,
+    unfit,
+)
 
 torch.fx.wrap("multiplied")  # it asks for strides, which a symbolic trace does not have
 
@@ -86,6 +93,7 @@ class BasisConv2d(nn.Module):
     coef_in: nn.Parameter
     bias: nn.Parameter | None
     passed: Tensor | None
+    _took_bias = False  # it was made without one
 
     def __init__(
         self,
@@ -107,8 +115,7 @@ class BasisConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        # nn.Conv2d knows the rules of its own arguments; on `meta` asking it costs no memory.
-        conv = nn.Conv2d(
+        conv = ConvRules(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device="meta",
         )  # fmt: skip
@@ -293,7 +300,7 @@ class BasisConv2d(nn.Module):
             raise TypeError(f"from_conv2d takes an nn.Conv2d, not a {type(conv).__name__}.")
         if why := unfit(conv, nn.Conv2d):
             raise ValueError(f"This layer has no basis form: {why}.")
-        if not (conv.weight.is_meta or torch.isfinite(conv.weight).all()):
+        if not (conv.weight.is_meta or torch.isfinite(conv.weight.detach()).all()):
             raise ValueError("Only a kernel of finite real numbers has a decomposition.")
         check_alone(init)
         # skip_init: nothing is drawn from torch's generator for values that are replaced.
@@ -339,6 +346,7 @@ class BasisConv2d(nn.Module):
         """A bias of zeros, which trains if the basis does."""
         zeros = self.basis.new_zeros(self.out_channels)
         self.bias = nn.Parameter(zeros, requires_grad=self.basis.requires_grad)
+        self._took_bias = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
         # Fitting to responses may have given the layer a bias that the network's class has not.

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import random
 import warnings
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from basisconv.snapshot import Snapshot
 from basisconv.validity import whole
 
 # A shape, a tensor, positional arguments, or keyword arguments.
 Input = Tensor | Sequence[Any] | Mapping[str, Any]
 # How to call a network on a batch that it does not take as it is.
 Forward = Callable[[nn.Module, Any], object]
-
-_CONTAINERS = (dict, OrderedDict, list, set, deque)
 
 
 class Observed(NamedTuple):
@@ -84,12 +85,23 @@ def run(model: nn.Module, given: Any, forward: Forward | None = None) -> object:
         forward: calls the network on it otherwise: `forward(model, given)`.
 
     Raises:
-        TypeError: for an input of no kind that `arguments` takes.
+        TypeError: for an input of no kind that `arguments` takes, or that the network does not.
     """
     if forward is not None:
         return forward(model, given)
     positional, named = arguments(model, given)
-    return model(*positional, **named)
+    try:
+        return model(*positional, **named)
+    except TypeError as error:
+        try:
+            inspect.signature(model.forward).bind(*positional, **named)
+        except TypeError:
+            raise TypeError(
+                f"{error}. Give several inputs as a tuple of arguments or as a mapping of keyword "
+                f"arguments; where they are a batch of data, of which a tuple or list counts by "
+                f"its first element, with forward=lambda model, batch: ..."
+            ) from error
+        raise
 
 
 def observe(
@@ -138,12 +150,16 @@ def observe(
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the modules have what they had before.
+def undisturbed(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards all is as it was before.
 
-    Put back are modes (through `train()`, which adapters do their merging in), attributes,
-    items of dicts, lists and sets that are attributes, buffers, and the parameters of modules
-    with a `train` of their own. What hooks write elsewhere is not.
+    Args:
+        model: the network.
+        seed: what random streams start from, as `streams_kept` takes it.
+
+    Put back are random streams, modes (through `train()`, which adapters do their merging in), what
+    a `Snapshot` keeps, and the parameters of modules with a `train` of their own. What hooks write
+    elsewhere is not.
 
     Raises:
         ValueError: for a model with parameters that are not initialised, for a forward pass would
@@ -160,60 +176,47 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 f"batch first."
             )
     versions = [(n, p, _version(p)) for n, p in model.named_parameters()]
-    values = _values(model)
+    own = {p for _, m in modules if type(m).train is not nn.Module.train for p in m.parameters()}
+    kept = Snapshot(model, [p for p in own if type(p) is nn.Parameter])
     training = [(m, m.training) for _, m in modules]
-    attributes = [(m, dict(vars(m)), _contents(m)) for _, m in modules]
-    try:
-        model.eval()
-        # What is compiled runs as it was written: the work of hooks is not for a compiler.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in training:  # from the outermost inwards
-            if module.training != mode:
-                module.train(mode)
-        for module, held, contents in attributes:
-            for container, items in contents:
-                _refill(container, items)
-            _refill(vars(module), held)
-        with torch.no_grad():
-            for tensor, was in values:
-                if not torch.equal(tensor, was):
-                    tensor.copy_(was)
-    copied = {id(tensor) for tensor, _ in values}
+    with streams_kept(seed):
+        try:
+            model.eval()
+            # What is compiled runs as it was written: the work of hooks is not for a compiler.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for module, mode in training:  # from the outermost inwards
+                if module.training != mode:
+                    module.train(mode)
+            kept.put_back()
+    copied = kept.tensors()
     written = [n for n, p, was in versions if id(p) not in copied and _version(p) != was]
     if written:
         warnings.warn(f"The forward pass has written to {', '.join(written)}.", stacklevel=3)
 
 
-def _values(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Tensors that looking might write to, with copies of their values."""
-    held: dict[int, Tensor] = {}
-    for module in model.modules():
-        own = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        if type(module).train is not nn.Module.train:
-            own += module.parameters()
-        held |= {id(t): t for t in (*own, *module._buffers.values()) if t is not None}
-    plain = [t for t in held.values() if type(t) in (Tensor, nn.Parameter) and not t.is_meta]
-    return [(t, t.detach().clone()) for t in plain if t.layout == torch.strided]
+@contextmanager
+def streams_kept(seed: int | None = None) -> Iterator[None]:
+    """Random streams, torch's, numpy's and Python's, go on afterwards as if nothing was drawn.
 
-
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """A module's containers, with what is in them."""
-    held = [value for value in vars(module).values() if type(value) in _CONTAINERS]
-    return [(container, container.copy()) for container in held]
-
-
-def _refill(container: Any, items: Any) -> None:
-    if isinstance(container, dict):
-        same = list(container) == list(items) and all(container[k] is items[k] for k in items)
-    elif isinstance(container, set):
-        same = container == items
-    else:
-        same = len(container) == len(items) and all(map(lambda a, b: a is b, container, items))
-    if not same:
-        container.clear()
-        (container.extend if isinstance(container, list | deque) else container.update)(items)
+    Args:
+        seed: what they start from meanwhile; None for where they are.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+                if devices:
+                    torch.cuda.manual_seed_all(seed)
+                random.seed(seed)
+                np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
 
 
 def _version(tensor: Tensor) -> int:

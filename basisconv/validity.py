@@ -21,6 +21,13 @@ INITS: tuple[Init, ...] = get_args(Init)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+class ConvRules(nn.Conv2d):
+    """The rules that nn.Conv2d has for its arguments: on `meta` it takes no memory, nor time."""
+
+    def reset_parameters(self) -> None:
+        """Draws nothing."""
+
+
 def unfit(conv: nn.Conv2d | BasisConv2d, kind: type[nn.Conv2d] | type[BasisConv2d]) -> str | None:
     """Why a layer made from this one's attributes and kernel would compute something else.
 
@@ -42,7 +49,7 @@ def unfit(conv: nn.Conv2d | BasisConv2d, kind: type[nn.Conv2d] | type[BasisConv2
                 f"convolution is computed in"
             )
     try:
-        fresh = nn.Conv2d(**conv_arguments(conv, torch.empty(0, device="meta")))
+        fresh = ConvRules(**conv_arguments(conv, torch.empty(0, device="meta")))
     except (TypeError, ValueError) as error:
         return f"nn.Conv2d takes no such attributes: {str(error).rstrip('.')}"
     # It computes by its kernel alone: one for grey images may have been cut from one for colours.
@@ -115,10 +122,9 @@ def whole(value: object) -> int | None:
 
 def kernel_shape(conv: nn.Conv2d | BasisConv2d) -> tuple[int, int, int, int]:
     """(C_out, C_in/groups, kH, kW) of a layer's dense kernel, by its attributes."""
-    size = conv.kernel_size
-    height, width = size if isinstance(size, Sequence) else (size, size)
+    size = conv.kernel_size if isinstance(conv.kernel_size, Sequence) else [conv.kernel_size]
     inputs = conv.in_channels // conv.groups
-    return int(conv.out_channels), int(inputs), int(height), int(width)
+    return int(conv.out_channels), int(inputs), int(size[0]), int(size[-1])
 
 
 def conv_arguments(conv: nn.Conv2d | BasisConv2d, kernel: Tensor) -> dict[str, Any]:

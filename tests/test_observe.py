@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
 import warnings
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,9 +46,22 @@ class Adapter(nn.Linear):
         return y if self.merged else y + x @ self.a.T @ self.b.T
 
 
+class Meter:
+    """What a network counts with."""
+
+    def __init__(self) -> None:
+        self.total, self.values = 0, []
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.meter, self.stages = Meter(), {"a": {"b": []}}
+        self.counter, self.sums = Counter(), defaultdict(int)
+        self.array, self.tensors = np.zeros(2), [torch.zeros(2)]
+        self.apart = [nn.BatchNorm2d(3)]
+        grid = torch.tensor([1.0, math.nan, 3.0])[:, None, None].expand(3, 8, 8)
+        self.register_buffer("grid", grid, persistent=False)
         self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Adapter()
         self.calls, self.log, self.seen = 0, [3], {"n": 0}
         self.last = deque([1], maxlen=1)
@@ -53,6 +69,14 @@ class Net(nn.Module):
         self.scale = torch.ones(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.meter.total += 1
+        self.meter.values.append(x)
+        self.stages["a"]["b"].append(x)
+        self.counter["calls"] += 1
+        self.sums["calls"] += 1
+        self.array += 1
+        self.tensors[0] += 1
+        x = self.apart[0](x + torch.rand_like(x) * float(np.random.rand()) * random.random())
         self.calls += 1
         self.log.append(self.calls)
         self.seen["n"] += 1
@@ -66,9 +90,13 @@ class Net(nn.Module):
 def picture(model: Net) -> dict[str, Any]:
     flags = {n: m.training for n, m in model.named_modules()}
     plain = (model.calls, list(model.log), dict(model.seen), list(model.last))
+    plain += (vars(model.meter) | {"values": len(model.meter.values)}, len(model.stages["a"]["b"]))
+    plain += (dict(model.counter), dict(model.sums), model.array.tolist())
+    plain += (model.tensors[0].tolist(), model.apart[0].running_mean.tolist())
+    streams = (torch.get_rng_state().tolist(), np.random.get_state()[2], random.getstate())
     adapter = (model.fc.merged, model.fc.merges, hasattr(model, "cache"), model.scale.tolist())
     state = {n: v.tolist() for n, v in model.state_dict().items()}
-    return {"flags": flags, "plain": plain, "adapter": adapter, "state": state}
+    return {"flags": flags, "plain": plain, "adapter": adapter, "state": state, "streams": streams}
 
 
 @pytest.mark.parametrize("evaluated", [(), ("fc",), ("b",), ("", "a", "b", "fc")], ids=str)
@@ -214,6 +242,35 @@ def test_a_shape_a_tensor_arguments_or_keywords(given: Any):
     costs = bc.summary(model, given)
     assert costs == bc.summary(model, tuple(X.shape)) and costs.input_size == (2, 3, 8, 8)
     assert [row.name for row in bc.tune(model, given, repeats=1)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        bc.summary,
+        bc.tune,
+        lambda model, x: bc.apply_plan(model, bc.Plan({"b": 4}), init="responses", data=[(x, 3)]),
+        lambda model, x: bc.search(model, [(x, 3)], "macs=0.9"),
+    ],
+)
+def test_an_input_that_lacks_an_argument_is_told_how_to_give_it(look: Callable[..., object]):
+    class Strict(Several):
+        def forward(self, sample: Tensor, timestep: int) -> Tensor:
+            return self.b(self.a(sample)) * timestep
+
+    model = Strict()
+    if look is bc.tune:
+        model = bc.apply_plan(model, bc.Plan({"b": 4}))
+    with pytest.raises(TypeError, match=r"missing.*timestep.*mapping of keyword.*forward=lambda"):
+        look(model, X)
+
+
+def test_an_example_of_a_network_that_draws_is_compared_on_the_same_draws():
+    class Drawing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * float(np.random.rand()) * random.random())
+
+    bc.apply_plan(Drawing(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), bc.Plan({"1": 4}), example=X)
 
 
 @pytest.mark.parametrize("given", [3, None, "1333", {1: X}])

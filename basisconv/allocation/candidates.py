@@ -57,7 +57,7 @@ def filter_numbers(
         raise ValueError(f"No layer can be put in basis form. {'; '.join(stay[:3])}{more}.")
     dense = count(Plan({}))
     reached = {row.name for row in dense.rows}
-    check_reached(sorted(asked - reached))
+    check_reached(sorted(asked - reached or (set() if wanted & reached else wanted)))
     numbers: Numbers = {}
     for name, conv in found.items():
         blocks = int(conv.groups) * empty.coef_groups

@@ -23,7 +23,6 @@ from torch import nn
 from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward, run, undisturbed
 from basisconv.plan import Plan
-from basisconv.responses.batches import streams_kept
 from basisconv.surgery import Convolution, convolutions, swap
 from basisconv.timing import Timing, compare
 
@@ -100,7 +99,7 @@ class Bench:
             ValueError: on a device whose work cannot be waited for.
         """
         calls = {name: partial(act, name) if act else self.run for name in arms}
-        with undisturbed(self.model), streams_kept(), torch.inference_mode(), self._stage() as show:
+        with undisturbed(self.model), torch.inference_mode(), self._stage() as show:
             timed = partial(
                 compare, calls, warmup=1, device=self.device, setup=lambda arm: show(arms[arm])
             )

@@ -26,7 +26,7 @@ from basisconv.observe import Forward, Input, arguments
 from basisconv.plan import Plan
 from basisconv.planning import Match
 from basisconv.program import scipy_optimize
-from basisconv.responses.batches import check_whole, held_out, streams_kept, take_batches
+from basisconv.responses.batches import check_whole, held_out, take_batches
 from basisconv.surgery import check_replaceable, convolutions, swapped
 
 
@@ -115,8 +115,7 @@ def search(
     given = arguments(model, given) if forward is None else given
     given = tree_map_only(Tensor, torch.clone, given)  # for models that write to their input
     with swapped(model, {conv: conv.to_conv2d() for conv in basis.values()}):
-        with streams_kept():
-            count = counter(model, given, forward)
+        count = counter(model, given, forward)
         what: What = "parameters" if wanted.kind == "parameters" else "macs"
         numbers, prices = filter_numbers(model, count, layers, empty, what)
         numbers = check_scores(model, scores or {}, numbers)

@@ -6,19 +6,17 @@ mode without gradients and leave the network and all random streams as they were
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from basisconv.holders import wrapped
-from basisconv.observe import Arguments, Forward, run, undisturbed
+from basisconv.observe import Arguments, Forward, run, streams_kept, undisturbed
 from basisconv.responses.followers import Hook
 from basisconv.surgery import Convolution, convolutions
 from basisconv.validity import whole
@@ -115,19 +113,6 @@ def held_out(count: int) -> set[int]:
     return set(range(4, count, 5)) or set(range(1, count)[-1:])
 
 
-@contextmanager
-def streams_kept() -> Iterator[None]:
-    """Random streams, torch's, numpy's and Python's, go on afterwards as if nothing was drawn."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-
-
 def check_whole(model: nn.Module) -> None:
     """Raise ValueError for a model whose layers run as shards or replicas."""
     reasons = list(wrapped(model).values())
@@ -166,14 +151,9 @@ def forward_pass(
         )
 
     # Inference tensors count no versions, which tell whether one was written to.
-    with torch.inference_mode(False), undisturbed(model), streams_kept(), ExitStack() as stack:
+    with torch.inference_mode(False), undisturbed(model, seed), ExitStack() as stack:
         for module, hook in hooks.items():
             stack.callback(register(module, hook).remove)
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        np.random.seed(seed)
         try:
             returned = run(model, tree_map_only(Tensor, torch.clone, batch), forward)
             # It may be a buffer of the model's, which is about to be put back.

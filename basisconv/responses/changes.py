@@ -29,7 +29,8 @@ def apply_changes(model: nn.Module, changes: Changes) -> None:
 def _shift_means(changes: Changes) -> None:
     for norm, shift in changes.means.items():
         mean = norm.get_buffer("running_mean")
-        mean.add_(shift.to(mean.device, mean.dtype))
+        with torch.inference_mode(mean.is_inference()):
+            mean.add_(shift.to(mean.device, mean.dtype))
 
 
 @contextmanager
@@ -41,6 +42,6 @@ def changed(model: nn.Module, changes: Changes) -> Iterator[None]:
             _shift_means(changes)
             yield
         finally:
-            with torch.no_grad():
-                for mean, was in means:
+            for mean, was in means:
+                with torch.no_grad(), torch.inference_mode(mean.is_inference()):
                     mean.copy_(was)
