@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from basisconv.holders import adapted, holders, hooked, wrapped
+from basisconv.holders import adapted, holders, hooked, memory, wrapped
 from basisconv.layer import BasisConv2d
 from basisconv.validity import unfit
 
@@ -38,8 +39,8 @@ _ATTRIBUTES = set().union(*_OWN.values())
 _TAKEN = {
     name for convs in _PLAIN.values() for conv in convs for name in dir(conv) if name[0] != "_"
 } - set(dir(nn.Module()))
-# Names that others may use: of a subclass they would be missing in the layer that replaces it.
-_PUBLIC = {kind: set(dir(kind)) for kind in _PLAIN}
+# Names that others may use: what a subclass has beside them is missing in what replaces it.
+_KNOWN = {kind: set(dir(kind)) for kind in _PLAIN}
 
 
 def convolutions(model: nn.Module) -> dict[str, Convolution]:
@@ -60,8 +61,8 @@ def untouchable(
     held, inside, merging = holders(model), wrapped(model), adapted(model)
     owners = dict[int, list[nn.Module]]()
     for module in model.modules():
-        for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(module)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            owners.setdefault(memory(tensor), []).append(module)
 
     def why(name: str, conv: Convolution) -> str | None:
         if name == "":
@@ -75,12 +76,12 @@ def untouchable(
         if isinstance(conv, nn.Conv2d) and (adapter := merging.get(id(conv))):
             return f"a {adapter} merges into its weight, which a basis layer computes"
         for parameter_name, parameter in conv.named_parameters(recurse=False):
-            for module in owners[id(parameter)]:
+            for module in owners[memory(parameter)]:
                 if module is not conv:
                     return f"it shares a parameter with a {type(module).__name__}"
             if not keep and hooked(parameter):
                 return f"a hook is registered on its {parameter_name}, which a new one lacks"
-            if not keep and (holder := held.get(id(parameter))):
+            if not keep and (holder := held.get(memory(parameter))):
                 return f"{holder} holds its {parameter_name}, which a new layer would not use"
         return None
 
@@ -110,14 +111,17 @@ def _peculiar(conv: Convolution) -> str | None:
         return f"it also holds {', '.join(sorted(extra))}, which its hooks may need"
     if any(is_traceable_wrapper_subclass(p) for p in conv.parameters()):
         return f"its parameters are {type(next(conv.parameters())).__name__}s; apply the plan first"
-    if type(conv) is not kind and (
-        public := {n for n in dir(type(conv)) if n[0] != "_"} - _PUBLIC[kind]
-    ):
-        names = ", ".join(sorted(public))
+    if own := {n for n in set(dir(type(conv))) - _KNOWN[kind] if _used(type(conv), n)}:
+        names = ", ".join(sorted(own))
         return f"others may use what a {type(conv).__name__} has of its own: {names}"
     if taken := (vars(conv).keys() - _OWN[kind]) & _TAKEN:
         return f"a basis or a dense layer needs the name of its {', '.join(sorted(taken))} itself"
     return None
+
+
+def _used(kind: type, name: str) -> bool:
+    """Whether a class's attribute is for others: of those that Python itself makes, functions."""
+    return not name.startswith("__") or isinstance(getattr(kind, name), FunctionType)
 
 
 def swap(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:

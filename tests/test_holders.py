@@ -6,7 +6,9 @@ import copy
 import functools
 import re
 import time
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,7 +60,23 @@ def cached(value: Any) -> Callable[[Any], Any]:
     return functools.lru_cache(closure(value))
 
 
+@dataclass(slots=True)
+class Slots:
+    layer: Any
+
+
+def local(value: Any) -> Any:
+    class Local:
+        def run(self, x: Any) -> Any:
+            return value(x)
+
+    return Local()
+
+
 HIDDEN = [
+    Slots,
+    weakref.ref,
+    local,
     closure,
     default,
     keyword_default,
@@ -109,6 +127,59 @@ def test_a_parameter_in_a_container(held: Callable[[Any], Any]):
     with pytest.raises(ValueError, match="^1 cannot .*decayed of a Sequential holds its"):
         bc.apply_plan(model, Plan({"1": 2}))
     assert isinstance(bc.apply_plan(model, Plan({"3": 2}))[3], BasisConv2d)
+
+
+def test_a_view_of_a_parameter_is_the_parameter():
+    model = network()
+    model.flat = [model[1].weight.data.flatten()]
+    model.register_buffer("kernel", model[2].weight.detach())
+    model[3].weight.data = model[0].weight.data
+    for name, message in (
+        ("1", "flat of a Sequential holds its weight"),
+        ("2", "shares"),
+        ("3", "shares"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} cannot .*{message}"):
+            bc.apply_plan(model, Plan({name: 2}), inplace=True)
+    # Neighbours in one piece of memory are not the same.
+    model = network()
+    flat = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(flat, model.parameters())
+    assert list(bc.layers(model)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("place", ["1", "2", ""])
+def test_a_hook_that_uses_a_layer(place: str):
+    model, seen = network(), []
+    layer = model[1]
+    handle = model.get_submodule(place).register_forward_hook(
+        lambda m, x, y: y * layer.weight.sum()
+    )
+    with pytest.raises(ValueError, match="^1 cannot .*a hook of a"):
+        bc.apply_plan(model, Plan({"1": 2}), inplace=True)
+    handle.remove()
+    # One that collects what it sees does not.
+    model.handle = layer.register_forward_hook(lambda module, x, y: seen.append(module))
+    model(torch.zeros(1, 4, 12, 12))
+    assert seen == [layer] and "1" in bc.layers(model)
+
+
+def test_what_a_class_holds():
+    class Pool(nn.Sequential):
+        pool: list[nn.Module] = []
+
+    conv = nn.Conv2d(4, 4, 3)
+
+    class Closed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return conv(x)
+
+    pooled, closed = Pool(*network()), Closed(nn.Conv2d(4, 4, 3), conv)
+    pooled.pool.append(pooled[1])
+    for model, where in ((pooled, "pool of a Pool"), (closed, "forward of a Closed")):
+        with pytest.raises(ValueError, match=f"^1 cannot .*{where} holds it"):
+            bc.apply_plan(model, Plan({"1": 2}), inplace=True)
+        assert "0" in bc.layers(model)
 
 
 @pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
@@ -168,7 +239,17 @@ class Sized(nn.Conv2d):
         return 9
 
 
-@pytest.mark.parametrize("kind", [Scaled, Expanding, Sized])
+class Private(nn.Conv2d):
+    def _gain(self) -> float:
+        return 2.0
+
+
+class Counted(nn.Conv2d):
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("kind", [Scaled, Expanding, Sized, Private, Counted])
 def test_a_subclass_with_names_of_its_own_is_left_dense(kind: type[nn.Conv2d]):
     model = network()
     model[1] = kind(4, 4, 3)
@@ -225,10 +306,25 @@ class Deep(Merging):
         pass
 
 
+class FusesLora(nn.Module):
+    """As those of diffusers; named like a layer of torch."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base
+
+    def fuse_lora(self) -> None:
+        self.base_layer.weight.data += 1
+
+
+FusesLora.__name__ = "Conv2d"
+
+
 @pytest.mark.parametrize(
     ("adapter", "name"),
     [
         (lambda conv: Merging(conv), "1.base_layer"),
+        (lambda conv: FusesLora(conv), "1.base_layer"),
         (lambda conv: Merged(conv), "1.conv"),
         (lambda conv: Deep(nn.Sequential(conv)), "1.base_layer.0"),
     ],
@@ -238,7 +334,7 @@ def test_a_layer_in_an_adapter_that_merges_is_named_and_left(
 ):
     model = network()
     model[1] = adapter(model[1])
-    with pytest.warns(UserWarning, match=f"Left dense: {name}: a Mer|Deep"):
+    with pytest.warns(UserWarning, match=rf"Left dense: {name}: a (Mer|Deep|\S+\.Conv2d)"):
         assert list(bc.make_plan(model, ratio=0.5).layers) == ["2", "3"]
     for change in (
         lambda: bc.make_plan(model, ratio=0.5, layers=[name]),
