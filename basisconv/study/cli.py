@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
     instead.add_argument("--networks", action="store_true",
                          help="time other networks, kernels and image sizes instead")  # fmt: skip
+    instead.add_argument("--minutes", type=float, default=None,
+                         help="ResNet-18 alone, in the two forms, as far as it gets")  # fmt: skip
     data = add("data", commands.data, "the data sets", profile=False)
     data.add_argument("action", choices=["where", "verify", "sample"],
                       help="where: list the sets that are found; verify: check every file of "

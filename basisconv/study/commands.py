@@ -264,9 +264,9 @@ def bench(options: Namespace) -> None:
     elif options.networks:
         path = bench.save_benchmark(networks.benchmark_device(**turns), networks.FOLDER)
     else:
-        facts = bench.benchmark_device(**turns)
+        facts = bench.benchmark_device(**turns, minutes=options.minutes)
         print(bench.markdown(facts))
-        path = bench.save_benchmark(facts)
+        path = bench.save_benchmark(facts, bench.FOLDER)
     print(path.relative_to(ROOT))
 
 

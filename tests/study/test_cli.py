@@ -377,9 +377,9 @@ def test_the_claims_read_the_records_of_every_section(
             return []
 
     def build_claims(
-        found: object, records: dict[str, Record], profile: str, unsettled: tuple[str, ...]
+        found: object, records: dict[str, Record], profile: str, preliminary: bool
     ) -> Nothing:
-        assert (profile, unsettled) == ("smoke", ("smoke",))
+        assert (profile, preliminary) == ("smoke", True)
         read.update(records)
         return Nothing()
 
@@ -430,9 +430,9 @@ def test_the_profile_alone_says_whether_its_results_settle_anything(
 def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken: list[dict[str, int]] = []
+    taken: list[dict[str, float | None]] = []
 
-    def measure(*study: Study, **turns: int) -> None:
+    def measure(*study: Study, **turns: float | None) -> None:
         taken.append(turns)
         raise ValueError("measured")
 
@@ -441,8 +441,10 @@ def test_the_benchmark_and_a_cost_table_take_the_turns_that_are_asked_for(
     for how in ([], ["--costs", "smoke"]):
         for turns in ([], ["--repeats", "3"]):
             assert main(["bench", *how, *turns]) == 1
+    assert main(["bench", "--minutes", "9"]) == 1
     # Without the option each takes its own number.
-    assert taken == [{}, {"repeats": 3}] * 2
+    every = {"minutes": None}
+    assert taken == [every, every | {"repeats": 3}, {}, {"repeats": 3}, {"minutes": 9.0}]
 
 
 def test_status_says_what_is_published_and_how_to_merge_it(

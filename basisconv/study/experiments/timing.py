@@ -31,7 +31,7 @@ def measure(study: Study, parameters: Parameters) -> dict[str, Any]:
     profile = study.profile
     if parameters.devices == "all":
         if not bench.saved_benchmarks():
-            bench.save_benchmark(bench.benchmark_device(parameters.repeats))
+            bench.save_benchmark(bench.benchmark_device(parameters.repeats), bench.FOLDER)
         return {"devices": bench.saved_benchmarks()}
     measured = bench.measure(
         [(profile.network, width) for width in parameters.widths], parameters.ratios,

@@ -10,18 +10,22 @@ roof, and a convolution may gain more than its MACs.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from basisconv.decompose import FORMS
 from basisconv.study.records.environment import ROOT, configure_cpu, device, environment
 from basisconv.study.records.files import read_json, write_json
 from basisconv.study.records.run import Precision
-from basisconv.study.timing.bench_layers import measure_layers
+from basisconv.study.timing.bench_layers import FORMS_TIMED, measure_layers
 from basisconv.study.timing.bench_networks import measure_memory, measure_network
 from basisconv.study.timing.conditions import Conditions
 from basisconv.study.timing.machine import Roof
@@ -39,6 +43,7 @@ def measure(
     precisions: Sequence[Precision],
     repeats: int,
     threads: int,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
     """One device's benchmark: the distinct layers of the first network, and whole networks.
 
@@ -49,9 +54,13 @@ def measure(
         precisions: see `basisconv.study.training.precision`; emulated ones are left out.
         repeats: interleaved turns for layers; networks take half, at least three.
         threads: CPU threads.
+        minutes: what it may take: layers then have neither peers nor other arms than the two forms,
+            and a part is left out that might not end in time. None for no limit.
     """
     configure_cpu(threads)
-    others, left_out = peers()
+    others, left_out = peers() if minutes is None else ({}, [])
+    ways = {way: FORMS_TIMED[way] for way in (FORMS_TIMED if minutes is None else FORMS)}
+    limit = _Limit(minutes)
     left_out += [
         f"{p} is left out: this device only emulates it" for p in precisions if not is_native(p)
     ]
@@ -64,18 +73,17 @@ def measure(
         roof = Roof(precision)
         for batch_size in batch_sizes:
             one = Conditions(precision, batch_size, repeats)
-            try:
-                layers += measure_layers(*networks[0], ratios, others, one, roof)
-            except torch.OutOfMemoryError:
-                left_out.append(_too_large("layers", one))
+            with limit.part("layers", one, left_out) as fits:
+                if fits:
+                    layers += measure_layers(*networks[0], ratios, ways, others, one, roof)
             for name, width in tqdm(networks, desc="networks", leave=False, disable=None):
-                try:
-                    timed = list(measure_network(name, width, ratios, one._replace(repeats=few)))
-                    memory += measure_memory(name, width, ratios, one, threads)
-                except torch.OutOfMemoryError:
-                    left_out.append(_too_large(f"{name}, width {width}", one))
-                else:
-                    wholes += timed
+                with limit.part(f"{name}, width {width}", one, left_out) as fits:
+                    if fits:
+                        timed = list(
+                            measure_network(name, width, ratios, one._replace(repeats=few))
+                        )
+                        memory += measure_memory(name, width, ratios, one, threads)
+                        wholes += timed
         machine[precision] = {
             "rate_gmac_s": roof.macs_per_second / 1e9,
             "bandwidth_gb_s": roof.bytes_per_second / 1e9,
@@ -92,30 +100,54 @@ def measure(
     }  # fmt: skip
 
 
-def _too_large(what: str, setting: Conditions) -> str:
-    conditions = f"{setting.precision}, batch {setting.batch_size}"
-    return f"{what}, {conditions} is left out: this device's memory does not hold it"
+class _Limit:
+    """The minutes that a benchmark may take, and what is left out for this or for memory."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._longest = 0.0  # seconds of a part so far; a slower format may take twice as long
+
+    @contextmanager
+    def part(self, what: str, conditions: Conditions, left_out: list[str]) -> Iterator[bool]:
+        """Whether there is time for a part, which is left out if the memory does not hold it."""
+        why, start = None, time.monotonic()
+        fits = start + 2 * self._longest <= self._end
+        try:
+            yield fits
+        except torch.OutOfMemoryError:
+            why = "this device's memory does not hold it"
+        self._longest = max(self._longest, time.monotonic() - start)
+        if not fits:
+            why = "the minutes that were asked for are over"
+        if why:
+            asked = f"{conditions.precision}, batch {conditions.batch_size}"
+            left_out.append(f"{what}, {asked} is left out: {why}")
 
 
-def benchmark_device(repeats: int = 20) -> dict[str, Any]:
-    """The benchmark that `make bench` keeps, of this device with all of its cores."""
-    on_cuda = device().type == "cuda"
+def benchmark_device(repeats: int = 20, minutes: float | None = None) -> dict[str, Any]:
+    """The benchmark that `make bench` keeps, of this device with all of its cores.
+
+    Args:
+        repeats: as in `measure`.
+        minutes: for a device that is at hand for as long: the widest ResNet-18 alone, with a
+            quarter of its filters as basis filters, in the two forms. None for all.
+    """
+    on_cuda, brief = device().type == "cuda", minutes is not None
+    others = [("resnet18", 32), ("resnet18", 16), ("vgg16_bn", 64), ("resnet50", 64)]
     return measure(
-        networks=[("resnet18", 64), ("resnet18", 32), ("resnet18", 16), ("vgg16_bn", 64),
-                  ("resnet50", 64)],
-        ratios=(0.125, 0.25, 0.5),
-        batch_sizes=(128, 512) if on_cuda else (64,),
-        # A GPU older than Ampere has neither.
-        precisions=("bfloat16", "tf32")
-        if on_cuda and is_native("tf32")
-        else ("float32", "bfloat16"),
+        networks=[("resnet18", 64), *([] if brief else others)],
+        ratios=(0.25,) if brief else (0.125, 0.25, 0.5),
+        batch_sizes=(128, 512, 1024) if on_cuda else (64,),
+        # A GPU older than Ampere has float32 alone.
+        precisions=("bfloat16", "tf32", "float32") if on_cuda else ("float32", "bfloat16"),
         repeats=repeats,
         # torch's count respects containers, hyper-threads and OMP_NUM_THREADS.
         threads=torch.get_num_threads(),
-    )  # fmt: skip
+        minutes=minutes,
+    )
 
 
-def save_benchmark(facts: dict[str, Any], folder: Path = FOLDER) -> Path:
+def save_benchmark(facts: dict[str, Any], folder: Path) -> Path:
     """Save a benchmark, in place of an older one of the same device."""
     device_name = re.sub(r"[^A-Za-z0-9]+", "-", " ".join(_device(facts))).strip("-").lower()
     path = folder / f"{device_name}.json"

@@ -36,6 +36,7 @@ def measure_layers(
     name: str,
     width: int,
     ratios: Sequence[float],
+    ways: Mapping[str, dict[str, Any]],
     others: Mapping[str, Callable[[nn.Conv2d, int], nn.Module]],
     setting: Conditions,
     roof: Roof,
@@ -46,6 +47,7 @@ def measure_layers(
         name: the network's.
         width: its width.
         ratios: shares of basis filters.
+        ways: the basis forms, some or all of `FORMS_TIMED`.
         others: the peers: each makes its form of a convolution with m filters.
         setting: how the layers are run.
         roof: measured before each layer; it places basis layers under the roofline.
@@ -60,7 +62,7 @@ def measure_layers(
         rows: dict[str, tuple[str, float, nn.Module]] = {}
         for f in ratios:
             m = basis_filters(conv.out_channels, f)
-            made: dict[str, nn.Module] = dict(_basis_forms(conv, m))
+            made: dict[str, nn.Module] = dict(_basis_forms(conv, m, ways))
             made |= {peer: _placed(make(conv, m), conv) for peer, make in others.items()}
             for way, layer in made.items():
                 rows[f"{way}, {f:g}"] = (way, f, layer)
@@ -90,9 +92,11 @@ def _placed(layer: nn.Module, conv: nn.Conv2d) -> nn.Module:
     return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _basis_forms(conv: nn.Conv2d, m: int) -> Iterator[tuple[str, BasisConv2d]]:
-    """Every basis form that is possible with m filters."""
-    for name, options in FORMS_TIMED.items():
+def _basis_forms(
+    conv: nn.Conv2d, m: int, ways: Mapping[str, dict[str, Any]]
+) -> Iterator[tuple[str, BasisConv2d]]:
+    """Each of some basis forms that is possible with m filters."""
+    for name, options in ways.items():
         if m % options.get("coef_groups", 1):
             continue
         given = dict(options)

@@ -81,7 +81,7 @@ def test_the_librarys_count_of_macs_is_torchs_own(way: str) -> None:
     """torch's count of a grouped convolution's backward pass is not that of what it executes."""
     conv = nn.Conv2d(12, 24, 3, padding=1, bias=False)
     x = torch.randn(2, 12, 7, 7)
-    layer = dict(bench_layers._basis_forms(conv, 8))[way]
+    layer = dict(bench_layers._basis_forms(conv, 8, bench_layers.FORMS_TIMED))[way]
     # Wrapped, a layer is any module, whose operators torch counts.
     assert bench_layers.layer_macs(layer, x) == pytest.approx(
         bench_layers.layer_macs(nn.Sequential(layer), x)
@@ -108,6 +108,50 @@ def test_networks_are_measured_forward_and_in_training(facts: dict[str, Any]) ->
         (8, 0.25), (8, 0.5), (4, 0.25), (4, 0.5)
     ]  # fmt: skip
     assert {(m["dense_peak_mb"], m["peak_mb"]) for m in facts["memory"]} == {(1e-4, 2.6e-4)}
+
+
+def test_minutes_are_kept_and_what_they_leave_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def took(seconds: float) -> Callable[..., list[dict[str, Any]]]:
+        def part(*given: Any) -> list[dict[str, Any]]:
+            now[0] += seconds
+            return [{"ways": list(given[3])}] if seconds == 20 else []
+
+        return part
+
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bench, "measure_layers", took(20))
+    monkeypatch.setattr(bench, "measure_network", took(30))
+    monkeypatch.setattr(bench, "measure_memory", took(0))
+    monkeypatch.setattr(bench, "configure_cpu", lambda threads: None)
+    monkeypatch.setattr(bench, "is_native", lambda precision: True)
+    facts = bench.measure(
+        [("resnet18", 4)], [0.25], [4, 8, 16], ["tf32", "float32"], 2, 1, minutes=3.5
+    )
+    assert facts["layers"] == [{"ways": ["subset", "full"]}] * 4
+    # 150 s have passed after three, and a part of 30 s might take 60 in a slower format.
+    assert facts["left_out"] == [
+        f"{what}, float32, batch {batch} is left out: the minutes that were asked for are over"
+        for batch in (4, 8, 16)
+        for what in ("layers", "resnet18, width 4")
+        if (what, batch) != ("layers", 4)
+    ]
+
+
+@pytest.mark.parametrize("minutes", [None, 9])
+def test_a_card_is_measured_in_three_formats_and_batches(
+    monkeypatch: pytest.MonkeyPatch, minutes: float | None
+) -> None:
+    monkeypatch.setattr(bench, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(bench, "measure", lambda **given: given)
+    given = bench.benchmark_device(minutes=minutes)
+    assert set(given["precisions"]) == {"float32", "tf32", "bfloat16"}
+    assert given["batch_sizes"] == (128, 512, 1024) and given["minutes"] == minutes
+    assert (given["networks"] == [("resnet18", 64)]) == (minutes == 9)
+    monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
+    given = bench.benchmark_device(minutes=minutes)
+    assert given["precisions"] == ("float32", "bfloat16") and given["batch_sizes"] == (64,)
 
 
 def test_what_is_left_out_is_said(facts: dict[str, Any]) -> None:
@@ -179,7 +223,7 @@ def test_every_arm_of_a_turn_runs_as_the_setting_says(monkeypatch: pytest.Monkey
     list(bench_networks.measure_network("resnet18", 8, [0.5], setting))
     monkeypatch.setattr(machine.Roof, "measure", lambda self: None)
     bench_layers.measure_layers(
-        "resnet18", 8, [0.5], {}, setting, machine.Roof("bfloat16", 1.0, 1.0)
+        "resnet18", 8, [0.5], {}, {}, setting, machine.Roof("bfloat16", 1.0, 1.0)
     )
     assert set(how) == {("bfloat16", False)} and set(asked) == {7}
     assert len(replays) == len(asked)
@@ -215,10 +259,10 @@ def test_results_of_several_devices_stand_side_by_side(
     facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
-    here = bench.save_benchmark(facts)
+    here = bench.save_benchmark(facts, tmp_path)
     another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
-    other = bench.save_benchmark(another)
-    assert bench.save_benchmark(facts) == here != other
+    other = bench.save_benchmark(another, tmp_path)
+    assert bench.save_benchmark(facts, tmp_path) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
     assert {d["device"]["device"] for d in bench.saved_benchmarks()} == {
@@ -229,22 +273,3 @@ def test_results_of_several_devices_stand_side_by_side(
     assert "resnet18, width 8, training step" in table and "bfloat16 is left out" in table
     # Measurements exceed it, so that it is no bound.
     assert "| quartiles | expected | share |" in table and "bound" not in table
-
-
-@pytest.mark.parametrize(
-    ("ampere", "precisions"), [(True, ("bfloat16", "tf32")), (False, ("float32", "bfloat16"))]
-)
-def test_cuda_is_timed_in_its_own_precisions_and_batches(
-    ampere: bool, precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given))
-    monkeypatch.setattr(bench, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(bench, "is_native", lambda precision: ampere)
-    bench.benchmark_device(3)
-    monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
-    bench.benchmark_device(3)
-    cuda, cpu = asked
-    assert cuda["precisions"] == precisions and cuda["batch_sizes"] == (128, 512)
-    assert cpu["precisions"] == ("float32", "bfloat16")
-    assert cpu["batch_sizes"] == (64,)
