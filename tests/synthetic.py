@@ -332,8 +332,11 @@ def skip_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     return maker.section(ratio=0.25, budget=2.0, train_images=3000), maker.records
 
 
-def search_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
-    """07: what a layer costs falls with its depth, and quarters cost two thirds of eighths."""
+def search_section(choices: bool = True, **kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """07: what a layer costs falls with its depth, and quarters cost two thirds of eighths.
+
+    Without `choices` it is the screening alone, whose records come first.
+    """
     maker = Maker("07_search", **{"test": False, **kwargs})
     blocks, shares = min(4, len(maker.seeds)), {16: 0.0, 8: 1 / 3, 4: 2 / 3, 2: 1.0}
     screened = [name for name in LAYERS if ".conv" in name]
@@ -346,8 +349,62 @@ def search_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
             detail={"part": "screening", "block": block, "layers": dict(plan.layers)},
         )  # fmt: skip
     maker.arm("warm-up", "dense", 0, values=[40], budget=0.25, detail={"part": "warm-up"})
-    facts = {"levels": [1, 0.5, 0.25, 0.125], "runs": 64, "blocks": blocks, "epochs": 1.0}
-    return maker.section(**facts, warm_up=0.25), maker.records
+    facts = {"levels": [1, 0.5, 0.25, 0.125], "runs": 64, "blocks": blocks, "epochs": 1.0,
+             "warm_up": 0.25}  # fmt: skip
+    if not choices:
+        return maker.section(**facts), maker.records
+
+    def predicted(layers: Sequence[str]) -> float:
+        return sum(2 / 3 * SCREENED[name] for name in layers)
+
+    random = np.random.default_rng(0)
+    for i in range(12):
+        layers = [n for n, kept in zip(screened, random.random(16) < 0.6, strict=True) if kept]
+        maker.arm(
+            f"random {i + 1}", "random", 0, values=[84 - 20 * predicted(layers)],
+            loss=0.5 * float(np.exp(predicted(layers))), detail={"part": "evidence",
+            "layers": layers},
+        )  # fmt: skip
+    maker.arm("all", "basis", 80, loss=0.55, detail={"part": "evidence", "layers": screened})
+    maker.arm("none (dense)", "dense", 84, detail={"part": "evidence", "layers": []})
+    scores = {
+        "screening": SCREENED, "sweep": {n: SCREENED[n] * (1 + i % 3) for i, n in
+                                         enumerate(screened)},
+        "depth": {name: 16.0 - i for i, name in enumerate(screened)},
+        "chance": {name: float(7 * i % 16) for i, name in enumerate(screened)},
+    }  # fmt: skip
+    maker.arm("last layers", "selected", 84, detail={"part": "choice", "way": "last layers",
+                                                     "layers": screened[5:]})  # fmt: skip
+    for way, lost in (("screening", 0.1), ("sweep", 0.4), ("depth", 0.0)):
+        maker.arm(
+            f"chosen by {way}", "selected", 84 - lost,
+            detail={"part": "choice", "way": way, "layers": screened[5:]},
+        )  # fmt: skip
+    trainings = {"screening": 64.0, "sweep": 17.0, "depth": 0.0, "chance": 0.0}
+    return maker.section(**facts, scores=scores, trainings=trainings, target_time=0.6), (
+        maker.records
+    )
+
+
+def ranks_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
+    """08: the screening's plans beat one share for all, singular values' lose to it."""
+    maker = Maker("08_ranks", **kwargs)
+
+    def detail(way: str, size: float, **more: Any) -> dict[str, Any]:
+        return {"way": way, "layers": {}, "predicted_time": size, "parameters": int(11e6 * size),
+                "executed_macs": int(555e6 * size), **more}  # fmt: skip
+
+    maker.arm("dense", "dense", 84, detail=detail("dense", 1.0))
+    for ratio, size in ((0.5, 0.66), (0.25, 0.46)):
+        level = 82 + size
+        share = detail("one share", size, ratio=ratio)
+        maker.arm(f"all layers, f = {ratio:g}", "basis", level, detail=share)
+        for way, gain in (("screening", 1.5), ("response energy", 0.0), ("singular values", -1.5)):
+            maker.arm(
+                f"by {way}, for f = {ratio:g}", "selected", level + gain,
+                detail=detail(way, size - 0.01, ratio=ratio),
+            )  # fmt: skip
+    return maker.section(ratios=[0.5, 0.25], epochs=1.0, save="time"), maker.records
 
 
 SCREENED = {name: 0.02 * (1 - i / 16) for i, name in enumerate(n for n in LAYERS if ".conv" in n)}
@@ -431,6 +488,7 @@ def all_sections(
         skip_section(test=test, **common),
         defaults_section(**common),
         search_section(**common),
+        ranks_section(test=test, **common),
         generalisation_section(test=test, **common),
     ]
     sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]

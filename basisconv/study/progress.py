@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from basisconv.study.data.sets import EVALUATED_IMAGES, TRAINING_IMAGES
-from basisconv.study.experiments import selection
 from basisconv.study.experiments.design import Draft, Waiting
-from basisconv.study.experiments.registry import TRAINED, draft
-from basisconv.study.experiments.sensitivity import swept_layers
+from basisconv.study.experiments.registry import EXPERIMENTS, TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.checkpoint import checkpoint_files, step_of_file
 from basisconv.study.records.environment import device_kind
@@ -159,16 +157,15 @@ def _number(value: float | None, digits: int) -> str:
 def _drafted(study: Study, name: str) -> tuple[Draft, str, bool]:
     """A notebook's draft, what it waits for, and whether executed MACs replace step times.
 
-    While it waits for scores, all layers count as equally sensitive.
+    While it waits for scores, its experiment's module has a `guess`.
     """
 
     def draft_with_scores(study: Study) -> tuple[Draft, str]:
         try:
-            return draft(study, name), ""
+            found = draft(study, name)
+            return found, found.waits
         except Waiting as waiting:
-            swept = swept_layers(study, study.profile.notebooks.sensitivity)
-            equal = dict.fromkeys(swept, 1.0)
-            return selection.draft(study, study.profile.notebooks.selection, equal), str(waiting)
+            return EXPERIMENTS[name].module.guess(study), str(waiting)
 
     try:
         return *draft_with_scores(study), False

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from basisconv.plan import Plan
 from basisconv.study.data.sets import load
+from basisconv.study.experiments import ranks
 from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.experiments.study import Study, cost_table
 from basisconv.study.timing.cost_measurement import measure_costs
 from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
+
+_OF_SUBSETS = ("04_selection", "07_search", ranks.NAME)
 
 
 def ensure_costs(
@@ -75,13 +78,14 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
     stand in. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
     those of their single layers and of all of them, always: a row that came later would change
-    Runs already made.
+    Runs already made. 07 has no others, and needs the rows that 04 has; 08's plans are
+    priced by those of single layers on each level.
     """
     if "04_selection" in names:  # it waits for the other's scores
         names = list(dict.fromkeys([*names, "03_sensitivity"]))
     profile = study.profile.model_copy(update={"costs": "macs"})
     study = dataclasses.replace(study, profile=profile)
-    found = [draft(study, name) for name in names if name != "04_selection"]
+    found = [draft(study, name) for name in names if name not in _OF_SUBSETS]
     trained = [
         Step(phase.plan, run.width, run.batch_size, run.optimizer)
         for made in found
@@ -108,6 +112,8 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
         every = study.plan(selection.ratio, swept)
         plans = [every, *(every.only([name]) for name in swept)]
         wanted += [Step(plan, profile.width, batch, kind) for plan in plans]
+    if ranks.NAME in names:
+        wanted += ranks.priced_steps(study)
     wanted += trained
     # The row of a single layer is its dense network's, less what the layer saves.
     return wanted + [step._replace(plan=Plan()) for step in wanted if len(step.plan.layers) == 1]

@@ -24,13 +24,17 @@ class Waiting(LookupError):
 
 @dataclass
 class Draft:
-    """An experiment before training: labelled arms, each with its Runs."""
+    """An experiment before training: labelled arms, each with its Runs.
+
+    `waits` says what more arms wait for, where those at hand can be trained without them.
+    """
 
     name: str
     study: Study
     facts: dict[str, Any] = field(default_factory=dict)
     arms: list[Arm] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
+    waits: str = ""
 
     def add(
         self, label: str, method: Method, plan: Plan | Phases, budget: float,

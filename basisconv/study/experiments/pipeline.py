@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from basisconv.study.data.sets import load
 from basisconv.study.execution.many_runs import RunsReport, train_runs
 from basisconv.study.execution.stopping import Stop
-from basisconv.study.experiments.design import Waiting
+from basisconv.study.experiments.design import Draft, Waiting
 from basisconv.study.experiments.registry import (
     EXPERIMENTS,
     NOTEBOOKS,
@@ -77,19 +77,11 @@ def make_section(
         except Waiting as waiting:
             make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
-        untrained = study.store.untrained(arms.runs.values(), retry_failed)
-        for name_and_images in {(r.data.name, r.data.train_images) for r in untrained}:
-            # Fetched, or found missing, once and here rather than in each worker for each Run.
-            load(*name_and_images)
-        report = train_runs(
-            list(arms.runs.values()), study.store, workers=study.profile.workers,
-            threads=study.profile.threads, stop=stop, retry_failed=retry_failed,
-            checkpoint_seconds=checkpoint_seconds,
-            executor=study.profile.executor, gpu_per_run=study.profile.gpu_per_run,
-            keep_weights=runs_with_kept_weights(study),
-        )  # fmt: skip
-        if report.failed or report.left:
-            raise Unfinished(study, name, report)
+        _train(study, arms, stop, retry_failed, checkpoint_seconds)
+        if hasattr(module, "measure"):  # what further arms are chosen by
+            module.measure(study, checked)
+            arms = draft(study, name, given)
+            _train(study, arms, stop, retry_failed, checkpoint_seconds)
         section = arms.section()
     else:
         section = Section(
@@ -97,6 +89,29 @@ def make_section(
         )
     write_json(study.folder / "sections" / f"{name}.json", section.model_dump(mode="json"))
     return section
+
+
+def _train(
+    study: Study, arms: Draft, stop: Stop | None, retry_failed: bool, checkpoint_seconds: float
+) -> None:
+    """Train the Runs of a draft that have no record; the arguments are those of `make_section`.
+
+    Raises:
+        Unfinished: if Runs failed or the time was too short.
+    """
+    profile = study.profile
+    untrained = study.store.untrained(arms.runs.values(), retry_failed)
+    for data in {(run.data.name, run.data.train_images) for run in untrained}:
+        # Fetched, or found missing, once and here rather than in each worker for each Run.
+        load(*data)
+    report = train_runs(
+        list(arms.runs.values()), study.store, workers=profile.workers, threads=profile.threads,
+        stop=stop, retry_failed=retry_failed, checkpoint_seconds=checkpoint_seconds,
+        executor=profile.executor, gpu_per_run=profile.gpu_per_run,
+        keep_weights=runs_with_kept_weights(study),
+    )  # fmt: skip
+    if report.failed or report.left:
+        raise Unfinished(study, arms.name, report)
 
 
 def sections(study: Study) -> dict[str, Section]:

@@ -1,8 +1,9 @@
 """The experiments: one module each, in the order of notebooks, paper and README.
 
 A module has `Parameters`, and either `draft` (the Runs that answer its question) or `measure`
-(facts that need no training). Nothing else knows an experiment's name but its report, its notebook,
-its section of the paper and the profiles' values.
+(facts that need no training). With both, `measure` is called once the Runs drafted first are
+trained, and more may be drafted then. Nothing else knows an experiment's name but its report, its
+notebook, its section of the paper and the profiles' values.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from basisconv.study.experiments import (
     generalisation,
     method,
     pilot,
+    ranks,
     search,
     selection,
     sensitivity,
@@ -79,6 +81,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "06_timing": Experiment(timing, "timing", "How much of the saving does the clock see?"),
     "07_search": Experiment(
         search, "screening instead of a sweep", "Which layers hurt, from fewer trainings?"
+    ),
+    "08_ranks": Experiment(
+        ranks, "a number for each layer", "One share of filters for all, or a number for each?"
     ),
     generalisation.NAME: Experiment(
         generalisation,

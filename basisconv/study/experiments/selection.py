@@ -57,12 +57,7 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
         target = 1 - sum(time[name] for name in chosen.layers)
     else:
         target = parameters.target_time
-        levels = choose_levels(
-            {name: {"dense": 0.0, "basis": max(score, 0.0)} for name, score in scores.items()},
-            {name: {"dense": 0.0, "basis": -time[name]} for name in scores},
-            target - 1,
-        )
-        chosen = candidates.only([name for name in scores if levels[name] == "basis"])
+        chosen = least_loss(scores, time, target, candidates)
     # The controls have the selected subset's predicted time; where it took none of the layers
     # that save time, or all, there is no other subset of that time.
     useful = {name for name in scores if time[name] > 0}
@@ -103,3 +98,31 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
             add(f"random {i + 1}", "random", plan, [next(seeds)])
         add("inverted", "inverted", inverted_subset(scores, time, 1.0, target, candidates))
     return result
+
+
+def guess(study: Study) -> Draft:
+    """The Runs as they would be if all layers were equally sensitive."""
+    swept = swept_layers(study, study.profile.notebooks.sensitivity)
+    return draft(study, study.profile.notebooks.selection, dict.fromkeys(swept, 1.0))
+
+
+def least_loss(
+    scores: Mapping[str, float], time: Mapping[str, float], target: float, candidates: Plan
+) -> Plan:
+    """The subset with the smallest predicted loss of those that take no longer than a target.
+
+    Args:
+        scores: predicted loss of each candidate; below zero counts as none.
+        time: what each saves, as a share of dense's time.
+        target: a share of dense's time.
+        candidates: the plan to choose layers from.
+
+    Raises:
+        ValueError: if all of them together take longer.
+    """
+    levels = choose_levels(
+        {name: {"dense": 0.0, "basis": max(score, 0.0)} for name, score in scores.items()},
+        {name: {"dense": 0.0, "basis": -time[name]} for name in scores},
+        target - 1,
+    )
+    return candidates.only([name for name in scores if levels[name] == "basis"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft, Waiting
@@ -17,6 +17,7 @@ from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
 
 Saving = Literal["time", "macs", "parameters"]
+SAVINGS: tuple[Saving, ...] = get_args(Saving)
 
 
 class Sweep(Strict):
@@ -92,8 +93,7 @@ def add_layers(
     }  # fmt: skip
     draft.add("dense", "dense", Plan(), detail=detail, **common)
     every = study.plan(setting.ratio, swept_layers(study, setting), width)
-    kinds: tuple[Saving, ...] = ("time", "macs", "parameters")
-    saved = {f"{what}_saved": savings(study, every, what, width, batch_size) for what in kinds}
+    saved = {f"{what}_saved": savings(study, every, what, width, batch_size) for what in SAVINGS}
     for name in every.layers:
         own = {"index": study.layers.index(name), **{what: saved[what][name] for what in saved}}
         draft.add(name, "layer", every.only([name]), detail=own | (detail or {}), **common)

@@ -79,11 +79,14 @@ def publish(
         stays = old is not None and old.complete and not complete
         entries = before if stays else {**before, section.name: Entry(complete, section)}
         report = target.add(records)
-        values = {
+        key = section.facts.get("measured")
+        if isinstance(key, str) and (values := store.measured(key)) is not None:
+            target.put_measured(key, values)
+        manifest = {
             name: {"complete": entry.complete, "section": entry.section.model_dump(mode="json")}
             for name, entry in entries.items()
         }
-        write_json(manifest_path(destination), {"schema_version": SCHEMA, "sections": values})
+        write_json(manifest_path(destination), {"schema_version": SCHEMA, "sections": manifest})
         # Incomplete sections may yet need records that no complete one names.
         unnamed = _named(before) - _named(entries) if complete else ()
         paths = [path for path in map(target.path, sorted(unnamed)) if path.exists()]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from basisconv.study.records.environment import repeats_exactly
-from basisconv.study.records.files import DamagedFile
+from basisconv.study.records.files import DamagedFile, read_json, write_json
 from basisconv.study.records.run import Record, Run
 
 _RUN_ID = re.compile("[0-9a-f]{16}")
@@ -100,6 +101,28 @@ class Store:
     def weights(self, run_id: str) -> Path:
         """The folder of a run's final state, which exists only where it was kept."""
         return self.folder / "weights" / self.path(run_id).stem
+
+    def measured(self, key: str) -> dict[str, Any] | None:
+        """What was measured once and is no run's, or None; `key` is a hash of what decides it.
+
+        Raises:
+            DamagedFile: if its file is not what was written.
+        """
+        path = self._measured_file(key)
+        return read_json(path) if path.exists() else None
+
+    def put_measured(self, key: str, values: Mapping[str, Any]) -> None:
+        """Keep what was measured once.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        path = self._measured_file(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dict(values))
+
+    def _measured_file(self, key: str) -> Path:
+        return self.folder / "measured" / self.path(key).name
 
     def get(self, run_id: str) -> Record | None:
         """A run's record, or None when there is none.

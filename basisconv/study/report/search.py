@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from basisconv.effects import Effects, Estimate
 from basisconv.study.experiments.search import screened_effects
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, text
+from basisconv.study.report import arms, search_methods, style, text
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.tables import count, interval, make_table, words
 
@@ -28,7 +28,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         f"{len(runs)} networks trained for {text.epochs(facts['epochs'])}, each layer dense or "
         f"with {levels} of its filters, in {text.plural(facts['blocks'], 'block')} of a seed each"
     )
-    return Report(
+    report = Report(
         section.name,
         section.profile,
         tables={
@@ -54,6 +54,21 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "notes": arms.lost_note([m for m in arms.measure(section, records) if m.lost]),
         },
     )  # fmt: skip
+    if "scores" in facts:
+        _add_methods(report, section, records, found)
+    return report
+
+
+def _add_methods(
+    report: Report, section: Section, records: Mapping[str, Record], found: Effects
+) -> None:
+    """Add what each way to score layers predicts and chooses, once these were trained."""
+    seen = search_methods.subsets(section, records)
+    limit = search_methods.ceiling(section, records, seen)
+    table = search_methods.method_frame(section, records, found)
+    report.tables["search_methods"] = search_methods.method_table(section, table, limit)
+    report.figures["search_methods"] = search_methods.method_plot(table, limit)
+    report.numbers["values"] |= search_methods.method_values(table, limit, len(seen.losses))
 
 
 def layer_frame(found: Effects) -> pd.DataFrame:
