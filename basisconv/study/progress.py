@@ -183,12 +183,12 @@ class RunTimes:
 
     Attributes:
         study: whose runs.
-        dense_seconds: the time of one unit of cost in one worker, by the width trained; under
-            None for all other widths.
+        dense_seconds: the time of one unit of cost in one worker, by the network and width
+            trained; under None for all others.
     """
 
     study: Study
-    dense_seconds: dict[int | None, float]
+    dense_seconds: dict[tuple[str, int] | None, float]
 
     @classmethod
     def of(cls, study: Study, drafts: Iterable[Draft] | None = None) -> RunTimes:
@@ -204,14 +204,14 @@ class RunTimes:
         if drafts is None:
             drafts = [_drafted(study, name)[0] for name in TRAINED]
         records = [study.store.get(i) for i in {i for found in drafts for i in found.runs}]
-        times: dict[int | None, list[float]] = defaultdict(list)
+        times: dict[tuple[str, int] | None, list[float]] = defaultdict(list)
         for record in records:
             if record and record.status == "done" and _made_here(record):
                 time = record.measurement.seconds["total"] / _cost(study, record.run)
-                for width in (record.run.width, None):
-                    times[width].append(time)
+                for trained in ((record.run.network, record.run.width), None):
+                    times[trained].append(time)
         if times:
-            quartiles = {w: float(np.quantile(t, 0.25, method="lower")) for w, t in times.items()}
+            quartiles = {n: float(np.quantile(t, 0.25, method="lower")) for n, t in times.items()}
             return cls(study, quartiles)
         stated = study.profile.dense_step_ms
         return cls(study, {} if stated is None else {None: stated / 1000})
@@ -233,7 +233,8 @@ class RunTimes:
         return _sum(left)
 
     def _hours(self, run: Run) -> float | None:
-        each = self.dense_seconds.get(run.width, self.dense_seconds.get(None))
+        usual = self.dense_seconds.get(None)
+        each = self.dense_seconds.get((run.network, run.width), usual)
         if each is None:
             return None
         return _cost(self.study, run) * each / self.study.profile.workers / 3600
@@ -246,7 +247,8 @@ def _made_here(record: Record) -> bool:
 def _cost(study: Study, run: Run) -> float:
     """A run's training and evaluation, in dense steps."""
     try:
-        costs = [study.cost(p.plan, run.width, run.batch_size, run.optimizer) for p in run.phases]
+        own = study.of(run.network)
+        costs = [own.cost(p.plan, run.width, run.batch_size, run.optimizer) for p in run.phases]
     except Unmeasured:
         return _cost(_by_macs(study), run)
     training = sum(phase.steps * cost for phase, cost in zip(run.phases, costs, strict=True))

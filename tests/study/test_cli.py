@@ -334,8 +334,9 @@ def test_a_reader_that_closes_the_pipe_is_not_an_error(
 def test_failed_runs_are_trained_again_when_asked_and_each_is_counted_once(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = "seeds.explore=[0, 101]", "seeds.confirm=[100]"
-    given = [word for change in changes for word in ("--set", change)]
+    changes = "seeds.explore=[0, 101]", "seeds.confirm=[100, 102]"
+    given = ["03_sensitivity", "04_selection", "05_skip_training"]
+    given += [word for change in changes for word in ("--set", change)]
     run = call("run", *given)
     # 03's 21 and 05's; 04 waits for 03, whose failures it does not count anew.
     study = Study.open("smoke", changes, tmp_path / "runs")
@@ -403,9 +404,9 @@ def test_a_published_profile_shows_the_benchmarks_of_every_machine(
     profile = Study.open("smoke", ["notebooks.06_timing.devices=all"]).profile
     study = Study(profile, Store(tmp_path / "runs"), tmp_path)
     there: list[dict[str, object]] = []
-    monkeypatch.setattr(bench, "saved_benchmarks", lambda: list(there))
+    monkeypatch.setattr(bench, "saved_benchmarks", lambda *_: list(there))
     monkeypatch.setattr(bench, "benchmark_device", lambda repeats: {"repeats": repeats})
-    monkeypatch.setattr(bench, "save_benchmark", there.append)
+    monkeypatch.setattr(bench, "save_benchmark", lambda facts, _: there.append(facts))
     assert pipeline.make_section(study, "06_timing").facts["devices"] == [{"repeats": 2}]
     there.append({"device": "another"})
     facts = pipeline.make_section(study, "06_timing").facts

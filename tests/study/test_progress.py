@@ -14,7 +14,7 @@ from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.study import Study
 from basisconv.study.progress import Counts, Progress, RunTimes, progress_by_section, table
 from basisconv.study.records.run import Run
-from basisconv.study.timing.costs import Step, add_rows, reference_step, table_settings
+from basisconv.study.timing.costs import add_rows, reference_step, table_settings
 
 
 def rows(study: Study) -> dict[str, Progress]:
@@ -131,7 +131,7 @@ def test_a_profile_without_its_cost_table_is_planned_by_macs(
     row = {"plan": Plan().to_dict(), "width": dense.width, "batch_size": dense.batch_size}
     add_rows(path, {"device": "d", "device_kind": "k", **table_settings(study.profile)},
              [row | {"ratio": 1.0, "quartiles": [1.0, 1.0]}])  # fmt: skip
-    assert study.cost(*Step(Plan(), dense.width, dense.batch_size)) == 1
+    assert study.cost(Plan(), dense.width, dense.batch_size) == 1
     again, by_macs = progress_by_section(study)
     assert by_macs and again == found
     # By executed MACs nothing stands in for anything.

@@ -13,6 +13,7 @@ from basisconv.study.experiments.parameters import PILOT
 from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.sensitivity import swept_layers
 from basisconv.study.experiments.study import Study, cost_table
+from basisconv.study.records.run import Run
 from basisconv.study.timing.cost_measurement import measure_costs
 from basisconv.study.timing.costs import Step, reference_step, unmeasured_steps
 
@@ -87,7 +88,7 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     study = dataclasses.replace(study, profile=profile)
     found = [draft(study, name) for name in names if name not in _OF_SUBSETS]
     trained = [
-        Step(phase.plan, run.width, run.batch_size, run.optimizer)
+        _step(study, run, phase.plan)
         for made in found
         for arm in made.arms
         if arm.method != "selected"
@@ -117,3 +118,8 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     wanted += trained
     # The row of a single layer is its dense network's, less what the layer saves.
     return wanted + [step._replace(plan=Plan()) for step in wanted if len(step.plan.layers) == 1]
+
+
+def _step(study: Study, run: Run, plan: Plan) -> Step:
+    network = study.of(run.network).other_network
+    return Step(plan, run.width, run.batch_size, run.optimizer, network)

@@ -70,13 +70,14 @@ class Draft:
         """Add an arm by the steps taken of each plan and all settings of its Runs; else as `add`.
 
         The settings are not tuned for the method, which gives its colour alone.
+        "test" among them is else the notebook's.
         """
         study = self.study
         batch_size: int = settings["batch_size"]
         step = (width, batch_size, settings["optimizer"])
         test = self.name in study.profile.confirm
         runs = [
-            study.run(taken, seed, width=width, test=test, **settings)
+            study.run(taken, seed, **{"width": width, "test": test, **settings})
             for seed in (study.seeds(self.name) if seeds is None else seeds)
         ]
         self.runs |= {run.run_id: run for run in runs}

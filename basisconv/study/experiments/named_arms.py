@@ -103,23 +103,34 @@ def add_comparison(
     In the part "equal epochs" every arm takes dense's steps, in "equal time" those that end nearest
     to the time. `detail` is kept with each arm.
     """
-    study = draft.study
     for name, seeds in setting.arms.items():
-        arm = named_arm(study, name, ratio, selected)
-        settings = study.profile.recipes[setting.recipe].of(arm.kind)
-        batch: int = settings["batch_size"]
-        step = (arm.width, batch, settings["optimizer"])
-        if part == "equal epochs":
-            total = round(setting.length * (study.train_images // batch))
-        else:
-            each = sum(share * study.cost(plan, *step) for share, plan in arm.phases)
-            total = max(1, round(setting.length * study.dense_epoch / each))
-        draft.add_steps(
-            f"{name}, {setting.recipe}, {part}, {setting.length:g}",
-            arm.method, arm.steps(total), setting.length, arm.width,
-            seeds=study.seeds(draft.name, seeds), settings=settings | {"threads": setting.threads},
-            detail={"arm": name, "recipe": setting.recipe, "part": part, **(detail or {})},
-        )  # fmt: skip
+        add_arm(draft, named_arm(draft.study, name, ratio, selected), setting, part, seeds, detail)
+
+
+def add_arm(
+    draft: Draft,
+    arm: NamedArm,
+    setting: Comparison,
+    part: str,
+    seeds: int,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Add one arm of a comparison, with its first so many seeds; see `add_comparison`."""
+    study = draft.study
+    settings = study.profile.recipes[setting.recipe].of(arm.kind)
+    batch: int = settings["batch_size"]
+    step = (arm.width, batch, settings["optimizer"])
+    if part == "equal epochs":
+        total = round(setting.length * (study.train_images // batch))
+    else:
+        each = sum(share * study.cost(plan, *step) for share, plan in arm.phases)
+        total = max(1, round(setting.length * study.dense_epoch / each))
+    draft.add_steps(
+        f"{arm.name}, {setting.recipe}, {part}, {setting.length:g}",
+        arm.method, arm.steps(total), setting.length, arm.width,
+        seeds=study.seeds(draft.name, seeds), settings=settings | {"threads": setting.threads},
+        detail={"arm": arm.name, "recipe": setting.recipe, "part": part, **(detail or {})},
+    )  # fmt: skip
 
 
 def _share(text: str) -> float | None:

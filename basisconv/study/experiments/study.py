@@ -52,11 +52,14 @@ class Study:
         profile: what to do.
         store: the working store of records.
         folder: where tables, figures, notebooks and the PDF go.
+        other_network: what is trained in place of the profile's network, if anything. Costs are
+            still in units of the profile's dense step.
     """
 
     profile: Profile
     store: Store
     folder: Path
+    other_network: str | None = None
 
     @classmethod
     def open(
@@ -79,7 +82,12 @@ class Study:
     @cached_property
     def model(self) -> nn.Module:
         """The dense network, its weights as torch draws them."""
-        return build_network(self.profile.network, self.profile.width, CLASSES[self.profile.data])
+        return build_network(self.network, self.profile.width, CLASSES[self.profile.data])
+
+    @property
+    def network(self) -> str:
+        """The network that Runs train."""
+        return self.other_network or self.profile.network
 
     @cached_property
     def layers(self) -> list[str]:
@@ -141,6 +149,13 @@ class Study:
         """
         return replace(self, profile=self.profile.model_copy(update={"data": data}))
 
+    def of(self, network: str) -> Study:
+        """The same study of a network, by its name in `basisconv.study.training.models`."""
+        if network == self.network:
+            return self
+        own = network == self.profile.network
+        return replace(self, other_network=None if own else network)
+
     def plan(
         self, ratio: float, layers: list[str] | None = None, width: int | None = None, **kind: Any
     ) -> Plan:
@@ -153,7 +168,7 @@ class Study:
             **kind: the form and coefficients, as in `basisconv.make_plan`.
         """
         profile = self.profile
-        model = shared_network(profile.network, width or profile.width, CLASSES[profile.data])
+        model = shared_network(self.network, width or profile.width, CLASSES[profile.data])
         return basisconv.make_plan(model, ratio=ratio, layers=layers, **kind)
 
     def seeds(self, notebook: str, count: int | None = None) -> list[int]:
@@ -193,7 +208,8 @@ class Study:
         """Cost of a training step; what is not given is the profile's."""
         own = self.profile.training
         batch_size, optimizer = batch_size or own.batch_size, optimizer or own.optimizer
-        return self.costs.of(Step(plan, width or self.profile.width, batch_size, optimizer))
+        width, network = width or self.profile.width, self.other_network
+        return self.costs.of(Step(plan, width, batch_size, optimizer, network))
 
     @property
     def dense_epoch(self) -> int:
@@ -243,7 +259,7 @@ class Study:
     def network_costs(self, plan: Plan, width: int | None = None) -> Summary:
         """Parameters and MACs of one image."""
         profile = self.profile
-        return network_costs(profile.network, width or profile.width, CLASSES[profile.data], plan)
+        return network_costs(self.network, width or profile.width, CLASSES[profile.data], plan)
 
     def run(self, phases: list[tuple[int, Plan]], seed: int, **changes: Any) -> Run:
         """A Run with the profile's settings, some of them changed."""
@@ -252,7 +268,7 @@ class Study:
             name=profile.data, sha256=DIGESTS[profile.data], train_images=profile.train_images
         )
         settings: dict[str, Any] = {
-            "network": profile.network, "width": profile.width, "data": data,
+            "network": self.network, "width": profile.width, "data": data,
             "phases": tuple(Phase(steps=steps, plan=plan) for steps, plan in phases), "seed": seed,
             "precision": profile.precision, "compile": profile.compile, "threads": profile.threads,
             **profile.training.model_dump(),

@@ -30,9 +30,9 @@ def measure(study: Study, parameters: Parameters) -> dict[str, Any]:
     """This machine's timings at the profile's size, or `make bench`'s of every machine."""
     profile = study.profile
     if parameters.devices == "all":
-        if not bench.saved_benchmarks():
+        if not bench.saved_benchmarks(bench.FOLDER):
             bench.save_benchmark(bench.benchmark_device(parameters.repeats), bench.FOLDER)
-        return {"devices": bench.saved_benchmarks()}
+        return {"devices": bench.saved_benchmarks(bench.FOLDER)}
     measured = bench.measure(
         [(profile.network, width) for width in parameters.widths], parameters.ratios,
         [parameters.batch_size], [profile.precision], parameters.repeats,

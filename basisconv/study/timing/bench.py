@@ -156,13 +156,13 @@ def save_benchmark(facts: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def saved_benchmarks() -> list[dict[str, Any]]:
+def saved_benchmarks(folder: Path) -> list[dict[str, Any]]:
     """The benchmarks of all devices, by the names of their files.
 
     Raises:
         DamagedFile: if one of them was changed after it was written.
     """
-    return [read_json(path) for path in sorted(FOLDER.glob("*.json"))]
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
 def markdown(facts: dict[str, Any]) -> str:

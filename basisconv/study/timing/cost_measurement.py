@@ -137,12 +137,13 @@ def _layer_rows(
         repeats: turns.
     """
     width, batch_size = steps[0].width, steps[0].batch_size
+    network = steps[0].network or setting.network
     images = random_images(batch_size)
-    given = observe(initialised_network(setting.network, width, Plan()), images, (nn.Conv2d,))
+    given = observe(initialised_network(network, width, Plan()), images, (nn.Conv2d,))
     arms = {"step": unit}
     for i, step in enumerate(steps):  # several may have the same layer
         (name,) = step.plan.layers
-        basis = initialised_network(setting.network, width, step.plan).get_submodule(name)
+        basis = initialised_network(network, width, step.plan).get_submodule(name)
         x = given[name].input
         # The stem's input is the images, which get no gradient.
         inner = x is not images
@@ -178,7 +179,7 @@ def _is_single(step: Step) -> bool:
 
 
 def _training_step(setting: Setting, step: Step) -> Callable[[], None]:
-    model = initialised_network(setting.network, step.width, step.plan)
+    model = initialised_network(step.network or setting.network, step.width, step.plan)
     running = Prepared(model, setting.precision, setting.compile)
     return training_step(running, random_images(step.batch_size), step.optimizer)
 
@@ -187,4 +188,6 @@ def _row(step: Step, ratio: float, quartiles: tuple[float, float]) -> dict[str, 
     row = {"plan": step.plan.to_dict(), "width": step.width, "batch_size": step.batch_size}
     if step.optimizer != "sgd":
         row["optimizer"] = step.optimizer
+    if step.network is not None:
+        row["network"] = step.network
     return {**row, "ratio": ratio, "quartiles": list(quartiles)}

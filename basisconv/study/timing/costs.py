@@ -24,12 +24,13 @@ class Unmeasured(ValueError):
 
 
 class Step(NamedTuple):
-    """What decides the cost of a training step, in one profile."""
+    """What decides the cost of a training step, in one profile; `network` None is the profile's."""
 
     plan: Plan
     width: int
     batch_size: int
     optimizer: Optimizer = "sgd"
+    network: str | None = None
 
 
 class Setting(Protocol):
@@ -59,7 +60,8 @@ class MacCosts:
         return self._macs(step) / self._dense
 
     def _macs(self, step: Step) -> int:
-        costs = network_costs(self._network, step.width, self._classes, step.plan)
+        network = step.network or self._network
+        costs = network_costs(network, step.width, self._classes, step.plan)
         return step.batch_size * (costs.macs + costs.macs_backward)
 
 
@@ -127,7 +129,8 @@ class MeasuredCosts:
         except KeyError:
             what = ", ".join(step.plan.layers) or "dense"
             raise Unmeasured(
-                f"{self._path} has no row for width {step.width}, batch {step.batch_size} under "
+                f"{self._path} has no row for {step.network + ', ' if step.network else ''}"
+                f"width {step.width}, batch {step.batch_size} under "
                 f"{step.optimizer} with {what}. Measure it: python -m basisconv bench --costs "
                 f"{self._path.parent.name}"
             ) from None
@@ -167,7 +170,7 @@ def add_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) ->
         path: the table.
         head: what the rows were measured on and with: "device", "device_kind" and `table_settings`.
         rows: {"plan", "width", "batch_size", "ratio"}, the quartiles of the ratio, and
-            "optimizer" where it is not SGD.
+            "optimizer" where it is not SGD and "network" where it is not the table's.
 
     Raises:
         ValueError: if the table is of another device or setting.
@@ -211,4 +214,5 @@ def open_table(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
 
 def _step(row: Mapping[str, Any]) -> Step:
     optimizer = row.get("optimizer", "sgd")
-    return Step(Plan.from_dict(row["plan"]), row["width"], row["batch_size"], optimizer)
+    plan, network = Plan.from_dict(row["plan"]), row.get("network")
+    return Step(plan, row["width"], row["batch_size"], optimizer, network)

@@ -93,7 +93,8 @@ def restored_network(
     try:
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"These are not the weights of phase {phase}: {error}.") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"These are not the weights of phase {phase}: {why}") from error
     return model
 
 

@@ -258,14 +258,13 @@ def test_a_network_that_memory_does_not_hold_is_left_out_and_named(
 def test_results_of_several_devices_stand_side_by_side(
     facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "FOLDER", tmp_path)
     here = bench.save_benchmark(facts, tmp_path)
     another = {**facts, "device": {**facts["device"], "device": "Another CPU"}}
     other = bench.save_benchmark(another, tmp_path)
     assert bench.save_benchmark(facts, tmp_path) == here != other
     assert len(list(tmp_path.iterdir())) == 2
     assert read_json(here)["layers"] == facts["layers"]
-    assert {d["device"]["device"] for d in bench.saved_benchmarks()} == {
+    assert {d["device"]["device"] for d in bench.saved_benchmarks(tmp_path)} == {
         "Another CPU", facts["device"]["device"]
     }  # fmt: skip
     table = bench.markdown(facts)
