@@ -87,11 +87,15 @@ def wrapped(model: nn.Module) -> dict[int, str]:
         DistributedDataParallel: "a DistributedDataParallel holds it; change its .module, then "
         "wrap that again"
     }
-    # Importing it takes a second, and who has a sharded model has imported it.
-    if fsdp := sys.modules.get("torch.distributed.fsdp"):
-        for name in ("FullyShardedDataParallel", "FSDPModule"):
-            if kind := getattr(fsdp, name, None):
-                why[kind] = "FSDP shards it; apply the plan first, shard then"
+    # Importing these takes a second, and who has such a model has imported them.
+    fsdp = "FSDP shards it; apply the plan first, shard then"
+    for where, name, reason in (
+        ("fsdp", "FullyShardedDataParallel", fsdp),
+        ("fsdp", "FSDPModule", fsdp),
+        ("_composable.replicate", "DDP", "replicate() holds it; apply the plan first, then that"),
+    ):
+        if kind := getattr(sys.modules.get(f"torch.distributed.{where}"), name, None):
+            why[kind] = reason
     return {
         id(inner): reason
         for module in model.modules()

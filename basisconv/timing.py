@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 
 from basisconv.layer import MODES, BasisConv2d
@@ -204,7 +205,7 @@ def tune(
 
     Raises:
         TypeError: for an input of no such kind.
-        ValueError: for a layer whose kernel is not finite or that is not initialised; and if
+        ValueError: for a layer whose kernel is not finite, sharded or not initialised; and if
             `drop` is set for a model that is itself a basis layer, or has one that cannot be
             replaced. The model is then unchanged, as it is after any other error.
 
@@ -222,6 +223,10 @@ def tune(
     if drop:  # any of them may be
         check_replaceable(model, {name: seen.module for name, seen in found.items()})
     rows = []
+    for name, seen in found.items():
+        if any(is_traceable_wrapper_subclass(p) for p in seen.module.parameters()):
+            kind = type(next(seen.module.parameters())).__name__
+            raise ValueError(f"{name}: its parameters are {kind}s; tune first, shard then.")
     for name, seen in progress(found.items(), "tune"):
         try:
             row = _measure(name, seen, given.tensors(), repeats)

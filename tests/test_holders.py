@@ -394,6 +394,26 @@ def test_what_fsdp_shards_is_left_and_the_order_is_given(unsharded: bool):
 
 
 @pytest.mark.usefixtures("process_group")
+def test_sharded_layers_are_not_tuned_and_replicated_ones_stay():
+    from torch.distributed._composable import replicate
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    x = torch.zeros(1, 4, 12, 12)
+    model = bc.apply_plan(network(), Plan({"1": 2}))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(ValueError, match="^1: .*DTensors; tune first"):
+        bc.tune(model, x, repeats=1)
+    model = replicate(network())
+    for change in (
+        lambda: bc.apply_plan(model, Plan({"1": 3}), inplace=True),
+        lambda: bc.search(model, x, "macs=0.9"),
+    ):
+        with pytest.raises(ValueError, match="replicate.. holds it"):
+            change()
+
+
+@pytest.mark.usefixtures("process_group")
 def test_what_an_fsdp_wrapper_holds():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
