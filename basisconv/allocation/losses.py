@@ -4,9 +4,9 @@ A plan's loss is the sum over its layers of weight · lost(m), the share of the 
 responses outside the m directions that are kept (see `Directions`), with weight 1 unless `scores`
 says otherwise: BALF's objective (arXiv 2509.25136).
 
-Two others were tried, fitted to responses and not trained: the product of the kept energies (Zhang
-et al., 2015), and this sum weighted by how much the network's outputs change when a layer alone is
-cut, which takes a forward pass for each layer.
+Two others were tried, with multiples of 8 filters, fitted to responses and not trained: the product
+of the kept energies (Zhang et al., 2015), and this sum weighted by how much the network's outputs
+change when a layer alone is cut, which takes a forward pass for each layer.
 
 - ResNet-18 of width 16, trained on CIFAR-10 for 160 steps to 62.9 % of 5,000 validation images, 512
   training images. At 0.57, 0.45 and 0.35 of the multiplications: 60.3, 58.4 and 56.0 % for the sum,
