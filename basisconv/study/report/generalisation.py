@@ -84,7 +84,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 detail,
                 [words("network", lambda r: text.network(r.network), once=True),
                  words("data", "data", DATA, once=True), words("compared at", "part", once=True),
-                 plain("length", "length"), words("arm", "arm"), tables.seeds(),
+                 cell("length", "length", "{:.3g}".format), words("arm", "arm"), tables.seeds(),
                  tables.accuracy(outcome), tables.difference("minus D"),
                  tables.difference("minus D½", "from_half")],
                 "The arms behind it, at equal epochs and at equal time (length: epochs, and time "
