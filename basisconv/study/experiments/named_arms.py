@@ -125,11 +125,16 @@ def add_arm(
     else:
         each = sum(share * study.cost(plan, *step) for share, plan in arm.phases)
         total = max(1, round(setting.length * study.dense_epoch / each))
+    taken = arm.steps(total)
+    known: dict[str, Any] = {
+        "arm": arm.name, "recipe": setting.recipe, "part": part,
+        "time_quartiles": list(study.time_quartiles(taken, *step)),
+    }  # fmt: skip
     draft.add_steps(
         f"{arm.name}, {setting.recipe}, {part}, {setting.length:g}",
-        arm.method, arm.steps(total), setting.length, arm.width,
+        arm.method, taken, setting.length, arm.width,
         seeds=study.seeds(draft.name, seeds), settings=settings | {"threads": setting.threads},
-        detail={"arm": arm.name, "recipe": setting.recipe, "part": part, **(detail or {})},
+        detail={**known, **(detail or {})},
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ profile has tuned settings an arm takes those of its kind at the nearest budget 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -206,10 +207,32 @@ class Study:
         optimizer: Optimizer | None = None,
     ) -> float:  # fmt: skip
         """Cost of a training step; what is not given is the profile's."""
+        return self.costs.of(self._step(plan, width, batch_size, optimizer))
+
+    def time_quartiles(
+        self, phases: Sequence[tuple[int, Plan]], *step: Any, **more: Any
+    ) -> tuple[float, float]:
+        """Of the time of some steps of each plan, in dense epochs, by the spread of step times.
+
+        All phases are taken at their lower, then at their upper quartile: too wide rather than
+        too narrow. The rest is as in `cost`.
+        """
+        of_each = [self.costs.quartiles(self._step(p, *step, **more)) for _, p in phases]
+        low, high = (
+            sum(n * q[end] / self.dense_epoch for (n, _), q in zip(phases, of_each, strict=True))
+            for end in (0, 1)
+        )
+        return low, high
+
+    def _step(
+        self, plan: Plan, width: int | None = None, batch_size: int | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> Step:  # fmt: skip
         own = self.profile.training
-        batch_size, optimizer = batch_size or own.batch_size, optimizer or own.optimizer
-        width, network = width or self.profile.width, self.other_network
-        return self.costs.of(Step(plan, width, batch_size, optimizer, network))
+        return Step(
+            plan, width or self.profile.width, batch_size or own.batch_size,
+            optimizer or own.optimizer, self.other_network,
+        )  # fmt: skip
 
     @property
     def dense_epoch(self) -> int:

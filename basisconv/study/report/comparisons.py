@@ -1,7 +1,7 @@
 """02 by named arms: the same epochs and the same time, under each recipe, and the plan's contrasts.
 
 At one length `acc ~ arm + seed` gives every difference: runs of a seed share data order and
-augmentation. The contrasts that the analysis plan names, and no others, are tested and corrected.
+augmentation. Only the contrasts that the analysis plan names are tested; see `contrasts`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,30 @@ from matplotlib.figure import Figure
 
 from basisconv.study.experiments.defaults import NAMES
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, style, tables, text
-from basisconv.study.report.arms import Measured
-from basisconv.study.report.output import Plot, Report
-from basisconv.study.report.statistics import equal_accuracy, stats
-from basisconv.study.report.statistics.analysis_plan import (
-    AnalysisPlan,
-    Outcome,
-    PlannedContrast,
-    evaluated,
-    load_plan,
+from basisconv.study.report import (
+    arms,
+    contrasts,
+    lengths,
+    named_arms,
+    speedup,
+    style,
+    tables,
+    text,
 )
-from basisconv.study.report.statistics.linear_models import Contrast, contrast_of, fit_blocks
+from basisconv.study.report.arms import Measured
+from basisconv.study.report.named_arms import EPOCHS, TIME, Key
+from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics.noninferiority import smallest_margins
 from basisconv.study.report.statistics.stats import NAN
-from basisconv.study.report.tables import cell, fixed, interval, make_table, percent, plain, words
-
-EPOCHS, TIME = "equal epochs", "equal time"
-
-Key = tuple[str, str, float]  # recipe, part, length
+from basisconv.study.report.tables import fixed, interval, make_table, percent, plain, words
 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Tables at equal epochs and at equal time, the plan's contrasts, and accuracy over time."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     unit = str(section.facts.get("unit", "the cost source"))
-    epochs, time, tested = epoch_frame(found), time_frame(found), contrast_frame(found)
+    epochs, time = epoch_frame(found), time_frame(found)
+    tested = contrasts.contrast_frame(found, contrasts.right_images(section, records))
     recipe, arm = words("recipe", "recipe", NAMES, once=True), words("arm", "arm")
     reached = [tables.seeds(), tables.accuracy(outcome), tables.difference("minus D")]
     made = {
@@ -61,16 +59,20 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             "differences from D and from D½.",
         ),
     }  # fmt: skip
-    if not tested.empty:
-        made["contrasts"] = make_table(
-            tested,
-            [words("family", "family", once=True), words("contrast", "words"),
-             interval("difference (points)", "difference low high", 2, True),
-             cell("n", "n", text.whole), tables.p_value(), words("answer", "answer"),
-             fixed("not inferior by", "smallest_margin", 2)],
-            f"The contrasts that the analysis plan named beforehand: difference of {outcome} "
-            "accuracy, p by Holm within the family, and the plan's answer.",
+    faster = lengths.speedup_frame(found, named_arms.answers(found))
+    if not faster.empty:
+        bracket = lambda r: speedup.bracket_text(r.speedup_at_least, r.speedup_below)  # noqa: E731
+        made["speedups"] = make_table(
+            faster,
+            [recipe, words("equal", "part", {EPOCHS: "epochs", TIME: "time"}),
+             plain("length", "length"), arm, fixed("time", "time", 2), tables.accuracy(outcome),
+             words("speed-up", _speedup_text), words("measured lengths alone", bracket)],
+            "How many times as fast as D to equal accuracy: by D's curve over its measured "
+            f"lengths, with the spread of means and of step times; and by comparisons with D of "
+            f"those lengths, without a curve. Times in dense epochs by {unit}.",
         )  # fmt: skip
+    if not tested.empty:
+        made["contrasts"] = contrasts.contrast_table(tested, outcome)
     curves = pd.concat([epochs, time], ignore_index=True)
     figure = Plot(
         _figure(curves, outcome), curves,
@@ -85,30 +87,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         values[name] = text.number(r.accuracy, r.low, r.high, r.n, digits=1, unit=" %")
         if r.difference == r.difference:
             values[f"{name}, minus D"] = text.said(text.gain(r))
+    for (name, of), trend in lengths.trends(found).items():
+        ends = trend.estimate, trend.low, trend.high
+        values[f"{of} minus D, {name}, per doubling"] = text.said(
+            text.with_interval(*ends, 2, True)
+        )
     numbers = {"values": values, "headline": _headline(epochs, outcome)}
     return Report(section.name, section.profile, made, {"comparisons": figure}, numbers)
-
-
-def groups(found: Sequence[Measured]) -> dict[Key, dict[str, Measured]]:
-    """The arms of each comparison by their short names, by recipe, part and length."""
-    held: dict[Key, dict[str, Measured]] = {}
-    for m in found:
-        key = (m.detail["recipe"], m.detail["part"], m.arm.budget or NAN)
-        held.setdefault(key, {})[m.detail["arm"]] = m
-    return held
-
-
-def difference(a: str, b: str, among: Mapping[str, Measured]) -> Contrast:
-    """The accuracy of a less that of b in points, by the model of all arms among which they are."""
-    if a == b or not all(name in among and among[name].n for name in (a, b)):
-        return contrast_of(NAN, NAN, NAN, 0)
-    runs = [
-        (value, name, seed)
-        for name, m in among.items()
-        for seed, value in zip(m.seeds, m.accuracy, strict=True)
-    ]
-    values, arms_of, seeds = (list(column) for column in zip(*runs, strict=True))
-    return fit_blocks(values, arms_of, seeds).contrast(a, b)
 
 
 _ROW = ["recipe", "part", "length", "arm", "method", "time", "n", "lost", "accuracy", "low", "high"]
@@ -125,12 +110,13 @@ def _ends(name: str) -> list[str]:
 def epoch_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row an arm at equal epochs, against D of the same epochs and D of the same time."""
     rows = []
-    for key, among in groups(found).items():
+    for key, among in named_arms.groups(found).items():
         dense = among.get("D")
         for name, m in among.items() if key[1] == EPOCHS else ():
-            d = difference(name, "D", among)
+            d = named_arms.difference(name, "D", among)
             margin = smallest_margins(d).noninferior if d.error > 0 else NAN
-            shortened = [NAN] * 3 if m is dense else _dense_at(found, key[0], m.time)
+            curve = lengths.dense_curve(found, key[0])
+            shortened = [NAN] * 3 if m is dense else curve.at(m.time)
             rows.append(
                 (*_row(key, name, m), m.time / dense.time if dense and dense.n else NAN,
                  d.estimate, d.low, d.high, margin, *(100 * value for value in shortened))
@@ -142,77 +128,21 @@ def epoch_frame(found: Sequence[Measured]) -> pd.DataFrame:
 def time_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row an arm at equal time, against D and D½ of the same time."""
     rows = []
-    for key, among in groups(found).items():
+    for key, among in named_arms.groups(found).items():
         for name, m in among.items() if key[1] == TIME else ():
-            own, half = (difference(name, rival, among) for rival in ("D", "D½"))
+            own, half = (named_arms.difference(name, rival, among) for rival in ("D", "D½"))
             ends = own.estimate, own.low, own.high, half.estimate, half.low, half.high
             rows.append((*_row(key, name, m), *ends))
     return pd.DataFrame(rows, columns=[*_ROW, *_ends("difference"), *_ends("from_half")])
 
 
-def contrast_frame(found: Sequence[Measured], data: str = "cifar10") -> pd.DataFrame:
-    """The plan's contrasts on a data set whose two arms are both here, as the plan tests them."""
-    plan = load_plan()
-    results = evaluated(plan, plan_outcomes(plan, found, data))
-    rows = [
-        {
-            "family": family, "contrast": name,
-            "words": f"{planned.arm} − {planned.rival}, {_where(plan, planned)}",
-            "difference": d.estimate, "low": d.low, "high": d.high, "n": d.n, "p": result.p,
-            "p_holm": result.p_holm, "answer": result.answer, "smallest_margin": result.smallest,
-        }
-        for family, names in plan.families.items()
-        for name in names
-        for result, planned in [(results[name], plan.contrasts[name])]
-        if not math.isnan((d := result.contrast).estimate)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _where(plan: AnalysisPlan, planned: PlannedContrast) -> str:
-    """Recipe and length of a contrast: as in "SGD, 12 epochs" or "Muon, time 2"."""
-    comparison = plan.comparisons[planned.in_]
-    if planned.rival_in is not None:
-        length = "equal time, the longest"
-    elif comparison.equal == "epochs":
-        length = f"{comparison.length:g} epochs"
-    else:
-        length = f"time {comparison.length:g}"
-    return f"{NAMES[comparison.recipe]}, {length}"
-
-
-def plan_outcomes(
-    plan: AnalysisPlan, found: Sequence[Measured], data: str = "cifar10"
-) -> list[Outcome]:
-    """What the plan's runs on a data set reached, by the comparisons' recipes and lengths.
-
-    A length that the plan leaves to be measured is that of the equal time at which D½ stands alone.
-    """
-    return [
-        Outcome(name, arm, seed, accuracy)
-        for name, planned in plan.comparisons.items()
-        for (recipe, part, length), among in groups(found).items()
-        if (data, recipe, part) == (planned.data, planned.recipe, f"equal {planned.equal}")
-        if (length == planned.length if isinstance(planned.length, float)
-            else among.keys() == planned.arms.keys())
-        for arm, m in among.items()
-        for seed, accuracy in [*zip(m.seeds, m.accuracy, strict=True), *[(-1, NAN)] * m.lost]
-    ]  # fmt: skip
-
-
-def _dense_at(found: Sequence[Measured], recipe: str, time: float) -> Sequence[float]:
-    """What D reaches in a time: its curve over all its lengths under the recipe."""
-    dense = sorted(
-        (m for m in found if (m.detail["arm"], m.detail["recipe"]) == ("D", recipe) and m.n > 1),
-        key=lambda m: m.time,
-    )  # fmt: skip
-    dense = [m for i, m in enumerate(dense) if i == 0 or m.time > dense[i - 1].time]
-    if len(dense) < 2:
-        return [NAN] * 3
-    errors = [stats.sd_interval(m.accuracy).sd / m.n**0.5 / 100 for m in dense]
-    return equal_accuracy.reached(
-        [m.time for m in dense], [m.interval.mean / 100 for m in dense], errors, time
-    )
+def _speedup_text(row: Any) -> str:
+    """As in "1.20× [1.05, 1.41]"; a bound where the accuracy lies beyond D's curve."""
+    if not math.isnan(row.curve_at_least):
+        return f"> {row.curve_at_least:.2f}×"
+    if not math.isnan(row.curve_at_most):
+        return f"< {row.curve_at_most:.2f}×"
+    return text.with_interval(row.speedup, row.speedup_low, row.speedup_high, 2, unit="×")
 
 
 def _figure(curves: pd.DataFrame, outcome: str) -> Figure:

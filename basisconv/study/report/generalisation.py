@@ -12,9 +12,17 @@ from matplotlib.figure import Figure
 
 from basisconv.study.experiments.generalisation import RATIO, SCREENING
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, comparisons, places, style, tables, text
+from basisconv.study.report import (
+    arms,
+    comparisons,
+    contrasts,
+    named_arms,
+    places,
+    style,
+    tables,
+    text,
+)
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.comparisons import EPOCHS, TIME
 from basisconv.study.report.generalisation_layers import (
     agreements,
     effect_frame,
@@ -22,6 +30,7 @@ from basisconv.study.report.generalisation_layers import (
     nearest_promise,
     step_frame,
 )
+from basisconv.study.report.named_arms import EPOCHS, TIME
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics.stats import NAN
 from basisconv.study.report.tables import (
@@ -59,7 +68,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     screened = effect_frame(section, records)
     table, detail = row_frame(found, steps), arm_frame(found)
     elsewhere = [m for m in found if m.arm.detail["data"] == facts["data"]]
-    contrasts = comparisons.contrast_frame(elsewhere, facts["data"])
+    tested = contrasts.contrast_frame(
+        elsewhere, contrasts.right_images(own, records), facts["data"]
+    )
     return Report(
         section.name,
         section.profile,
@@ -91,15 +102,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"in dense epochs of the profile's network by {unit}): {outcome} accuracy with its "
                 "95 % interval, and its differences from D and from D½ in points.",
             ),
-            "generalisation_contrasts": make_table(
-                contrasts,
-                [words("family", "family", once=True), words("contrast", "words"),
-                 interval("difference (points)", "difference low high", 2, True),
-                 cell("n", "n", "{:.0f}".format), tables.p_value(), words("answer", "answer")],
-                "The contrasts on this data set that the analysis plan named beforehand: "
-                f"difference of {outcome} accuracy with its 95 % interval, p by Holm within the "
-                "family, and the plan's answer.",
-            ),
+            "generalisation_contrasts": contrasts.contrast_table(tested, outcome),
             "generalisation_screening": make_table(
                 screened,
                 [words("layer", "layer"), count("outputs", "out_channels"),
@@ -134,7 +137,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             )
         },
         numbers={
-            "values": _values(table, contrasts) | agreements(screened)
+            "values": _values(table, tested) | agreements(screened)
             | nearest_promise("layer", layers) | nearest_promise("network", steps),
             "outcome": outcome, "headline": _headline(table),
             "notes": arms.lost_note(arms.measure(section, records)),
@@ -166,14 +169,14 @@ def row_frame(found: Sequence[Measured], steps: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (network, data), own in _pairs(found).items():
         row: dict[str, Any] = {"network": network, "data": data}
-        parts = {part: among for (_, part, _), among in comparisons.groups(own).items()}
+        parts = {part: among for (_, part, _), among in named_arms.groups(own).items()}
         epochs = parts.get(EPOCHS, {})
         ours, dense = epochs.get(_OURS), epochs.get("D")
         row["width"] = max(int(str(m.arm.detail["width"])) for m in own)
         row["step"] = ours.time / dense.time if ours and dense else NAN
         row["n"] = ours.n if ours else 0
         for column, part, rival, _ in _RIVALS:
-            c = comparisons.difference(_OURS, rival, parts.get(part, {}))
+            c = named_arms.difference(_OURS, rival, parts.get(part, {}))
             row |= {column: c.estimate, f"{column}_low": c.low, f"{column}_high": c.high}
         rows.append(row)
     timed = steps[(steps["device"] == _first(steps)) & (steps["layers"] == "k×k")]
@@ -256,7 +259,7 @@ def _marks(axes: Axes, table: pd.DataFrame, column: str, places: np.ndarray, met
     )  # fmt: skip
 
 
-def _values(table: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, Any]:
+def _values(table: pd.DataFrame, tested: pd.DataFrame) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for r in table.itertuples():
         for column, title in _TITLES.items():
@@ -265,7 +268,7 @@ def _values(table: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, Any]:
                 values[f"{r.network}, {r.data}, {title}"] = text.number(
                     value, low, high, int(r.n), digits=2, unit=" points", signed=True
                 )
-    for r in contrasts.itertuples():
+    for r in tested.itertuples():
         values[r.contrast] = text.said(
             text.with_interval(r.difference, r.low, r.high, 2, True, " points") + f", {r.answer}"
         )

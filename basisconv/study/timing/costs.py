@@ -59,6 +59,10 @@ class MacCosts:
     def of(self, step: Step) -> float:
         return self._macs(step) / self._dense
 
+    def quartiles(self, step: Step) -> tuple[float, float]:
+        """A count has no spread."""
+        return self.of(step), self.of(step)
+
     def _macs(self, step: Step) -> int:
         network = step.network or self._network
         costs = network_costs(network, step.width, self._classes, step.plan)
@@ -91,6 +95,11 @@ class MeasuredCosts:
             )
         try:
             self._rows = {_step(row): float(row["ratio"]) for row in table["rows"]}
+            self._quartiles = {
+                _step(row): (float(low), float(high))
+                for row in table["rows"]
+                for low, high in [row.get("quartiles", [row["ratio"]] * 2)]
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path} is no cost table: {type(error).__name__}: {error}. Put back an "
@@ -114,6 +123,10 @@ class MeasuredCosts:
             return dense - single
         whole = max(around, key=lambda known: len(known.plan.layers))
         return dense - single * (dense - self._row(whole)) / self._single_savings(whole)
+
+    def quartiles(self, step: Step) -> tuple[float, float]:
+        """Of a measured step's cost over turns; an interpolated one's are its cost."""
+        return self._quartiles.get(step, (self.of(step), self.of(step)))
 
     def _single_savings(self, step: Step) -> float:
         """The sum of what a step's layers save, each alone in basis form."""
