@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from basisconv.plan import Plan
 from basisconv.screening import screening
+from basisconv.study.experiments.registry import draft
+from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import (
     Arm,
     Data,
@@ -542,3 +545,26 @@ def all_sections(
     sections = [method_section(profile), *(s for s, _ in made), timing_section(profile)]
     records = {run_id: record for _, found in made for run_id, record in found.items()}
     return {section.name: section for section in sections}, records
+
+
+_LEVELS = {"D": 92.0, "S¼": 91.9, "S½": 90.5, "B¼": 88.0, "D½": 89.0, "B½": 90.0, "D¾": 91.5}
+
+
+def named_arms(path: Path, lost: str = "") -> tuple[Section, dict[str, Record]]:
+    """02 of the profile desk2, its runs made up; the first run of the arm `lost` diverged."""
+    study = Study.open("desk2", ["costs=macs"], path)
+    drafted = draft(study, "02_all_layers")
+    records = {}
+    noise = np.random.default_rng(0)
+    for arm in drafted.arms:
+        for i, run_id in enumerate(arm.run_ids):
+            run = drafted.runs[run_id]
+            seed = 0.5 * np.random.default_rng(run.seed).normal()
+            assert arm.time is not None
+            accuracy = (
+                _LEVELS[str(arm.detail["arm"])] - 14 / arm.time + seed + 0.05 * noise.normal()
+            )
+            accuracy -= 6 * (arm.detail["recipe"] == "sgd")
+            diverged = arm.label == lost and i == 0
+            records[run_id] = make_record(run, accuracy / 100, 0.4, diverged=diverged)
+    return drafted.section(), records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, comparisons, speedup, style, tables, text
-from basisconv.study.report.arms import Measured
 from basisconv.study.report.frontier import equal_steps, frontier, headline, on_budget, same_size
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.tables import cell, count, make_table, percent, plain, words
@@ -90,7 +89,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             } | same_size(found) | speedup.values(table, found),
             "headline": headline(table, found), "tuned": tuned,
             "share": text.share(facts["ratio"]) if "ratio" in facts else None,
-            **_scale(found, records),
+            **arms.scale(found, records),
         },
     )  # fmt: skip
 
@@ -163,13 +162,3 @@ def _size_figure(table: pd.DataFrame, outcome: str) -> Figure:
     handles = [style.handle(m, n, place, line=False) for n, (m, place) in labels.items()]
     style.legend_below(made, handles)
     return made
-
-
-def _scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str, Any]:
-    """How large the trainings are, for the paper's protocol."""
-    run = records[found[0].arm.run_ids[0]].run
-    budgets = sorted({m.arm.budget for m in found if m.arm.method != "dense" and m.arm.budget})
-    return {
-        "train_images": run.data.train_images, "network": text.network(run.network),
-        "width": run.width, "budgets": [f"{b:g}" for b in budgets], "threads": run.threads,
-    }  # fmt: skip

@@ -237,3 +237,13 @@ def lost_note(found: Sequence[Measured]) -> list[str]:
     """A sentence on runs that failed or diverged, if there are any."""
     lost = ", ".join(f"{m.lost} of {len(m.arm.run_ids)} of {m.arm.label}" for m in found if m.lost)
     return [f"Runs that failed or diverged are left out of the means: {lost}."] if lost else []
+
+
+def scale(found: Sequence[Measured], records: Mapping[str, Record]) -> dict[str, Any]:
+    """How large the trainings are, for the paper's protocol."""
+    run = records[found[0].arm.run_ids[0]].run
+    budgets = sorted({m.arm.budget for m in found if m.arm.method != "dense" and m.arm.budget})
+    return {
+        "train_images": run.data.train_images, "network": text.network(run.network),
+        "width": run.width, "budgets": [f"{b:g}" for b in budgets], "threads": run.threads,
+    }  # fmt: skip

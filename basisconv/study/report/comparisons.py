@@ -68,8 +68,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
              plain("length", "length"), arm, fixed("time", "time", 2), tables.accuracy(outcome),
              words("speed-up", _speedup_text), words("measured lengths alone", bracket)],
             "How many times as fast as D to equal accuracy: by D's curve over its measured "
-            f"lengths, with the spread of means and of step times; and by comparisons with D of "
-            f"those lengths, without a curve. Times in dense epochs by {unit}.",
+            "lengths, with the spread of means and of step times; and by comparisons with D of "
+            "those lengths, without a curve. Open: beyond D's lengths. Times in dense epochs by "
+            f"{unit}.",
         )  # fmt: skip
     if not tested.empty:
         made["contrasts"] = contrasts.contrast_table(tested, outcome)
@@ -92,7 +93,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         values[f"{of} minus D, {name}, per doubling"] = text.said(
             text.with_interval(*ends, 2, True)
         )
-    numbers = {"values": values, "headline": _headline(epochs, outcome)}
+    numbers = {
+        "values": values, "headline": _headline(epochs, outcome), **arms.scale(found, records)
+    }  # fmt: skip
     return Report(section.name, section.profile, made, {"comparisons": figure}, numbers)
 
 
@@ -137,12 +140,14 @@ def time_frame(found: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _speedup_text(row: Any) -> str:
-    """As in "1.20× [1.05, 1.41]"; a bound where the accuracy lies beyond D's curve."""
+    """As in "1.20× [1.05, 1.41]"; beyond D's measured lengths an end is open, or all a bound."""
     if not math.isnan(row.curve_at_least):
         return f"> {row.curve_at_least:.2f}×"
     if not math.isnan(row.curve_at_most):
         return f"< {row.curve_at_most:.2f}×"
-    return text.with_interval(row.speedup, row.speedup_low, row.speedup_high, 2, unit="×")
+    low = f"{row.speedup_low:.2f}" if row.speedup_low > 0 else "open"
+    high = f"{row.speedup_high:.2f}" if math.isfinite(row.speedup_high) else "open"
+    return f"{row.speedup:.2f}× [{low}, {high}]"
 
 
 def _figure(curves: pd.DataFrame, outcome: str) -> Figure:

@@ -10,35 +10,13 @@ import pytest
 import synthetic
 
 from basisconv.study import report
-from basisconv.study.experiments.registry import draft
-from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, comparisons, contrasts, lengths, named_arms
-
-LEVELS = {"D": 92.0, "S¼": 91.9, "S½": 90.5, "B¼": 88.0, "D½": 89.0, "B½": 90.0, "D¾": 91.5}
-
-
-def make(path: Path, lost: str = "") -> tuple[Section, dict[str, Record]]:
-    """The section of the profile desk2, its runs made up; one run of the arm `lost` diverged."""
-    study = Study.open("desk2", ["costs=macs"], path)
-    drafted = draft(study, "02_all_layers")
-    records = {}
-    noise = np.random.default_rng(0)
-    for arm in drafted.arms:
-        for i, run_id in enumerate(arm.run_ids):
-            run = drafted.runs[run_id]
-            seed = 0.5 * np.random.default_rng(run.seed).normal()
-            assert arm.time is not None
-            accuracy = LEVELS[str(arm.detail["arm"])] - 14 / arm.time + seed + 0.05 * noise.normal()
-            accuracy -= 6 * (arm.detail["recipe"] == "sgd")
-            diverged = arm.label == lost and i == 0
-            records[run_id] = synthetic.make_record(run, accuracy / 100, 0.4, diverged=diverged)
-    return drafted.section(), records
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Section, dict[str, Record]]:
-    return make(tmp_path_factory.mktemp("runs"))
+    return synthetic.named_arms(tmp_path_factory.mktemp("runs"))
 
 
 def accuracies(
@@ -101,13 +79,15 @@ def test_the_plans_contrasts_are_those_of_its_own_arms_and_lengths(
 
 
 def test_a_run_that_diverged_leaves_its_contrasts_out(tmp_path: Path) -> None:
-    found = arms.measure(*make(tmp_path, lost="S¼, muon, equal epochs, 16"))
+    found = arms.measure(*synthetic.named_arms(tmp_path, lost="S¼, muon, equal epochs, 16"))
     table = contrasts.contrast_frame(found, {}).set_index("contrast")
     assert "skip-muon" not in table.index and "early-muon" not in table.index
     assert "skip-sgd" in table.index
     assert any(
         "diverged" in note
-        for note in report.build(*make(tmp_path, "D, sgd, equal time, 6")).numbers["notes"]
+        for note in report.build(*synthetic.named_arms(tmp_path, "D, sgd, equal time, 6")).numbers[
+            "notes"
+        ]
     )
 
 

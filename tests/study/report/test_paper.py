@@ -70,6 +70,17 @@ def test_every_section_has_its_figures_and_tables(results: Path) -> None:
     }
 
 
+def test_the_second_edition_has_its_figures_and_tables(tmp_path: Path) -> None:
+    made = report.build(*synthetic.named_arms(tmp_path / "runs"))
+    made.save(tmp_path)
+    assert report.compile_paper(tmp_path, tmp_path / "paper.pdf").stat().st_size > 50_000
+    labels = {entry["label"].strip("<>") for entry in json.loads(told(tmp_path, "figure"))}
+    assert labels == {f"fig-{name}" for name in made.figures} | {
+        f"tab-{name}" for name in made.tables
+    }
+    assert "per doubling" in json.dumps(made.numbers["values"])
+
+
 def drop_number(folder: Path) -> None:
     path = folder / "numbers" / "02_all_layers.json"
     numbers = json.loads(path.read_text())
@@ -146,6 +157,8 @@ CONSTANTS = {
     "method": [],
     "protocol": ["32 × 32", "3 × 3", "500", "20", "95 %", "±0.2", "{ 50 }", "{ 128 }"],
     "results": [],
+    "frontier": [],
+    "comparisons": [],
     "claims": [],
     "discussion": [],
     "choices": ["3.6", "27"],  # of equation 3 at f = 1/4; columns of the stem's kernel
