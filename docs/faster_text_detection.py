@@ -105,18 +105,23 @@ def export(detector: nn.Module, path: str) -> None:
     program = torch.onnx.export(
         detector, (torch.zeros(1, 3, 96, 128),), input_names=["page"],
         output_names=["scores", "features"], dynamic_shapes=(size,), dynamo=True,
+        verbose=False,
     )  # fmt: skip
     assert program is not None
     program.save(path)
 
 
 class Exported:
-    """An exported detector, to be called as `Reader` calls its own."""
+    """An exported detector, to be called as `Reader` calls its own; 0 threads: as many as cores."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, threads: int = 0) -> None:
         import onnxruntime
 
-        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, page: Tensor) -> list[Tensor]:
         """Scores (1, height/2, width/2, 2) and features of a page, (1, 3, height, width)."""

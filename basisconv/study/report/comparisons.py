@@ -164,7 +164,8 @@ def _figure(curves: pd.DataFrame, outcome: str) -> Figure:
             ends = line["low"], line["high"]
             style.intervals(axes, line["time"], line["accuracy"], *ends, *looks[str(name)])
         style.panel(axes, letter, NAMES[recipe])
-        style.time_axis(axes, panel["length"], "training time (dense epochs, logarithmic)")
+        ticks = panel.loc[panel["arm"] == "D", "length"]
+        style.time_axis(axes, ticks, "training time (dense epochs, logarithmic)")
         axes.set_xlim(panel["time"].min() / 1.3, panel["time"].max() * 1.3)
     panels[0].set_ylabel(f"{outcome} accuracy (%)")
     style.legend_below(made, [style.handle(m, n, place) for n, (m, place) in looks.items()])
