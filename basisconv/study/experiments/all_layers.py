@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.named_arms import Comparison, add_comparison
+from basisconv.study.experiments.named_arms import EPOCHS, TIME, Comparison, add_comparison
 from basisconv.study.experiments.parameters import EDITIONS, Positive, Share, Skip, Strict, Switch
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
@@ -63,7 +63,7 @@ def draft(study: Study, parameters: FirstEdition | Comparisons) -> Draft:
     """02: named arms at equal epochs and at equal time, or the frontier over training time."""
     if isinstance(parameters, Comparisons):
         result = Draft("02_all_layers", study, parameters.model_dump())
-        parts = {"equal epochs": parameters.equal_epochs, "equal time": parameters.equal_time}
+        parts = {EPOCHS: parameters.equal_epochs, TIME: parameters.equal_time}
         for part, settings in parts.items():
             for setting in settings:
                 add_comparison(result, setting, part, parameters.ratio, parameters.selected)
@@ -103,7 +103,7 @@ def draft(study: Study, parameters: FirstEdition | Comparisons) -> Draft:
     for budget in dict.fromkeys([extra, *parameters.dense_budgets]):
         if budget not in parameters.budgets:
             result.add("dense", "dense", Plan(), budget)
-    batch = study.tuned("dense", extra).get("batch_size")
+    batch: int = study.settings("dense", extra)["batch_size"]
     steps = study.steps(extra, Plan(), batch_size=batch)
     for f in parameters.equal_steps:
         label = f"all layers, f = {f:g}, dense's steps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.named_arms import Comparison, add_comparison
+from basisconv.study.experiments.named_arms import EPOCHS, Comparison, add_comparison
 from basisconv.study.experiments.parameters import Positive, Strict
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Optimizer
@@ -35,7 +35,7 @@ def draft(study: Study, parameters: Parameters) -> Draft:
             recipe=parameters.recipe, length=parameters.epochs, threads=threads,
             arms={"D": len(study.seeds(result.name))},
         )  # fmt: skip
-        add_comparison(result, longest, "equal epochs")
+        add_comparison(result, longest, EPOCHS)
     run = next(iter(result.runs.values()))
     result.facts = {
         "parameters": cost.parameters,

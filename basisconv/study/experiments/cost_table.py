@@ -76,8 +76,8 @@ def _lacking(study: Study, names: Sequence[str]) -> list[Step]:
 def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     """The steps that experiments train, and those that size them.
 
-    Which steps there are does not hang on the costs, but sizing their Runs does: executed MACs
-    stand in. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
+    The steps do not depend on the costs, but the sizes of their Runs do: executed MACs
+    replace them. Selected subsets get no rows, in 04 and wherever they are named, and are priced by
     those of their single layers and of all of them, always: a row that came later would change
     Runs already made. 07 has no others, and needs the rows that 04 has; 08's plans are
     priced by those of single layers on each level.
@@ -107,8 +107,7 @@ def _steps(study: Study, names: Sequence[str]) -> list[Step]:
     wanted = [Step(Plan(), width, batch, kind) for batch in batches for width in widths]
     if "04_selection" in names:
         selection = notebooks.selection
-        tuned = study.tuned("selected", selection.budget)
-        batch = tuned.get("batch_size", profile.training.batch_size)
+        batch: int = study.settings("selected", selection.budget)["batch_size"]
         swept = swept_layers(study, notebooks.sensitivity)
         every = study.plan(selection.ratio, swept)
         plans = [every, *(every.only([name]) for name in swept)]

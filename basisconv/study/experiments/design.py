@@ -9,7 +9,7 @@ from typing import Any
 from basisconv.plan import Plan
 from basisconv.study.experiments.parameters import Skip
 from basisconv.study.experiments.study import Study
-from basisconv.study.records.run import Arm, Method, Run, Section
+from basisconv.study.records.run import Arm, Method, Record, Run, Section
 
 Phases = list[tuple[float, Plan]]  # (share of the training time, plan)
 
@@ -56,8 +56,7 @@ class Draft:
         """
         study = self.study
         width = width or study.profile.width
-        training = study.profile.training.model_dump()
-        settings = training | study.tuned(method, budget) | (changes or {})
+        settings = study.settings(method, budget) | (changes or {})
         step = (width, settings["batch_size"], settings["optimizer"])
         phases = [(1.0, plan)] if isinstance(plan, Plan) else plan
         taken = [(steps or study.steps(share * budget, p, *step), p) for share, p in phases]
@@ -109,6 +108,23 @@ class Draft:
         phases = [(skip.switch, first), (1 - skip.switch, second)]
         changes = skip.model_dump(exclude={"direction", "switch"})
         self.add(label, "skip", phases, budget, changes=changes, **more)
+
+    def join(self, other: Draft) -> None:
+        """Add all arms of another draft, whose study may be of other data or another network."""
+        self.arms += other.arms
+        self.runs |= other.runs
+
+    def records(self, arms: Sequence[Arm]) -> dict[str, Record]:
+        """The records of some arms, by run id.
+
+        Raises:
+            Waiting: if a run is missing or failed.
+        """
+        found = {i: self.study.store.get(i) for arm in arms for i in arm.run_ids}
+        known = {i: record for i, record in found.items() if record and record.status != "failed"}
+        if len(known) < len(found):
+            raise Waiting(self.name)
+        return known
 
     def section(self) -> Section:
         """What reports read."""

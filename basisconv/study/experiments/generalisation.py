@@ -10,7 +10,14 @@ import basisconv
 from basisconv.plan import Plan
 from basisconv.screening import screening
 from basisconv.study.experiments.design import Draft
-from basisconv.study.experiments.named_arms import Comparison, NamedArm, add_arm, add_comparison
+from basisconv.study.experiments.named_arms import (
+    EPOCHS,
+    TIME,
+    Comparison,
+    NamedArm,
+    add_arm,
+    add_comparison,
+)
 from basisconv.study.experiments.parameters import Positive, Share, Strict
 from basisconv.study.records.run import Count, DataName, Kind, Method, Optimizer
 from basisconv.study.timing import bench
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from basisconv.study.experiments.study import Study
 
 NAME = "09_generalisation"
-EPOCHS, TIME, SCREENING = "equal epochs", "equal time", "screening"
+SCREENING = "screening"
 RATIO = 0.25
 """The share of basis filters in other networks: B¼."""
 
@@ -93,7 +100,7 @@ def _other_data(result: Draft, parameters: Parameters) -> None:
             add_comparison(own, setting, part, detail=told)
             if parameters.transferred:
                 add_arm(own, planned, setting, part, max(setting.arms.values()), told)
-    _join(result, own)
+    result.join(own)
 
 
 def _other_network(result: Draft, name: str, networks: Networks) -> None:
@@ -124,7 +131,7 @@ def _other_network(result: Draft, name: str, networks: Networks) -> None:
                 detail={"arm": arm, "recipe": networks.recipe, "part": part, "network": name,
                         "data": study.profile.data},
             )  # fmt: skip
-    _join(result, own)
+    result.join(own)
 
 
 def _screening(result: Draft, networks: Networks, screened: Screened) -> None:
@@ -157,9 +164,4 @@ def _screening(result: Draft, networks: Networks, screened: Screened) -> None:
                 "macs_saved": dense.macs - cost.macs,
             }
         )  # fmt: skip
-    _join(result, own)
-
-
-def _join(result: Draft, own: Draft) -> None:
-    result.arms += own.arms
-    result.runs |= own.runs
+    result.join(own)

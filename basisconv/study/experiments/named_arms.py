@@ -22,6 +22,9 @@ from basisconv.study.experiments.parameters import Positive, Strict
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count, Kind, Method, Optimizer
 
+EPOCHS, TIME = "equal epochs", "equal time"
+"""The parts of a comparison: whether all arms take dense's steps, or the same time."""
+
 
 class Comparison(Strict):
     """Arms of one length under one recipe, by their short names, each with its number of seeds.
@@ -120,7 +123,7 @@ def add_arm(
     settings = study.profile.recipes[setting.recipe].of(arm.kind)
     batch: int = settings["batch_size"]
     step = (arm.width, batch, settings["optimizer"])
-    if part == "equal epochs":
+    if part == EPOCHS:
         total = round(setting.length * (study.train_images // batch))
     else:
         each = sum(share * study.cost(plan, *step) for share, plan in arm.phases)

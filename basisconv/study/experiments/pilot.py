@@ -155,8 +155,7 @@ def _sweep(result: Draft, study: Study, setting: CandidateSweep) -> None:
     own, sweeps = Draft(result.name, part), result.facts["sweeps"]
     detail = {"part": "sweep", "sweep": len(sweeps)}
     add_layers(own, setting, study.profile.training.model_dump(), detail)
-    result.arms += own.arms
-    result.runs |= own.runs
+    result.join(own)
     dense, *layers = [arm.time or 0.0 for arm in own.arms]
     # What 03 would cost with this setting: all layers, as many seeds, in dense epochs of 03's
     # study and not of the part.

@@ -28,7 +28,7 @@ NAME = "08_ranks"
 class Parameters(Strict):
     """All layers at one of `ratios`, and plans with other numbers that cost no more.
 
-    They have 07's levels in 07's layers. `proxy` is the cheap score that chooses beside the
+    They have 07's levels in 07's layers. `proxy` is the cheap score that chooses as well as the
     screening, `save` what costs are of, and `seeds` how many of the profile's are taken, null for
     all.
     """
@@ -61,8 +61,7 @@ def draft(
         }
     outputs = search.outputs(study)
     numbers = numbers_of(outputs, own.levels)
-    settings = study.profile.training.model_dump() | study.tuned("selected", parameters.epochs)
-    batch: int = settings["batch_size"]
+    batch: int = study.settings("selected", parameters.epochs)["batch_size"]
     steps = max(1, round(parameters.epochs * (study.train_images // batch)))
     counts = {
         name: [*own_numbers, *(study.plan(r, [name]).layers[name] for r in parameters.ratios)]
@@ -119,15 +118,13 @@ def priced_steps(study: Study) -> list[Step]:
     """The steps whose costs size and choose plans: each layer at each level, and all at a share."""
     notebooks = study.profile.notebooks
     parameters = notebooks.ranks
-    training = study.profile.training
-    tuned = study.tuned("selected", parameters.epochs)
-    batch: int = tuned.get("batch_size", training.batch_size)
+    batch: int = study.settings("selected", parameters.epochs)["batch_size"]
     numbers = numbers_of(search.outputs(study), notebooks.search.levels)
     every = [study.plan(ratio, list(numbers)) for ratio in parameters.ratios]
     single = [Plan({name: m}) for name, own in numbers.items() for m in own]
     single += [plan.only([name]) for plan in every for name in numbers]
     return [
-        Step(plan, study.profile.width, batch, training.optimizer)
+        Step(plan, study.profile.width, batch, study.profile.training.optimizer)
         for plan in dict.fromkeys([Plan(), *every, *single])
     ]
 

@@ -100,8 +100,7 @@ def screening_scores(
     """
     made = made or _screening_of(study, parameters)
     own = [arm for arm in made.arms if arm.detail.get("part") == "screening"]
-    records = _records(study, own, NAME)
-    return screened_effects(own, records).scores()
+    return screened_effects(own, made.records(own)).scores()
 
 
 def cheap_scores(
@@ -146,16 +145,8 @@ def _evidence(study: Study) -> Draft:
         made = selection.draft(study, study.profile.notebooks.selection)
     except Unmeasured:  # then none of its Runs can have been sized
         raise Waiting("04_selection") from None
-    _records(study, made.arms, made.name)
+    made.records(made.arms)
     return made
-
-
-def _records(study: Study, arms: list[Arm], name: str) -> dict[str, Record]:
-    found = {run_id: study.store.get(run_id) for arm in arms for run_id in arm.run_ids}
-    done = {i: record for i, record in found.items() if record and record.status != "failed"}
-    if len(done) < len(found):
-        raise Waiting(name)
-    return done
 
 
 def _add_choices(
@@ -171,8 +162,7 @@ def _add_choices(
     """
     study, notebooks = result.study, result.study.profile.notebooks
     every = study.plan(notebooks.selection.ratio, list(outputs(study)))
-    settings = study.profile.training.model_dump() | study.tuned("selected", parameters.epochs)
-    batch: int = settings["batch_size"]
+    batch: int = study.settings("selected", parameters.epochs)["batch_size"]
     time = savings(study, every, "time", batch_size=batch)
     steps = max(1, round(parameters.epochs * (study.train_images // batch)))
     scores = {
@@ -217,7 +207,7 @@ def _add_screening(result: Draft, parameters: Parameters) -> None:
             f"{NAME} wants {parameters.blocks} blocks, and profile {study.profile.name!r} has the "
             f"exploring seeds {seeds}: list more, or ask for fewer."
         )
-    settings = study.profile.training.model_dump() | study.tuned("selected", epochs)
+    settings = study.settings("selected", epochs)
 
     def add(
         label: str, method: Method, plan: Plan, seed: int, length: float, detail: dict[str, Any]
@@ -250,7 +240,7 @@ def screened_effects(arms: list[Arm], records: Mapping[str, Record]) -> Effects:
     """
     plans, losses, blocks = [], [], []
     for arm in arms:
-        detail: dict[str, Any] = arm.detail
+        detail = arm.detail
         if detail.get("part") != "screening":
             continue
         result = records[arm.run_ids[0]].result

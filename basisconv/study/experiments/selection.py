@@ -48,7 +48,7 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
         scores = sensitivity.scores(study)
     every = study.plan(parameters.ratio, swept_layers(study, study.profile.notebooks.sensitivity))
     candidates = every.only(list(scores))
-    batch = study.tuned("selected", parameters.budget).get("batch_size")
+    batch: int = study.settings("selected", parameters.budget)["batch_size"]
     saved = savings(study, candidates, parameters.save, batch_size=batch)
     time = savings(study, candidates, "time", batch_size=batch)
     if parameters.target_time is None:
@@ -69,8 +69,7 @@ def draft(study: Study, parameters: Parameters, scores: Mapping[str, float] | No
     result = Draft("04_selection", study, facts)
     dense, steps = study.cost(Plan(), batch_size=batch), None
     if parameters.equal == "epochs":
-        each = study.train_images // (batch or study.profile.training.batch_size)
-        steps = round(parameters.budget * each)
+        steps = round(parameters.budget * (study.train_images // batch))
         result.facts["equal"] = "epochs"
 
     def add(label: str, method: Method, plan: Plan, seeds: list[int] | None = None) -> None:

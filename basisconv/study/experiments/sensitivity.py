@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from basisconv.plan import Plan
-from basisconv.study.experiments.design import Draft, Waiting
+from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.parameters import Positive, Share, Strict
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.run import Count
@@ -41,13 +41,12 @@ Parameters = Sweep
 def draft(study: Study, parameters: Sweep) -> Draft:
     """03: each convolution alone in basis form, for as many steps as dense."""
     study = study.part(parameters.train_images)
-    settings = study.profile.training.model_dump() | study.tuned("dense", parameters.epochs)
     facts = parameters.model_dump(exclude={"layers", "seeds"}) | {
         "train_images": study.train_images,
         "width": parameters.width or study.profile.width,
     }
     result = Draft("03_sensitivity", study, facts)
-    add_layers(result, parameters, settings)
+    add_layers(result, parameters, study.settings("dense", parameters.epochs))
     return result
 
 
@@ -132,13 +131,9 @@ def scores(study: Study) -> dict[str, float]:
         ValueError: if no layer has a score.
     """
     sweep = draft(study, study.profile.notebooks.sensitivity)
-    losses: dict[str, list[float | None]] = {}
-    for arm in sweep.arms:
-        records = [study.store.get(run_id) for run_id in arm.run_ids]
-        if any(record is None or record.status == "failed" for record in records):
-            raise Waiting(sweep.name)
-        results = [record.result for record in records if record is not None]
-        losses[arm.label] = [None if result is None else result.val_loss for result in results]
+    results = {i: r.result for i, r in sweep.records(sweep.arms).items()}
+    reached = {i: None if result is None else result.val_loss for i, result in results.items()}
+    losses = {arm.label: [reached[i] for i in arm.run_ids] for arm in sweep.arms}
     dense = losses.pop("dense")
     found: dict[str, float] = {}
     for name, values in losses.items():

@@ -202,6 +202,10 @@ class Study:
         nearest = min(of_kind, key=lambda tuned_at: (abs(tuned_at - budget), tuned_at))
         return of_kind[nearest].model_dump()
 
+    def settings(self, method: Method, budget: float) -> dict[str, Any]:
+        """The profile's `training` with what is tuned for a method's arms at a budget."""
+        return self.profile.training.model_dump() | self.tuned(method, budget)
+
     def cost(
         self, plan: Plan, width: int | None = None, batch_size: int | None = None,
         optimizer: Optimizer | None = None,
