@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     PlainSerializer,
     PlainValidator,
     ValidationError,
@@ -24,6 +23,11 @@ from pydantic import (
 
 from basisconv.plan import Plan
 from basisconv.study.records.files import DamagedFile, canonical, read_json, write_json
+
+if TYPE_CHECKING:  # who reads an experiment's values knows their types
+    JsonValue = Any
+else:
+    from pydantic import JsonValue
 
 SCHEMA: Final = 1
 """Version of the fields below; raised when their meaning changes."""

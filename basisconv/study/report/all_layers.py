@@ -22,12 +22,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The frontier: every arm at every time budget against dense trained for the same time."""
     if "equal_time" in section.facts:
         return comparisons.build(section, records)
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, equal = on_budget(every), equal_steps(section, records)
     table = frontier(section, records)
     ordered, sizes = table.sort_values("budget", kind="stable"), table.drop_duplicates("label")
-    unit, tuned = facts.get("unit", "the cost source"), bool(facts.get("tuned"))
+    unit, tuned = facts["unit"], bool(facts.get("tuned"))
     bracket = words("speed-up", lambda r: speedup.bracket_text(r.speedup_at_least, r.speedup_below))
     verdict = tables.verdict(text.VERDICT_WORDS_ON_DENSE)
     return Report(

@@ -28,7 +28,7 @@ LITERATURE: tuple[tuple[str, float, str], ...] = (
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The baseline next to published figures, and its learning curves."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     dense = [m for m in found if m.arm.method == "dense"]
     if not dense:

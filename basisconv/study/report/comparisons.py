@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from basisconv.study.experiments.defaults import NAMES
+from basisconv.study.experiments.named_arms import EPOCHS, TIME
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import (
     arms,
@@ -26,7 +27,7 @@ from basisconv.study.report import (
     text,
 )
 from basisconv.study.report.arms import Measured
-from basisconv.study.report.named_arms import EPOCHS, TIME, Key
+from basisconv.study.report.named_arms import Key
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics.noninferiority import smallest_margins
 from basisconv.study.report.statistics.stats import NAN
@@ -36,7 +37,7 @@ from basisconv.study.report.tables import fixed, interval, make_table, percent, 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Tables at equal epochs and at equal time, the plan's contrasts, and accuracy over time."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
-    unit = str(section.facts.get("unit", "the cost source"))
+    unit = section.facts["unit"]
     epochs, time = epoch_frame(found), time_frame(found)
     tested = contrasts.contrast_frame(found, contrasts.right_images(section, records))
     recipe, arm = words("recipe", "recipe", NAMES, once=True), words("arm", "arm")

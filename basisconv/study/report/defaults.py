@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -18,7 +17,7 @@ from basisconv.study.report.tables import count, interval, make_table, percent, 
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each variant against the defaults, at equal training time."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     outcome, table = arms.outcome(section, records), variant_frame(arms.measure(section, records))
     where = (
         f"all layers in basis form at f = {text.share(facts['ratio'])}, the time of "
@@ -81,18 +80,11 @@ def variant_frame(found: Sequence[Measured]) -> pd.DataFrame:
 
 def _figure(table: pd.DataFrame) -> Figure:
     drawn = table[table["difference"].notna()]
-    shape = style.look("variant")
     made = style.figure(style.TWO_COLUMNS, 0.9 + 0.2 * max(len(drawn), 3))
     left, right = made.subplots(1, 2, sharey=True)
-    for axes, names in (
-        (left, ["difference", "difference_low", "difference_high"]),
-        (right, ["loss_difference", "loss_low", "loss_high"]),
-    ):
-        mean, low, high = (drawn[name] for name in names)
-        axes.errorbar(
-            mean, range(len(drawn)), xerr=np.array([mean - low, high - mean], dtype=float),
-            color=shape.colour, marker=shape.marker, linestyle="none", elinewidth=0.9, capthick=0.7,
-        )  # fmt: skip
+    losses = drawn.rename(columns={"loss_difference": "loss"})
+    for axes, rows, column in ((left, drawn, "difference"), (right, losses, "loss")):
+        style.across(axes, rows, column, "variant")
         axes.axvline(0, color=style.look("basis").colour, linewidth=0.9, zorder=1)
         axes.grid(axis="y", visible=False)
     left.axvspan(-arms.MARGIN, arms.MARGIN, color=style.BAND, zorder=0)

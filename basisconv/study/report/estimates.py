@@ -257,7 +257,7 @@ def few_layers(e: Evidence) -> Estimate:
     table = sensitivity.layer_frame(e.sections["03_sensitivity"], e.records)
     most = table.loc[table["time_saved"].idxmax()]
     gain = 1 / (1 - most.time_saved)
-    unit = e.facts("03_sensitivity").get("unit", "the cost source")
+    unit = e.facts("03_sensitivity")["unit"]
     said = (
         f"one layer alone saves at most {100 * most.time_saved:.1f} % of a step "
         f"({most.layer}, by {unit})"

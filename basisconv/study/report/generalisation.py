@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basisconv.study.experiments.generalisation import RATIO, SCREENING
+from basisconv.study.experiments.named_arms import EPOCHS, TIME
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import (
     arms,
@@ -30,7 +30,6 @@ from basisconv.study.report.generalisation_layers import (
     nearest_promise,
     step_frame,
 )
-from basisconv.study.report.named_arms import EPOCHS, TIME
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.statistics.stats import NAN
 from basisconv.study.report.tables import (
@@ -62,12 +61,12 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     compared = tuple(arm for arm in section.arms if arm.detail["part"] != SCREENING)
     own = section.model_copy(update={"arms": compared})
     outcome, found = arms.outcome(own, records), arms.measure(own, records)
-    facts: Any = section.facts
-    unit, devices = str(facts.get("unit", "the cost source")), facts["devices"]
+    facts = section.facts
+    unit, devices = facts["unit"], facts["devices"]
     steps, layers = step_frame(devices), layer_frame(devices)
     screened = effect_frame(section, records)
     table, detail = row_frame(found, steps), arm_frame(found)
-    elsewhere = [m for m in found if m.arm.detail["data"] == facts["data"]]
+    elsewhere = [m for m in found if m.detail["data"] == facts["data"]]
     tested = contrasts.contrast_frame(
         elsewhere, contrasts.right_images(own, records), facts["data"]
     )
@@ -139,8 +138,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
         numbers={
             "values": _values(table, tested) | agreements(screened)
             | nearest_promise("layer", layers) | nearest_promise("network", steps),
-            "outcome": outcome, "headline": _headline(table),
-            "notes": arms.lost_note(arms.measure(section, records)),
+            "headline": _headline(table),
         },
     )  # fmt: skip
 
@@ -172,7 +170,7 @@ def row_frame(found: Sequence[Measured], steps: pd.DataFrame) -> pd.DataFrame:
         parts = {part: among for (_, part, _), among in named_arms.groups(own).items()}
         epochs = parts.get(EPOCHS, {})
         ours, dense = epochs.get(_OURS), epochs.get("D")
-        row["width"] = max(int(str(m.arm.detail["width"])) for m in own)
+        row["width"] = max(m.detail["width"] for m in own)
         row["step"] = ours.time / dense.time if ours and dense else NAN
         row["n"] = ours.n if ours else 0
         for column, part, rival, _ in _RIVALS:
@@ -214,8 +212,7 @@ def _pairs(found: Sequence[Measured]) -> dict[tuple[str, str], list[Measured]]:
     """The arms of each network on each data set, in the order of the section."""
     pairs: dict[tuple[str, str], list[Measured]] = {}
     for m in found:
-        key = str(m.arm.detail["network"]), str(m.arm.detail["data"])
-        pairs.setdefault(key, []).append(m)
+        pairs.setdefault((m.detail["network"], m.detail["data"]), []).append(m)
     return pairs
 
 
@@ -225,38 +222,28 @@ def _figure(table: pd.DataFrame, outcome: str) -> Figure:
         for r in table.itertuples()
     ]
     rows = np.arange(len(table))
-    with style.drawing():
-        made = style.figure(style.TWO_COLUMNS, 1.2 + 0.25 * max(3, len(table)))
-        gains, left, right = made.subplots(1, 3, sharey=True)
-        for column, _, _, method in _RIVALS:
-            axes = left if column == "epochs" else right
-            shift = {"time": -0.12, "narrow": 0.12}.get(column, 0.0)
-            _marks(axes, table, column, rows + shift, method)
-        _marks(gains, table, "speedup", rows, "basis")
-        promised = table["macs_ratio"].fillna(0).to_numpy(float)
-        gains.barh(rows, promised, 0.5, color=style.BAND, zorder=0)
-        for axes, level in ((gains, 1), (left, 0), (right, 0)):
-            axes.axvline(level, color=style.ZERO, linewidth=0.9, zorder=1)
-            axes.grid(axis="y", visible=False)
-            axes.set_yticks(rows, names)
-            axes.set_ylim(max(len(table), 1) - 0.5, -0.5)
-            axes.set_xlabel(f"{outcome} accuracy less the rival's (points)")
-        gains.set_xlabel("times as fast as dense")
-        style.panel(gains, "a", "what a step gains")
-        style.panel(left, "b", "at equal epochs")
-        style.panel(right, "c", "at equal time")
-        handles = [style.handle(m, f"minus {r}", line=False) for _, _, r, m in _RIVALS[1:]]
-        style.legend_below(made, handles)
+    made = style.figure(style.TWO_COLUMNS, 1.2 + 0.25 * max(3, len(table)))
+    gains, left, right = made.subplots(1, 3, sharey=True)
+    for column, _, _, method in _RIVALS:
+        axes = left if column == "epochs" else right
+        shift = {"time": -0.12, "narrow": 0.12}.get(column, 0.0)
+        style.across(axes, table, column, method, shift)
+    style.across(gains, table, "speedup", "basis")
+    promised = table["macs_ratio"].fillna(0).to_numpy(float)
+    gains.barh(rows, promised, 0.5, color=style.BAND, zorder=0)
+    for axes, level in ((gains, 1), (left, 0), (right, 0)):
+        axes.axvline(level, color=style.ZERO, linewidth=0.9, zorder=1)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks(rows, names)
+        axes.set_ylim(max(len(table), 1) - 0.5, -0.5)
+        axes.set_xlabel(f"{outcome} accuracy less the rival's (points)")
+    gains.set_xlabel("times as fast as dense")
+    style.panel(gains, "a", "what a step gains")
+    style.panel(left, "b", "at equal epochs")
+    style.panel(right, "c", "at equal time")
+    handles = [style.handle(m, f"minus {r}", line=False) for _, _, r, m in _RIVALS[1:]]
+    style.legend_below(made, handles)
     return made
-
-
-def _marks(axes: Axes, table: pd.DataFrame, column: str, places: np.ndarray, method: str) -> None:
-    mean, low, high = (table[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-    shape = style.look(method)
-    axes.errorbar(
-        mean, places, xerr=np.array([mean - low, high - mean]), color=shape.colour,
-        marker=shape.marker, linestyle="none", elinewidth=0.9, capthick=0.7,
-    )  # fmt: skip
 
 
 def _values(table: pd.DataFrame, tested: pd.DataFrame) -> dict[str, Any]:
@@ -265,13 +252,10 @@ def _values(table: pd.DataFrame, tested: pd.DataFrame) -> dict[str, Any]:
         for column, title in _TITLES.items():
             value, low, high = (getattr(r, f"{column}{end}") for end in ("", "_low", "_high"))
             if value == value:
-                values[f"{r.network}, {r.data}, {title}"] = text.number(
-                    value, low, high, int(r.n), digits=2, unit=" points", signed=True
-                )
+                values[f"{r.network}, {r.data}, {title}"] = text.points(value, low, high, int(r.n))
     for r in tested.itertuples():
-        values[r.contrast] = text.said(
-            text.with_interval(r.difference, r.low, r.high, 2, True, " points") + f", {r.answer}"
-        )
+        gain = text.points(r.difference, r.low, r.high)["text"]
+        values[r.contrast] = text.said(f"{gain}, {r.answer}")
     return values
 
 

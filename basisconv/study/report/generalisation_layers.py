@@ -28,7 +28,7 @@ def effect_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFram
 
     Empty where nothing is screened, or where too many runs diverged.
     """
-    known: Any = section.facts["screened_layers"]
+    known = section.facts["screened_layers"]
     screened = [arm for arm in section.arms if arm.detail.get("part") == SCREENING]
     runs = [record for arm in screened for record in arms.done(section, records, arm)]
     results = [(r.run, r.result.val_loss) for r in runs if r.result is not None]

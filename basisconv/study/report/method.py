@@ -20,7 +20,7 @@ _FORMS = ("dense", "subset", "full")
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The schematic figure, each layer's cost, and how exact the decompositions are."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     costs, exact = cost_frame(facts), pd.DataFrame(facts["exact"])
     network = f"{text.network(facts['network'])} of width {facts['width']}"
     where = f"{network} at f = {text.share(facts['ratio'])}"

@@ -8,8 +8,6 @@ from basisconv.study.report.arms import Measured
 from basisconv.study.report.statistics.linear_models import Contrast, contrast_of, fit_blocks
 from basisconv.study.report.statistics.stats import NAN
 
-EPOCHS, TIME = "equal epochs", "equal time"
-
 Key = tuple[str, str, float]  # recipe, part, length
 
 

@@ -24,7 +24,7 @@ CLEAR = 2.0
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """The grid of settings and its best, the runs' spread, and the candidate sweeps; or recipes."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     found = arms.measure(section, records)
     tried = recipes.recipe_frame(found)
     if not tried.empty:
@@ -173,7 +173,7 @@ def spread_frame(found: Sequence[Measured]) -> pd.DataFrame:
 
 def sweep_frame(section: Section, records: Mapping[str, Record]) -> pd.DataFrame:
     """One row a candidate setting of the sweep: how far it can be trusted, at what cost."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     kept = ["train_images", "epochs", "width", "ratio", "layers"]
     rows = []
     for number, setting in enumerate(facts["sweeps"]):

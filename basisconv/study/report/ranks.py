@@ -26,8 +26,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy of each plan, and its difference from one share for all of the same cost."""
     found, outcome = arms.measure(section, records), arms.outcome(section, records)
     table = plan_frame(found)
-    facts: dict[str, Any] = section.facts
-    unit = facts.get("unit", "the cost source")
+    facts = section.facts
+    unit = facts["unit"]
     length = text.epochs(facts["epochs"])
     cost = {"time": "step time", "macs": "multiplications", "parameters": "parameters"}
     return Report(
@@ -54,17 +54,17 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 f"relative to dense: {arms.shown_as(found)}. Lines join one way to choose.",
             )
         },
-        numbers=_numbers(table, outcome) | {"notes": arms.lost_note(found)},
+        numbers=_numbers(table),
     )  # fmt: skip
 
 
 def plan_frame(found: Sequence[Measured]) -> pd.DataFrame:
     """One row a plan, held against one share for all of its cost."""
-    shares = {_detail(m)["ratio"]: m for m in found if _detail(m)["way"] == "one share"}
-    dense = next((_detail(m) for m in found if m.arm.method == "dense"), None)
+    shares = {m.detail["ratio"]: m for m in found if m.detail["way"] == "one share"}
+    dense = next((m.detail for m in found if m.arm.method == "dense"), None)
 
     def before(m: Measured) -> dict[str, Any]:
-        detail = _detail(m)
+        detail = m.detail
         own = {key: detail[key] for key in ("parameters", "executed_macs", "predicted_time")}
         whole = dense or own
         relative = {
@@ -75,46 +75,27 @@ def plan_frame(found: Sequence[Measured]) -> pd.DataFrame:
         return {"way": detail["way"], "ratio": detail.get("ratio"), "method": m.arm.method,
                 **own, **relative}  # fmt: skip
 
-    return arms.compare_table(found, lambda m: shares.get(_detail(m).get("ratio")), before)
-
-
-def _detail(m: Measured) -> dict[str, Any]:
-    return dict(m.arm.detail)
+    return arms.compare_table(found, lambda m: shares.get(m.detail.get("ratio")), before)
 
 
 def _figure(table: pd.DataFrame) -> Figure:
-    with style.drawing():
-        drawn = style.figure(6.9, 2.6)
-        ways = list(dict.fromkeys(table["way"]))
-        for axes, (key, label), letter in zip(
-            drawn.subplots(1, len(AXES), sharey=True), AXES.items(), "abc", strict=True
-        ):
-            for way in ways:
-                own = table[table["way"] == way].sort_values(f"{key}_of_dense")
-                style.intervals(
-                    axes, own[f"{key}_of_dense"], own["accuracy"], own["low"], own["high"],
-                    own["method"].iloc[0], _place(table, way),
-                )  # fmt: skip
-            style.panel(axes, letter, label.partition(" (")[0])
-            axes.set_xlabel(label)
-        drawn.axes[0].set_ylabel("accuracy (%)")
-        style.legend_below(
-            drawn,
-            [
-                style.handle(table[table["way"] == w]["method"].iloc[0], w, _place(table, w))
-                for w in ways
-            ],
-        )
+    drawn = style.figure(6.9, 2.6)
+    looks = style.ranks(table["way"], table["method"])
+    for axes, (key, label), letter in zip(
+        drawn.subplots(1, len(AXES), sharey=True), AXES.items(), "abc", strict=True
+    ):
+        for way, look in looks.items():
+            own = table[table["way"] == way].sort_values(f"{key}_of_dense")
+            x, ends = own[f"{key}_of_dense"], (own["low"], own["high"])
+            style.intervals(axes, x, own["accuracy"], *ends, *look)
+        style.panel(axes, letter, label.partition(" (")[0])
+        axes.set_xlabel(label)
+    drawn.axes[0].set_ylabel("accuracy (%)")
+    style.legend_below(drawn, [style.handle(m, way, place) for way, (m, place) in looks.items()])
     return drawn
 
 
-def _place(table: pd.DataFrame, way: str) -> int:
-    """A way's place among those of its method, by which their markers differ."""
-    method = table[table["way"] == way]["method"].iloc[0]
-    return list(dict.fromkeys(table[table["method"] == method]["way"])).index(way)
-
-
-def _numbers(table: pd.DataFrame, outcome: str) -> dict[str, Any]:
+def _numbers(table: pd.DataFrame) -> dict[str, Any]:
     tested = arms.tested(table)
     better, worse = (tested[tested["verdict"] == v] for v in ("above", "below"))
     chosen = table[table["method"] == "selected"]
@@ -128,8 +109,6 @@ def _numbers(table: pd.DataFrame, outcome: str) -> dict[str, Any]:
         "better": text.said(text.listed(list(better["label"])) or "none"),
     }
     for r in chosen.itertuples():
-        values[f"gain {r.label}"] = text.number(
-            r.difference, r.difference_low, r.difference_high, int(r.n),
-            digits=2, unit=" points", signed=True,
-        )  # fmt: skip
-    return {"values": values, "outcome": outcome, "headline": headline}
+        ends = r.difference_low, r.difference_high
+        values[f"gain {r.label}"] = text.points(r.difference, *ends, int(r.n))
+    return {"values": values, "headline": headline}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from basisconv.effects import Effects, Estimate
 from basisconv.study.experiments.search import screened_effects
 from basisconv.study.records.run import Record, Section
-from basisconv.study.report import arms, search_methods, style, text
+from basisconv.study.report import search_methods, style, text
 from basisconv.study.report.output import Plot, Report
 from basisconv.study.report.tables import count, interval, make_table, words
 
@@ -21,7 +21,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """What each layer costs with its fewest filters, by the model of `basisconv.effects`."""
     found = screened_effects(list(section.arms), records)
     layers = layer_frame(found)
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     runs = [arm for arm in section.arms if arm.detail.get("part") == "screening"]
     levels = text.listed([text.share(level) for level in facts["levels"][1:]])
     design = (
@@ -49,9 +49,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
             )
         },
         numbers={
-            "values": _values(found, len(runs)), "outcome": "validation",
-            "headline": _headline(found, len(runs)),
-            "notes": arms.lost_note([m for m in arms.measure(section, records) if m.lost]),
+            "values": _values(found, len(runs)), "headline": _headline(found, len(runs)),
         },
     )  # fmt: skip
     if "scores" in facts:
@@ -86,18 +84,17 @@ def _percent(rise: float) -> float:
 
 
 def _figure(layers: pd.DataFrame, found: Effects) -> Figure:
-    with style.drawing():
-        drawn = style.figure(6.9, 2.4)
-        axes = drawn.add_subplot()
-        places = range(len(layers))
-        axes.axhline(0, color=style.INK, linewidth=0.6)
-        axes.axhline(_percent(found.common.value), color=style.look("basis").colour, linewidth=0.8)
-        style.intervals(
-            axes, places, layers["rise"], layers["rise_low"], layers["rise_high"], "layer",
-            line=False,
-        )  # fmt: skip
-        axes.set_xticks(list(places), layers["layer"], rotation=45, ha="right")
-        axes.set_ylabel("rise of loss (%)")
+    drawn = style.figure(6.9, 2.4)
+    axes = drawn.add_subplot()
+    places = range(len(layers))
+    axes.axhline(0, color=style.INK, linewidth=0.6)
+    axes.axhline(_percent(found.common.value), color=style.look("basis").colour, linewidth=0.8)
+    style.intervals(
+        axes, places, layers["rise"], layers["rise_low"], layers["rise_high"], "layer",
+        line=False,
+    )  # fmt: skip
+    axes.set_xticks(list(places), layers["layer"], rotation=45, ha="right")
+    axes.set_ylabel("rise of loss (%)")
     return drawn
 
 

@@ -69,10 +69,9 @@ def _scaled(scores: Floats) -> Floats:
 def subsets(section: Section, records: Mapping[str, Record]) -> Subsets:
     """The random subsets among the evidence."""
     runs = [
-        (list(detail["layers"]), record)
+        (arm.detail["layers"], record)
         for arm in _part(section, "evidence")
         if arm.method == "random"
-        for detail in [_detail(arm)]
         for record in arms.done(section, records, arm)
     ]
     seeds = sorted({record.run.seed for _, record in runs})
@@ -109,7 +108,7 @@ def method_frame(
     section: Section, records: Mapping[str, Record], effects: Effects
 ) -> pd.DataFrame:  # fmt: skip
     """One row a way to score layers, and one of the random subsets."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     found = subsets(section, records)
     common = found.left_out() if len(found.losses) else None
     regrets = _regrets(section, records)
@@ -159,9 +158,8 @@ def _regrets(section: Section, records: Mapping[str, Record]) -> dict[str, Boots
     chosen = section.model_copy(update={"arms": tuple(_part(section, "choice", "evidence"))})
     by_way: dict[str, list[Measured]] = {}
     for m in arms.measure(chosen, records):
-        detail = _detail(m.arm)
-        if detail["part"] == "choice":
-            by_way.setdefault(detail["way"], []).append(m)
+        if m.detail["part"] == "choice":
+            by_way.setdefault(m.detail["way"], []).append(m)
         elif m.arm.method == "random":
             by_way.setdefault(RANDOM, []).append(m)
     reference = {
@@ -187,10 +185,6 @@ def _part(section: Section, *names: str) -> list[Arm]:
     return [arm for arm in section.arms if arm.detail.get("part") in names]
 
 
-def _detail(arm: Arm) -> dict[str, Any]:
-    return dict(arm.detail)
-
-
 def _columns(name: str, value: Bootstrap) -> dict[str, float]:
     return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
 
@@ -203,7 +197,7 @@ def enough(table: pd.DataFrame) -> list[str]:
 
 def method_table(section: Section, table: pd.DataFrame, limit: float) -> Table:
     """What each way costs, predicts and loses."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     draws = sum(arm.method == "random" for arm in _part(section, "evidence"))
     most = f" A perfect prediction would have {limit:.2f}." if not math.isnan(limit) else ""
     return make_table(
@@ -224,17 +218,16 @@ def method_table(section: Section, table: pd.DataFrame, limit: float) -> Table:
 
 def method_plot(table: pd.DataFrame, limit: float) -> Plot:
     """R² beyond the common slope, and regret."""
-    with style.drawing():
-        drawn = style.figure(6.9, 2.9)
-        left, right = drawn.subplots(1, 2, sharey=True)
-        _panel(left, table, "r2", "a", "what scores predict", "R² beyond the common slope")
-        _panel(right, table, "regret", "b", "what their choices lose", "regret (points)")
-        random = float(table.loc[table["way"] == RANDOM, "regret"].iloc[0])
-        for axes, line in ((left, limit), (right, random / 2)):
-            if not math.isnan(line):
-                axes.axvline(line, color=style.look("inverted").colour, linewidth=0.9)
-        left.set_yticks(range(len(table)), table["way"])
-        left.invert_yaxis()
+    drawn = style.figure(6.9, 2.9)
+    left, right = drawn.subplots(1, 2, sharey=True)
+    _panel(left, table, "r2", "a", "what scores predict", "R² beyond the common slope")
+    _panel(right, table, "regret", "b", "what their choices lose", "regret (points)")
+    random = float(table.loc[table["way"] == RANDOM, "regret"].iloc[0])
+    for axes, line in ((left, limit), (right, random / 2)):
+        if not math.isnan(line):
+            axes.axvline(line, color=style.look("inverted").colour, linewidth=0.9)
+    left.set_yticks(range(len(table)), table["way"])
+    left.invert_yaxis()
     return Plot(
         drawn, table,
         "(a) What each way to score layers adds to the number of layers in predicting random "
@@ -246,13 +239,8 @@ def method_plot(table: pd.DataFrame, limit: float) -> Plot:
 def _panel(
     axes: Axes, table: pd.DataFrame, column: str, letter: str, title: str, label: str
 ) -> None:
-    value = table[column].to_numpy()
-    ends = [value - table[f"{column}_low"], table[f"{column}_high"] - value]
     axes.axvline(0, color=style.INK, linewidth=0.6)
-    axes.errorbar(
-        value, range(len(table)), xerr=np.array(ends), fmt="o", color=style.look("selected").colour,
-        markersize=3.6, elinewidth=0.9,
-    )  # fmt: skip
+    style.across(axes, table, column, "selected")
     style.panel(axes, letter, title)
     axes.set_xlabel(label)
 
@@ -270,6 +258,5 @@ def method_values(table: pd.DataFrame, limit: float, draws: int) -> dict[str, An
             ends = (r.r2, r.r2_low, r.r2_high)
             values[f"R² of {r.way}"] = text.number(*ends, n=draws, digits=2, signed=True)
         if not math.isnan(r.regret):
-            ends = (r.regret, r.regret_low, r.regret_high)
-            values[f"regret of {r.way}"] = text.number(*ends, digits=2, unit=" points", signed=True)
+            values[f"regret of {r.way}"] = text.points(r.regret, r.regret_low, r.regret_high)
     return values

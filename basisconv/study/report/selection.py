@@ -33,9 +33,9 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     outcome, every = arms.outcome(section, records), arms.measure(section, records)
     found, draws = pooled(every), draw_frame(every)
     table, tests = subset_frame(found), rival_frame(found)
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     step_time, accuracy = percent("step time", "predicted_time"), tables.accuracy(outcome)
-    unit, budget = facts.get("unit", "the cost source"), text.epochs(facts["budget"])
+    unit, budget = facts["unit"], text.epochs(facts["budget"])
     equal_time = facts.get("equal", "time") == "time"
     length = f"the time of {budget} of dense" if equal_time else budget
     return Report(

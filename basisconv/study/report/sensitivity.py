@@ -27,9 +27,9 @@ _ACCURACY = ["accuracy_fall", "accuracy_low", "accuracy_high"]
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Each layer's rise in validation cross-entropy, and what its basis form saves."""
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     table, matrix = layer_frame(section, records), score_matrix(section, records)
-    unit, found = facts.get("unit", "the cost source"), arms.measure(section, records)
+    unit, found = facts["unit"], arms.measure(section, records)
     where = (
         f"Each layer alone in basis form at f = {text.share(facts['ratio'])}, against dense of the "
         f"same seeds and steps (width {facts['width']}, {facts['train_images']:,} training images, "

@@ -30,7 +30,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over the switch point in both directions, and the ablations of the switch."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     table, pairs = skip_frame(found), pair_frame(found)
-    facts: dict[str, Any] = section.facts
+    facts = section.facts
     where = (
         f"f = {text.share(facts['ratio'])}, the time of {text.epochs(facts['budget'])} of dense "
         f"by {facts['unit']}, {facts['train_images']:,} training images"

@@ -163,9 +163,9 @@ def time_axis(axes: Axes, ticks: Iterable[float], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def spread(count: int, step: float = 0.018) -> list[float]:
+def spread(count: int) -> list[float]:
     """Factors near one that set `count` points at the same place of a log axis side by side."""
-    return [float(2 ** (step * 2 * (i - (count - 1) / 2))) for i in range(count)]
+    return [float(2 ** (0.036 * (i - (count - 1) / 2))) for i in range(count)]
 
 
 def intervals(
@@ -183,6 +183,21 @@ def intervals(
         list(x), y, yerr=ends, color=look(method).colour, elinewidth=0.9,
         ecolor=INK if method == "random" else look(method).colour, capthick=0.7, zorder=3,
         **_fill(method, place, line),
+    )  # fmt: skip
+
+
+def across(
+    axes: Axes, table: pd.DataFrame, column: str, method: str, shift: float = 0.0
+) -> None:  # fmt: skip
+    """Draw a column of a table with its interval along x, a row below the other, `shift` lower.
+
+    The ends of the interval are called `_low` and `_high`.
+    """
+    mean, low, high = (table[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+    axes.errorbar(
+        mean, np.arange(len(table)) + shift, xerr=np.array([mean - low, high - mean]),
+        color=look(method).colour, marker=look(method).marker, linestyle="none",
+        elinewidth=0.9, capthick=0.7,
     )  # fmt: skip
 
 

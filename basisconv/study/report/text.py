@@ -53,8 +53,8 @@ def with_interval(
 
 def gain(row: Any) -> str:
     """As in "+0.42 points [+0.10, +0.74]": the difference of a table's row, or of a comparison."""
-    ends = row.difference_low, row.difference_high
-    return with_interval(row.difference, *ends, 2, True, " points")
+    printed: str = points(row.difference, row.difference_low, row.difference_high)["text"]
+    return printed
 
 
 def number(
@@ -64,6 +64,11 @@ def number(
     """A number of the paper: what was measured, and the text that is printed for it."""
     text = with_interval(value, low, high, digits, signed, unit)
     return {"value": value, "low": low, "high": high, "n": n, "text": text}
+
+
+def points(value: float, low: float = NAN, high: float = NAN, n: int = 1) -> dict[str, Any]:
+    """A difference in percentage points."""
+    return number(value, low, high, n, digits=2, unit=" points", signed=True)
 
 
 def count(value: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _memory(title: str) -> Column:
 
 def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Speed-ups of layers and networks, and what their arithmetic promises, on every device."""
-    devices: Any = section.facts["devices"]
+    devices = section.facts["devices"]
     layers, networks, memory = layer_frame(devices), network_frame(devices), memory_frame(devices)
     ratio = headline_ratio(layers)
     steps = step_frame(networks, memory, ratio)

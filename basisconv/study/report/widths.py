@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,8 +19,8 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     """Accuracy over width at each budget, and the two envelopes over widths."""
     outcome, found = arms.outcome(section, records), arms.measure(section, records)
     table, envelope = width_frame(found), envelope_frame(found)
-    facts: dict[str, Any] = section.facts
-    unit, own = facts.get("unit", "the cost source"), f"dense of width {facts['width']}"
+    facts = section.facts
+    unit, own = facts["unit"], f"dense of width {facts['width']}"
     panels = ", a panel for each budget of training time" if table["budget"].nunique() > 1 else ""
     # It may be the best network "with basis layers".
     end = "ends" if facts["skip"]["direction"].endswith("dense") else "starts"

@@ -67,7 +67,7 @@ def test_the_figure_marks_what_is_measured_alone(made: Report) -> None:
 
 
 def test_a_profile_that_trains_nothing_of_it_says_so() -> None:
-    facts = {"data": "cifar100", "devices": [], "screened_layers": []}
+    facts = {"data": "cifar100", "devices": [], "screened_layers": [], "unit": "MACs"}
     built = report.build(
         Section(name="09_generalisation", profile="desk", arms=(), facts=facts), {}
     )
