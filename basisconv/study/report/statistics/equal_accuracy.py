@@ -119,9 +119,8 @@ def speed_up(
 
 
 def reached(
-    times: Sequence[float], accuracies: ArrayLike, errors: ArrayLike, time: float,
-    draws: int = 10_000, confidence: float = 0.95, seed: int = 0,
-) -> Reached:  # fmt: skip
+    times: Sequence[float], accuracies: ArrayLike, errors: ArrayLike, time: float
+) -> Reached:
     """What dense reaches when it is shortened to a time, in dense epochs; all else as `speed_up`.
 
     All is NaN with one measured budget.
@@ -129,7 +128,6 @@ def reached(
     Raises:
         ValueError: as `speed_up`, and if the time is not above 0.
     """
-    check_share(confidence, "confidence")
     at, mean, spread = _cells(times, accuracies, errors)
     if not 0 < time < math.inf:
         raise ValueError(f"time={time} must be a finite number above 0.")
@@ -137,10 +135,10 @@ def reached(
         return Reached(NAN, NAN, NAN)
     x = math.log(time / times[0])
     fitted, powers = _fit(at), _powers(np.array([min(max(x, 0.0), at[-1])]), len(at))
-    rng = np.random.default_rng(seed)
-    curves = fitted @ (mean[:, None] + spread[:, None] * rng.standard_normal((len(at), draws)))
+    rng = np.random.default_rng(0)
+    curves = fitted @ (mean[:, None] + spread[:, None] * rng.standard_normal((len(at), 10_000)))
     drawn = special.expit(powers @ curves)[0]
-    low, high = _percentiles(drawn, drawn, confidence)
+    low, high = _percentiles(drawn, drawn, 0.95)
     if time < times[0]:
         return Reached(NAN, 0.0, high)
     if time > times[-1]:

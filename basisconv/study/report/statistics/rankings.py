@@ -131,30 +131,24 @@ def seeds_for(trust: float, seeds: int, wanted: float) -> float:
 
 
 def bootstrap(
-    statistic: Callable[[Any], float],
-    scores: ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    statistic: Callable[[Any], float], scores: ArrayLike, resamples: int = 2000, seed: int = 0
 ) -> Bootstrap:
-    """A statistic's percentile interval over resampled rows, seeds or layers (Efron, 1979).
+    """A statistic's 95 % percentile interval over resampled rows, seeds or layers (Efron, 1979).
 
     The random numbers are fixed by `seed`, so the same scores always give the same interval.
 
     Args:
         statistic: takes an array like `scores` and returns a number.
         scores: (rows, ...); whole rows are drawn with replacement.
-        confidence: the interval's level.
         resamples: how many times.
         seed: of the draws.
 
     Raises:
-        ValueError: if there are no rows, a score is not finite, or confidence is outside (0, 1).
+        ValueError: if there are no rows, or a score is not finite.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim == 0 or len(table) == 0 or not np.isfinite(table).all():
         raise ValueError("The bootstrap needs at least one row and finite scores.")
-    check_share(confidence, "confidence")
     estimate = float(statistic(table))
     if len(table) < 2:
         return Bootstrap(estimate, NAN, NAN)
@@ -164,7 +158,7 @@ def bootstrap(
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) == 0:
         return Bootstrap(estimate, NAN, NAN)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(drawn, [1 - 0.975, 0.975])
     return Bootstrap(estimate, float(low), float(high))
 
 

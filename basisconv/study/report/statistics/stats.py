@@ -1,4 +1,4 @@
-"""Intervals and tests: all that a table or a verdict rests on.
+"""Intervals, of 95 %, and tests: all that a table or a verdict rests on.
 
 Every function takes plain sequences of numbers and returns a named tuple or a float. Too few
 values for an answer give NaN, which a table shows as a gap; a value that is itself NaN or
@@ -49,23 +49,22 @@ class Spread(NamedTuple):
     n: int
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """The mean and its t-interval; one value alone has no interval (NaN).
 
     Raises:
-        ValueError: if there are no values, one is not finite, or confidence is outside (0, 1).
+        ValueError: if there are no values, or one is not finite.
     """
     x = _values(values, "values")
-    check_share(confidence, "confidence")
     n, mean = len(x), float(x.mean())
     if n < 2:
         return Interval(mean, NAN, NAN, n, NAN)
     sd = float(x.std(ddof=1))
-    half = _quantile(confidence, n - 1) * sd / math.sqrt(n)
+    half = _quantile(n - 1) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, sd)
 
 
-def sd_interval(values: ArrayLike, confidence: float = 0.95) -> Spread:
+def sd_interval(values: ArrayLike) -> Spread:
     """The standard deviation of one value and its χ² interval, for normal values.
 
     One value alone has neither (NaN).
@@ -74,17 +73,16 @@ def sd_interval(values: ArrayLike, confidence: float = 0.95) -> Spread:
         ValueError: as `mean_interval`.
     """
     x = _values(values, "values")
-    check_share(confidence, "confidence")
     n = len(x)
     if n < 2:
         return Spread(NAN, NAN, NAN, n)
     sd = float(x.std(ddof=1))
-    tails = stats.chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], n - 1)
+    tails = stats.chi2.ppf([0.975, 1 - 0.975], n - 1)
     low, high = (sd * math.sqrt((n - 1) / float(tail)) for tail in tails)
     return Spread(sd, low, high, n)
 
 
-def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+def welch(a: ArrayLike, b: ArrayLike) -> Difference:
     """Mean of a less mean of b, for independent samples of unequal variance (Welch, 1947).
 
     An arm of one value gives the estimate alone (the rest is NaN).
@@ -93,21 +91,19 @@ def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
         ValueError: as `mean_interval`.
     """
     x, y = _values(a, "a"), _values(b, "b")
-    check_share(confidence, "confidence")
-    return _difference(*_welch(x, y), len(x), len(y), confidence)
+    return _difference(*_welch(x, y), len(x), len(y))
 
 
-def paired(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+def paired(a: ArrayLike, b: ArrayLike) -> Difference:
     """Mean of a - b over pairs (runs that share a seed), with its t-interval.
 
     Raises:
         ValueError: as `mean_interval`, and if the lengths differ.
     """
     x, y = paired_values(a, b)
-    check_share(confidence, "confidence")
     d, n = x - y, len(x)
     error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else NAN
-    return _difference(float(d.mean()), error, n - 1, n, n, confidence)
+    return _difference(float(d.mean()), error, n - 1, n, n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -154,27 +150,25 @@ def smallest_margin(a: ArrayLike, b: ArrayLike, alpha: float = 0.05) -> float:
     return abs(estimate) + float(stats.t.ppf(1 - alpha, df)) * error if df > 0 else NAN
 
 
-def seeds_needed(sd: float, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Runs that each of two arms needs for `tost` to pass, where their true means are equal.
+def seeds_needed(sd: float, margin: float) -> int:
+    """Runs that each of two arms needs for `tost` to pass at 5 % with a probability of 80 %.
+
+    Their true means are equal.
 
     Args:
         sd: standard deviation of one run, the same in both arms, in the margin's unit.
         margin: half-width of the region of equivalence.
-        power: the probability of passing.
-        alpha: the level of the test.
 
     Raises:
-        ValueError: if sd or margin is not above 0, or power or alpha outside (0, 1).
+        ValueError: if sd or margin is not above 0.
     """
     _check_positive(sd, "sd")
     _check_positive(margin, "margin")
-    check_share(power, "power")
-    check_share(alpha, "alpha")
     # With sd known n is (z_alpha + z_beta/2)² · 2 (sd/margin)²; it must be estimated, which
     # costs a run or two more, so that this is where the search starts.
-    z = stats.norm.ppf(1 - alpha) + stats.norm.ppf(1 - (1 - power) / 2)
+    z = stats.norm.ppf(0.95) + stats.norm.ppf(0.9)
     n = max(2, math.ceil(2 * (z * sd / margin) ** 2))
-    while _tost_power(sd, margin, n, alpha) < power:
+    while _tost_power(sd, margin, n) < 0.8:
         n += 1
     return n
 
@@ -191,12 +185,10 @@ def _welch(x: Floats, y: Floats) -> tuple[float, float, float]:
     return estimate, math.sqrt(va + vb), df
 
 
-def _difference(
-    estimate: float, error: float, df: float, n_a: int, n_b: int, confidence: float
-) -> Difference:
+def _difference(estimate: float, error: float, df: float, n_a: int, n_b: int) -> Difference:
     if math.isnan(error):
         return Difference(estimate, NAN, NAN, NAN, n_a, n_b)
-    half = _quantile(confidence, df) * error
+    half = _quantile(df) * error
     p = min(1.0, 2 * _one_sided(abs(estimate), error, df))
     return Difference(estimate, estimate - half, estimate + half, p, n_a, n_b)
 
@@ -208,16 +200,16 @@ def _one_sided(distance: float, error: float, df: float) -> float:
     return float(stats.t.sf(distance / error, df))
 
 
-def _quantile(confidence: float, df: float) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, df))
+def _quantile(df: float) -> float:
+    return float(stats.t.ppf(0.975, df))
 
 
-def _tost_power(sd: float, margin: float, n: int, alpha: float) -> float:
+def _tost_power(sd: float, margin: float, n: int) -> float:
     """P(|d| + t·s·√(2/n) < margin), averaged over the distribution of the pooled s."""
     df, scale = 2 * n - 2, math.sqrt(2 / n)
     levels = (np.arange(4000) + 0.5) / 4000
     s = sd * np.sqrt(stats.chi2.ppf(levels, df) / df)
-    room = (margin - stats.t.ppf(1 - alpha, df) * s * scale) / (sd * scale)
+    room = (margin - stats.t.ppf(0.95, df) * s * scale) / (sd * scale)
     return float(np.maximum(2 * stats.norm.cdf(room) - 1, 0).mean())
 
 
