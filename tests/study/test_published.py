@@ -23,7 +23,6 @@ from basisconv.study.records.files import read_json, write_json
 from basisconv.study.records.publish import publish, published
 from basisconv.study.records.store import MissingRuns, Store
 from basisconv.study.report import build_claims
-from basisconv.study.report.paper import index
 
 README = paper.ROOT / "README.md"
 
@@ -83,7 +82,7 @@ def test_what_is_published_no_more_leaves_the_paper(root: Path) -> None:
     paper.build_published("desk")
     left = set(root.rglob("*"))
     assert there - left == expected and left - there == {figures / "README.md"}
-    assert not index(results)["sections"][gone.name]["measured"]
+    assert not paper.index(results)["sections"][gone.name]["measured"]
     assert f"needs {gone.name}" in paper.FINDINGS.read_text()
 
 

@@ -21,11 +21,8 @@ from basisconv.study.report import arms, places, style
 from basisconv.study.report.claims import NAME as CLAIMS_NAME
 from basisconv.study.report.claims import build_claims
 from basisconv.study.report.output import Plot, Report, Table
-from basisconv.study.report.paper import compile_paper
 
-__all__ = [
-    "CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims", "compile_paper",
-]  # fmt: skip
+__all__ = ["CLAIMS_NAME", "SECTIONS", "Plot", "Report", "Table", "build", "build_claims"]
 
 _BUILDERS: dict[str, Callable[[Section, Mapping[str, Record]], Report]] = {
     name: import_module(f"{__name__}.{experiment.report}").build

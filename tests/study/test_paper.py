@@ -12,8 +12,7 @@ import pytest
 import synthetic
 import typst
 
-from basisconv.study import report
-from basisconv.study.report import paper
+from basisconv.study import paper, report
 
 FOLDER = paper.SOURCE.parent
 SECTIONS = FOLDER / "sections"
@@ -53,8 +52,8 @@ def told(results: Path, kind: str) -> str:
 
 
 def test_the_same_results_give_the_same_bytes(results: Path, copy: Path, tmp_path: Path) -> None:
-    first = report.compile_paper(results, tmp_path / "a.pdf").read_bytes()
-    second = report.compile_paper(copy, tmp_path / "elsewhere" / "b.pdf").read_bytes()
+    first = paper.compile_paper(results, tmp_path / "a.pdf").read_bytes()
+    second = paper.compile_paper(copy, tmp_path / "elsewhere" / "b.pdf").read_bytes()
     assert first.startswith(b"%PDF") and len(first) > 100_000
     assert first == second
 
@@ -73,7 +72,7 @@ def test_every_section_has_its_figures_and_tables(results: Path) -> None:
 def test_the_second_edition_has_its_figures_and_tables(tmp_path: Path) -> None:
     made = report.build(*synthetic.named_arms(tmp_path / "runs"))
     made.save(tmp_path)
-    assert report.compile_paper(tmp_path, tmp_path / "paper.pdf").stat().st_size > 50_000
+    assert paper.compile_paper(tmp_path, tmp_path / "paper.pdf").stat().st_size > 50_000
     labels = {entry["label"].strip("<>") for entry in json.loads(told(tmp_path, "figure"))}
     assert labels == {f"fig-{name}" for name in made.figures} | {
         f"tab-{name}" for name in made.tables
@@ -108,7 +107,7 @@ def test_what_is_missing_stops_the_build(
     output = tmp_path / "paper.pdf"
     output.write_bytes(b"the older one")
     with pytest.raises(ValueError, match=rf"cannot be built from .*{named}"):
-        report.compile_paper(copy, output)
+        paper.compile_paper(copy, output)
     assert output.read_bytes() == b"the older one"
     assert not list(tmp_path.glob(".*"))
 
@@ -116,7 +115,7 @@ def test_what_is_missing_stops_the_build(
 @pytest.mark.parametrize("name", report.SECTIONS)
 def test_a_section_that_was_not_measured_says_so(name: str, copy: Path, tmp_path: Path) -> None:
     (copy / "numbers" / f"{name}.json").unlink()
-    report.compile_paper(copy, tmp_path / "paper.pdf")
+    paper.compile_paper(copy, tmp_path / "paper.pdf")
     text = paper.index(copy)["sections"][name]["text"]
     assert text.endswith("not yet measured at this profile.")
     assert text in told(copy, "emph")
@@ -130,9 +129,9 @@ def test_sections_of_two_profiles_or_of_none_are_refused(copy: Path, tmp_path: P
     sections, records = synthetic.all_sections("quick")
     report.build(sections["04_selection"], records).save(copy)
     with pytest.raises(ValueError, match=r"sections of 2 profiles \(desk, quick\)"):
-        report.compile_paper(copy, tmp_path / "paper.pdf")
+        paper.compile_paper(copy, tmp_path / "paper.pdf")
     with pytest.raises(ValueError, match=r"sections of 0 profiles \(none\)"):
-        report.compile_paper(tmp_path / "nothing", tmp_path / "paper.pdf")
+        paper.compile_paper(tmp_path / "nothing", tmp_path / "paper.pdf")
     assert not (tmp_path / "paper.pdf").exists()
 
 
@@ -143,8 +142,8 @@ def test_trial_profiles_are_watermarked_and_report_no_results(tmp_path: Path) ->
     folder = save_all(tmp_path, "quick", without=LONG)
     assert paper.index(folder)["preliminary"]
     assert not paper.index(folder, preliminary=False)["preliminary"]
-    marked = report.compile_paper(folder, tmp_path / "a.pdf").read_bytes()
-    plain = report.compile_paper(folder, tmp_path / "b.pdf", preliminary=False).read_bytes()
+    marked = paper.compile_paper(folder, tmp_path / "a.pdf").read_bytes()
+    plain = paper.compile_paper(folder, tmp_path / "b.pdf", preliminary=False).read_bytes()
     assert marked != plain
 
 
