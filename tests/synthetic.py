@@ -36,6 +36,20 @@ LAYERS = ["conv1"] + [
 """The 20 convolutions of ResNet-18."""
 
 
+JITTER = (-0.01, 0.01, 0.0, 0.005)
+
+
+def near(level: float, spread: float = 1.0) -> list[float]:
+    """Four values close to a level."""
+    return [level + spread * j for j in JITTER]
+
+
+def switched(switch: float, carry: str = "exact", **changes: Any) -> dict[str, Any]:
+    """The details of an arm that switches from basis to dense and does what is usual."""
+    return {"direction": "basis→dense", "switch": switch, "carry": carry,
+            "momentum_carry": "fresh", "schedule": "one", **changes}  # fmt: skip
+
+
 @dataclass
 class Maker:
     """Collects arms and their records."""
@@ -320,18 +334,15 @@ def skip_section(**kwargs: Any) -> tuple[Section, dict[str, Record]]:
     for sign, direction in ((1, "basis→dense"), (-1, "dense→basis")):
         for point in (0.25, 0.5, 0.75):
             for carry in ("exact", "reinit"):
-                usual = {"direction": direction, "switch": point, "carry": carry,
-                         "momentum_carry": "fresh", "schedule": "one"}  # fmt: skip
                 loss = 0.0 if carry == "exact" else 4 * point
                 maker.arm(
                     f"{direction} at {point:g}, {carry}", "skip", 84.2 + sign * point - loss,
-                    detail=usual,
+                    detail=switched(point, carry, direction=direction),
                 )  # fmt: skip
         for change in ({"momentum_carry": "carried"}, {"schedule": "restart"}):
-            usual = {"direction": direction, "switch": 0.5, "carry": "exact",
-                     "momentum_carry": "fresh", "schedule": "one"} | change  # fmt: skip
             told = next(iter(change.values()))
-            maker.arm(f"{direction} at 0.5, exact, {told}", "skip", 84.0 + 0.6 * sign, detail=usual)
+            detail = switched(0.5, direction=direction, **change)
+            maker.arm(f"{direction} at 0.5, exact, {told}", "skip", 84 + 0.6 * sign, detail=detail)
     return maker.section(ratio=0.25, budget=2.0, train_images=3000), maker.records
 
 

@@ -68,11 +68,6 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ca
     return run
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.open("smoke", runs=tmp_path / "runs")
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,16 +7,16 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from fake_runs import make_record
 
 from basisconv.plan import Plan
 from basisconv.study.experiments import selection, sensitivity
-from basisconv.study.experiments.design import Draft, Waiting
+from basisconv.study.experiments.design import Draft
 from basisconv.study.experiments.profiles import load_profile
-from basisconv.study.experiments.registry import NOTEBOOKS, TRAINED, draft
+from basisconv.study.experiments.registry import TRAINED, draft
 from basisconv.study.experiments.sensitivity import savings
 from basisconv.study.experiments.study import Study
 from basisconv.study.records.files import read_json
-from basisconv.study.records.run import Measurement, Record, Result, Run
 from basisconv.study.timing.costs import (
     MacCosts,
     MeasuredCosts,
@@ -27,22 +27,6 @@ from basisconv.study.timing.costs import (
 )
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.open("smoke", runs=tmp_path / "runs")
-
-
-def record_of(run: Run, val_loss: float) -> Record:
-    result = Result(
-        steps=run.steps, epochs=1.0, parameters=1, train_loss=1.0, val_loss=val_loss,
-        val_accuracy=0.5, test_loss=None, test_accuracy=None, history=(),
-    )  # fmt: skip
-    measurement = Measurement(
-        seconds={"total": 1.0}, environment={"device_kind": "test"}, peak_memory_bytes=1
-    )
-    return Record(run=run, status="done", result=result, measurement=measurement)
-
-
 def sweep_done(study: Study, scores: dict[str, float]) -> Draft:
     """Put records of a sweep into the store in which each layer's loss rises by its score."""
     sweep = draft(study, "03_sensitivity")
@@ -50,7 +34,7 @@ def sweep_done(study: Study, scores: dict[str, float]) -> Draft:
         for run_id in arm.run_ids:
             run = sweep.runs[run_id]
             # The seeds differ by much more than the layers, as they do in life.
-            study.store.put(record_of(run, 2.0 + run.seed + scores.get(arm.label, 0.0)))
+            study.store.put(make_record(run, loss=2.0 + run.seed + scores.get(arm.label, 0.0)))
     return sweep
 
 
@@ -135,11 +119,6 @@ def test_scores_pair_by_seed(study: Study) -> None:
     assert sensitivity.scores(study) == pytest.approx(wanted)
 
 
-def test_selection_waits_for_the_sweep_and_names_it(study: Study) -> None:
-    with pytest.raises(Waiting, match="03_sensitivity"):
-        draft(study, "04_selection")
-
-
 def test_the_selection_leaves_the_sensitive_layers_and_its_controls_are_fair(
     study: Study,
 ) -> None:
@@ -169,9 +148,7 @@ def test_the_selection_leaves_the_sensitive_layers_and_its_controls_are_fair(
 def diverge(study: Study, sweep: Draft, label: str, seed: int) -> None:
     arm = next(arm for arm in sweep.arms if arm.label == label)
     run = next(sweep.runs[i] for i in arm.run_ids if sweep.runs[i].seed == seed)
-    record = record_of(run, 1.0)
-    changes = {"status": "diverged", "result": None, "error": "nan"}
-    study.store.put(record.model_copy(update=changes))
+    study.store.put(make_record(run, "diverged"))
 
 
 def test_a_layer_that_diverged_is_no_candidate_and_the_others_are(study: Study) -> None:
@@ -213,10 +190,6 @@ def test_skip_training_covers_both_directions_once(study: Study) -> None:
     assert {(d["switch"], d["carry"]) for d in skips} >= {
         (s, c) for s in (0.3, 0.6) for c in ("exact", "reinit")
     }
-
-
-def test_drafts_and_notebooks_name_the_same_things() -> None:
-    assert set(TRAINED) < set(NOTEBOOKS)
 
 
 def test_mac_costs_are_ratios_of_executed_macs_forward_and_backward(study: Study) -> None:

@@ -31,11 +31,6 @@ NETWORKS: dict[str, object] = {
 NONE = NETWORKS | {"names": []}
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.open("smoke", runs=tmp_path / "runs")
-
-
 def changed(study: Study, **changes: object) -> Draft:
     return draft(study, NAME, study.profile.parameters(NAME) | changes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,7 @@ RECIPES = {
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
-    study = Study.open("smoke", runs=tmp_path / "runs")
+def study(study: Study) -> Study:
     return replace(study, profile=study.profile.model_copy(update={"recipes": RECIPES}))
 
 

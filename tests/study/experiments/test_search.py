@@ -22,11 +22,6 @@ from basisconv.study.records.run import Run
 from basisconv.study.records.store import Store
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.open("smoke", runs=tmp_path / "runs")
-
-
 def screened(study: Study, **changes: Any) -> list[tuple[Plan, int, Any]]:
     """The plans of the design with their seeds and runs, in its order."""
     made = draft(study, "07_search", study.profile.parameters("07_search") | changes)

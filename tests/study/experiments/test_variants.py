@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from basisconv.plan import Plan
 from basisconv.study.experiments.registry import draft
 from basisconv.study.experiments.study import Study
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.open("smoke", runs=tmp_path / "runs")
 
 
 def frontier(study: Study, **changes: Any) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 import synthetic
 from scipy import stats as oracle
+from synthetic import near
 
 from basisconv.study import report
 from basisconv.study.report import arms, defaults, frontier, speedup, widths
@@ -54,10 +54,9 @@ def test_the_envelope_sets_the_best_of_each_side_against_each_other() -> None:
 
 def test_the_envelope_is_picked_by_validation_and_not_by_what_is_compared() -> None:
     maker = synthetic.Maker("02b_widths", noise=0.0)
-    jitter = [-0.02, 0.0, 0.01, 0.02]
     for label, method, level in (("dense a", "dense", 80), ("dense b", "dense", 79),
                                  ("basis a", "basis", 78)):  # fmt: skip
-        maker.arm(label, method, 0, values=[level + j for j in jitter],
+        maker.arm(label, method, 0, values=near(level),
                   detail={"width": 8, "parameters": 1})  # fmt: skip
     # The network that validation prefers has the lower test accuracy.
     for run_id in maker.arms[1].run_ids:
@@ -70,20 +69,7 @@ def test_the_envelope_is_picked_by_validation_and_not_by_what_is_compared() -> N
     assert row.dense == "dense b" and row.difference == pytest.approx(-1.0)
 
 
-def one_budget(basis: float) -> dict[str, Any]:
-    """The numbers of two dense widths, the narrower one better, and basis layers in both."""
-    maker = synthetic.Maker("02b_widths", noise=0.1)
-    for width, dense in ((8, 80.0), (16, 78.0)):
-        detail = {"width": width, "parameters": 1}
-        maker.arm(f"dense, width {width}", "dense", dense, detail=detail)
-        # Basis layers are best at the other width.
-        maker.arm(f"basis, width {width}", "basis", basis - 8 / width, detail=detail)
-    return report.build(maker.section(**synthetic.WIDTHS_FACTS), maker.records).numbers
-
-
 def test_the_widths_headline_says_at_which_budgets_the_best_are_above_and_below() -> None:
-    for level, word in ((70.0, "worse"), (90.0, "better")):
-        assert one_budget(level)["headline"].endswith(f"] at 2 epochs ({word}) (Holm).")
     maker = synthetic.Maker("02b_widths", noise=0.1)
     for budget, basis in ((1, 85.0), (2, 75.0), (4, 70.0)):
         for method, level in (("dense", 80.0), ("basis", basis)):
@@ -153,11 +139,6 @@ def test_variants_are_held_against_the_defaults() -> None:
     assert verdicts["decay of the product"] == "above"
 
 
-def test_the_headline_counts_what_beats_the_defaults() -> None:
-    told = report.build(*DEFAULTS).numbers["headline"]
-    assert "over 4 comparisons: 1 above, 1 below, 2 undecided (Holm)" in told
-
-
 def test_without_the_defaults_there_is_nothing_to_hold_variants_against() -> None:
     maker = synthetic.Maker("05b_defaults")
     maker.arm("full form", "variant", 80, detail={"choice": "form"})
@@ -174,24 +155,13 @@ def test_the_network_of_equal_size_is_no_arm_of_ours() -> None:
     assert size.startswith("“all layers, f = 0.25” minus “dense, width 17, equal size” at 2: ")
 
 
-def test_a_dense_budget_between_the_others_brackets_a_speed_up() -> None:
-    maker = synthetic.Maker("02_all_layers", noise=0.0)
-    jitter = [-0.01, 0.01, 0.0, 0.005]
-    for budget, level in ((1, 70), (1.16, 72), (2, 80)):
-        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in jitter])
-    maker.arm("basis", "basis", 0, budget=1, values=[75 + j for j in jitter])
-    row = frontier.frontier(maker.section(), maker.records).iloc[-1]
-    assert (row.speedup_at_least, row.speedup_below) == (1.16, 2.0)
-
-
 def test_of_two_equal_speed_ups_the_more_accurate_is_named_first() -> None:
     maker = synthetic.Maker("02_all_layers", noise=0.0)
-    jitter = [-0.01, 0.01, 0.0, 0.005]
     for budget, level in ((1, 70), (1.31, 72)):
-        maker.arm("dense", "dense", 0, budget=budget, values=[level + j for j in jitter])
+        maker.arm("dense", "dense", 0, budget=budget, values=near(level))
     # Whole steps make the less accurate one's time the shorter, as in the desk study.
     for label, level, time in (("better", 75, 1.0), ("worse", 74, 0.9996), ("third", 71, 0.99)):
-        maker.arm(label, "basis", 0, budget=1, time=time, values=[level + j for j in jitter])
+        maker.arm(label, "basis", 0, budget=1, time=time, values=near(level))
     table = frontier.frontier(maker.section(), maker.records)
     told = speedup.values(table, arms.measure(maker.section(), maker.records))
     assert told["speed-up"]["text"] == "1.31"
