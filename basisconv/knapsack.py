@@ -9,7 +9,7 @@ layers. A score below zero is noise, and counts as no loss rather than as a gain
 Layers that save nothing are chosen by the threshold alone, and a plan that comes back has the
 candidates' form, n_basis and modes. Subsets are exact (integer programs), and
 where two are equally good a second criterion, stated with each, decides: a plan names runs, so it
-must not hang on a solver's mood. `choose_levels` takes one of several levels for each layer.
+must not depend on the solver. `choose_levels` takes one of several levels for each layer.
 """
 
 from __future__ import annotations

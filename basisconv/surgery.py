@@ -24,7 +24,7 @@ _HOOKS = (
     "_backward_pre_hooks", "_is_full_backward_hook",
 )  # fmt: skip
 
-# Plain layers of each kind, for what they hold of their own: anything beside is the user's.
+# Plain layers of each kind, for what they hold of their own: anything else is the user's.
 _PLAIN: dict[type[Convolution], list[Convolution]] = {
     nn.Conv2d: [nn.Conv2d(1, 1, 1, device="meta")],
     BasisConv2d: [BasisConv2d(1, 1, 1, 1, coef_rank=q, device="meta") for q in (None, 1)],
@@ -39,7 +39,7 @@ _ATTRIBUTES = set().union(*_OWN.values())
 _TAKEN = {
     name for convs in _PLAIN.values() for conv in convs for name in dir(conv) if name[0] != "_"
 } - set(dir(nn.Module()))
-# Names that others may use: what a subclass has beside them is missing in what replaces it.
+# Names that others may use: what a subclass has besides them is missing in what replaces it.
 _KNOWN = {kind: set(dir(kind)) for kind in _PLAIN}
 
 

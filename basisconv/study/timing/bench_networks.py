@@ -89,7 +89,7 @@ def _executed(cost: Summary | LayerCost, backward: bool) -> int:
 def measure_memory(
     name: str, width: int, ratios: Sequence[float], setting: Conditions, threads: int
 ) -> Iterator[dict[str, Any]]:
-    """The peak memory of training steps for each ratio, beside that of the dense network."""
+    """The peak memory of training steps for each ratio, and that of the dense network."""
     dense = build_network(name, width, CLASSES)
     plans = {f: make_plan(dense, ratio=f) for f in ratios}
     peak = {

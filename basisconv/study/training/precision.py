@@ -29,7 +29,7 @@ def check_native(precision: Precision) -> None:
     """Refuse an emulated precision.
 
     Raises:
-        Emulated: if this device lacks it.
+        EmulatedPrecision: if this device lacks it.
     """
     if not is_native(precision):
         raise EmulatedPrecision(
