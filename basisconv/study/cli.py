@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--executor", action="append", type="executor={}".format, dest="set",
                          metavar="local|ray", help="short for --set executor=...")  # fmt: skip
     run.add_argument("--minutes", type=_duration, default=math.inf,
-                     help="stop after these, with a checkpoint of each unfinished run")  # fmt: skip
+                     help="stop after these, leaving checkpoints of unfinished runs")  # fmt: skip
     run.add_argument("--checkpoint-seconds", type=_duration, default=None, metavar="SECONDS",
                      help="between two checkpoints of a run; default: 60")  # fmt: skip
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again")
@@ -117,13 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", commands.bench, "time layers and training steps on this device",
                 profile=False)  # fmt: skip
     bench.add_argument("--repeats", type=int, default=None,
-                       help="interleaved turns; medians and quartiles are over these")  # fmt: skip
+                       help="how often each is timed, in turns with the others")  # fmt: skip
     instead = bench.add_mutually_exclusive_group()
     instead.add_argument("--costs", metavar="PROFILE", help="add to a profile's cost table instead")
     instead.add_argument("--networks", action="store_true",
                          help="time other networks, kernels and image sizes instead")  # fmt: skip
     instead.add_argument("--minutes", type=float, default=None,
-                         help="ResNet-18 alone, in the two forms, as far as it gets")  # fmt: skip
+                         help="time ResNet-18 alone, in both forms, within these")  # fmt: skip
     data = add("data", commands.data, "the data sets", profile=False)
     data.add_argument("action", choices=["where", "verify", "sample"],
                       help="where: list the sets that are found; verify: check every file of "

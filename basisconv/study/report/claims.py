@@ -13,13 +13,14 @@ from basisconv.study.experiments.profiles import load_profile
 from basisconv.study.records.environment import ROOT
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import arms, estimates, places, text
-from basisconv.study.report.estimates import OURS, UNMEASURED, VERDICTS, Estimate
+from basisconv.study.report.estimates import OURS
 from basisconv.study.report.frontier import frontier
 from basisconv.study.report.output import Report
 from basisconv.study.report.selection import pooled, rival_frame
 from basisconv.study.report.tables import Column, make_table, words
 from basisconv.study.report.timing import network_frame, training_steps
 from basisconv.study.report.timing_layers import layer_frame
+from basisconv.study.report.verdicts import UNMEASURED, VERDICTS, Estimate
 
 NAME = "10_claims"
 

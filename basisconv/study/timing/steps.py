@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from basisconv.convert import apply_plan
 from basisconv.optim import Muon
 from basisconv.plan import Plan
-from basisconv.study.records.environment import (
-    device,
-)
+from basisconv.study.records.environment import device
 from basisconv.study.records.run import Optimizer, Precision
 from basisconv.study.training.compiling import compile_network
 from basisconv.study.training.graphs import record_cuda

@@ -27,6 +27,14 @@ from basisconv.study.records.files import (
 
 PAYLOAD = {"name": "Größe", "values": [1, 2.5, 1e-300, None, True], "inner": {"b": {}, "a": []}}
 
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with PAYLOAD in it."""
+    write_json(tmp_path / "file.json", PAYLOAD)
+    return tmp_path / "file.json"
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
@@ -46,9 +54,7 @@ def test_json_comes_back_as_it_was_written(payload, tmp_path_factory):
     assert list(plain)[:-1] == sorted(payload)
 
 
-def test_checksum_is_over_all_raw_bytes_but_its_own(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, PAYLOAD)
+def test_checksum_is_over_all_raw_bytes_but_its_own(path):
     data = path.read_bytes()
     stated = re.findall(rb'"sha256": "([0-9a-f]{64})"', data)
     assert stated == [hashlib.sha256(data.replace(stated[0], b"")).hexdigest().encode()]
@@ -62,9 +68,7 @@ def test_canonical_is_one_text_and_refuses_what_json_lacks():
             canonical({"a": value})
 
 
-def test_what_cannot_be_written_is_refused_before_the_file_is_touched(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, PAYLOAD)
+def test_what_cannot_be_written_is_refused_before_the_file_is_touched(path):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="'sha256' is the file's own checksum"):
         write_json(path, {"sha256": "0"})
@@ -73,9 +77,7 @@ def test_what_cannot_be_written_is_refused_before_the_file_is_touched(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_every_flipped_bit_is_detected(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, PAYLOAD)
+def test_every_flipped_bit_is_detected(path):
     data = path.read_bytes()
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
@@ -85,9 +87,7 @@ def test_every_flipped_bit_is_detected(tmp_path):
             read_json(path)
 
 
-def test_every_truncation_anything_added_and_other_layouts_are_detected(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, PAYLOAD)
+def test_every_truncation_anything_added_and_other_layouts_are_detected(path):
     data = path.read_bytes()
     others = [data + b"\n", b" " + data, data.replace(b"\n", b"\r\n"), b"[]\n"]
     others.append(json.dumps(json.loads(data)).encode())
@@ -97,9 +97,7 @@ def test_every_truncation_anything_added_and_other_layouts_are_detected(tmp_path
             read_json(path)
 
 
-def test_the_message_names_both_checksums(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, PAYLOAD)
+def test_the_message_names_both_checksums(path):
     stated = json.loads(path.read_text(encoding="utf-8"))["sha256"]
     path.write_bytes(path.read_bytes().replace(b"2.5", b"2.6"))
     found = hashlib.sha256(path.read_bytes().replace(stated.encode(), b"")).hexdigest()

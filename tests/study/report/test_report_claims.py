@@ -12,7 +12,7 @@ from synthetic import near, switched
 from basisconv.study.records.run import Record, Section
 from basisconv.study.report import build_claims
 from basisconv.study.report.claims import CLAIMS
-from basisconv.study.report.estimates import VERDICTS
+from basisconv.study.report.verdicts import VERDICTS
 
 SECTIONS, RECORDS = synthetic.all_sections()
 

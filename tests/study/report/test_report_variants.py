@@ -139,6 +139,11 @@ def test_variants_are_held_against_the_defaults() -> None:
     assert verdicts["decay of the product"] == "above"
 
 
+def test_the_headline_counts_what_beats_the_defaults() -> None:
+    told = report.build(*DEFAULTS).numbers["headline"]
+    assert "over 4 comparisons: 1 above, 1 below, 2 undecided (Holm)" in told
+
+
 def test_without_the_defaults_there_is_nothing_to_hold_variants_against() -> None:
     maker = synthetic.Maker("05b_defaults")
     maker.arm("full form", "variant", 80, detail={"choice": "form"})
