@@ -104,10 +104,7 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
                 "a matrix product, the slope a copy, both measured in the same process.",
             ),
         },
-        numbers={
-            **_numbers(layers, networks, memory), "settings": " ".join(settings),
-            "notes": settings,
-        },
+        numbers=_numbers(layers, networks, memory) | {"notes": settings},
     )  # fmt: skip
 
 
