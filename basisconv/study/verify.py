@@ -43,9 +43,9 @@ class Findings:
 def verify(study: Study) -> Findings:
     """Check all files on which results depend; nothing is changed.
 
-    These are the records, checkpoints, final weights and measured scores of the working store, and
-    in paper/runs the published records and scores, their manifest and the cost table. (For data
-    sets see `verify_sets`.)
+    These are the records, checkpoints, final weights and measurements of the working store, and
+    in paper/runs the published records and measurements, their manifest and the cost table. (For
+    data sets see `verify_sets`.)
     """
     findings = Findings()
     folder = published_folder(study.profile.name)
@@ -71,7 +71,7 @@ def _check_records(findings: Findings, kind: str, store: Store) -> None:
     for path in _records(store):
         findings.check(kind, partial(store.get, path.stem))
     for path in sorted((store.folder / "measured").glob("*.json")):
-        findings.check("measured scores", partial(store.measured, path.stem))
+        findings.check("measurements", partial(store.measured, path.stem))
 
 
 def _records(store: Store) -> list[Path]:

@@ -49,9 +49,6 @@ def measure(study: Study, run: Run, numbers: Numbers, images: int) -> None:
         LookupError: if the store has no weights of the run.
         DamagedFile: if they are damaged.
     """
-    key = key_of(run, numbers, images)
-    if study.store.measured(key) is not None:
-        return
     data = load(run.data.name, run.data.train_images)
     model = trained_network(run, study.store).eval()
     fitted, judged = _first(data.train, images), _first(data.validation, images)
@@ -65,6 +62,7 @@ def measure(study: Study, run: Run, numbers: Numbers, images: int) -> None:
         ),
         "relative error": proxies.relative_error(model, numbers),
     }
+    key = key_of(run, numbers, images)
     study.store.put_measured(key, {"scores": _as_json(found)})
 
 

@@ -30,7 +30,10 @@ from basisconv.study.records.run import Section
 
 
 class Unfinished(RuntimeError):
-    """Runs of a section have failed or are left; `failed` and `left` are their ids."""
+    """Runs of a section have failed or are left; `failed` and `left` are their ids.
+
+    Where both are empty, what is measured of trained networks is left.
+    """
 
     def __init__(self, study: Study, name: str, report: RunsReport) -> None:
         self.failed, self.left = report.failed, tuple(run.run_id for run in report.left)
@@ -38,8 +41,9 @@ class Unfinished(RuntimeError):
             f" and {len(self.failed)} failed ({', '.join(self.failed)}); their records in "
             f"{study.store.folder} hold the traceback, and --retry-failed trains them again"
         )
+        runs = f"{len(self.left)} runs" if self.failed or self.left else "measurements"
         super().__init__(
-            f"{name}: {len(self.left)} runs are left{failed if self.failed else ''}. "
+            f"{name}: {runs} are left{failed if self.failed else ''}. "
             f"python -m basisconv run --profile {study.profile.name} goes on, with the same --set "
             "and --runs."
         )
@@ -67,6 +71,7 @@ def make_section(
         ValueError: for an unknown notebook or parameters that do not fit, and damaged data.
         MissingData: if the data are not here and cannot be fetched.
         Unfinished: if Runs failed or the time was too short.
+        LookupError: if networks are to be measured whose final weights were not kept.
     """
     given = study.profile.parameters(name) if parameters is None else dict(parameters)
     checked = check_parameters(name, given)
@@ -78,8 +83,9 @@ def make_section(
             make_section(study, waiting.needs, None, stop, retry_failed, checkpoint_seconds)
             arms = draft(study, name, given)
         _train(study, arms, stop, retry_failed, checkpoint_seconds)
-        if hasattr(module, "measure"):  # what further arms are chosen by
-            module.measure(study, checked)
+        if hasattr(module, "measure"):
+            if not module.measure(study, checked, stop or Stop()):
+                raise Unfinished(study, name, RunsReport(0, (), ()))
             arms = draft(study, name, given)
             _train(study, arms, stop, retry_failed, checkpoint_seconds)
         section = arms.section()

@@ -7,7 +7,7 @@ trained for 04 is what predictions are held against.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,9 +85,18 @@ def draft(study: Study, parameters: Parameters) -> Draft:
     return result
 
 
-def measure(study: Study, parameters: Parameters) -> None:
-    """Compute the scores that need the weights of the short dense run, unless they are kept."""
-    layer_scores.measure(study, *_measured_of(_screening_of(study, parameters), parameters))
+def measure(study: Study, parameters: Parameters, stop: Callable[[], bool]) -> bool:
+    """Compute the scores that need the weights of the short dense run, unless they are kept.
+
+    Returns:
+        Whether they are there; none are begun once `stop` says so.
+    """
+    wanted = _measured_of(_screening_of(study, parameters), parameters)
+    if study.store.measured(layer_scores.key_of(*wanted)) is None:
+        if stop():
+            return False
+        layer_scores.measure(study, *wanted)
+    return True
 
 
 def screening_scores(
