@@ -2,8 +2,9 @@
 
 A module has `Parameters`, and either `draft` (the Runs that answer its question) or `measure`
 (facts that need no training). With both, `measure` is called once the Runs drafted first are
-trained, and more may be drafted then. Nothing else knows an experiment's name but its report, its
-notebook, its section of the paper and the profiles' values.
+trained: it keeps in the store what it measures of them, for `draft` to read, which may add more.
+Nothing else knows an experiment's name but its report, its notebook, its section of the paper and
+the profiles' values.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from basisconv.study.experiments import (
     sensitivity,
     skip_training,
     timing,
+    trained,
     widths,
 )
 from basisconv.study.experiments.design import Draft
@@ -84,6 +86,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "08_ranks": Experiment(
         ranks, "a number for each layer", "One share of filters for all, or a number for each?"
+    ),
+    trained.NAME: Experiment(
+        trained,
+        "trained networks made faster",
+        "How fast does a trained network get, against pruning and other decompositions?",
     ),
     generalisation.NAME: Experiment(
         generalisation,

@@ -70,7 +70,7 @@ def test_the_design_needs_no_step_times(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_weights_of_the_short_dense_run_are_kept(study: Study) -> None:
     made = draft(study, "07_search")
     (arm,) = [arm for arm in made.arms if arm.label == "warm-up"]
-    assert runs_with_kept_weights(study) == set(arm.run_ids)
+    assert set(arm.run_ids) <= runs_with_kept_weights(study)
     run = made.runs[arm.run_ids[0]]
     assert (run.phases[0].plan, run.steps, run.seed, run.test) == (Plan(), 2, 0, False)
 
