@@ -25,7 +25,7 @@ from basisconv.plan import Plan, check_plan, warn_costly
 from basisconv.responses.batches import check_whole, take_batches
 from basisconv.responses.changes import Changes, apply_changes
 from basisconv.responses.pairing import Pending, fit_layers
-from basisconv.snapshot import Snapshot
+from basisconv.snapshot import put_back_on_error
 from basisconv.surgery import Convolution, check_replaceable, convolutions
 from basisconv.validity import INITS, Init, check_alone
 
@@ -141,13 +141,14 @@ def apply_plan(
         changes, report = fit_layers(model, pending, replaced, batches, forward)
     elif init == "responses":
         warnings.warn("Every layer of the plan matches it: nothing is fitted.", stacklevel=2)
-    apply_changes(model, changes)
-    vars(model).pop("fit_report", None)  # of a fit that this model is no longer
-    if report is not None:
-        vars(model)["fit_report"] = report
-    for name, conv in convolutions(model).items():
-        if isinstance(conv, BasisConv2d):
-            conv.mode = plan.modes.get(name, MODES[0])
+    with put_back_on_error(model):
+        apply_changes(model, changes)
+        vars(model).pop("fit_report", None)  # of a fit that this model is no longer
+        if report is not None:
+            vars(model)["fit_report"] = report
+        for name, conv in convolutions(model).items():
+            if isinstance(conv, BasisConv2d):
+                conv.mode = plan.modes.get(name, MODES[0])
     return model
 
 
@@ -273,19 +274,18 @@ def load_dense_state_dict(
 def _put_back_on_error(model: nn.Module) -> Iterator[None]:
     """All that the model holds, extra states too, as it was if an error leaves the block."""
     # As tensors: through a state dict the model's own hooks, which may fail, would run once more.
-    kept = Snapshot(model, model.parameters())
     extra = [
         (m, copy.deepcopy(m.get_extra_state()))
         for m in model.modules()
         if type(m).get_extra_state is not nn.Module.get_extra_state
     ]
-    try:
-        yield
-    except BaseException:
-        for module, state in extra:
-            module.set_extra_state(state)
-        kept.put_back()
-        raise
+    with put_back_on_error(model, model.parameters()):
+        try:
+            yield
+        except BaseException:
+            for module, state in extra:
+                module.set_extra_state(state)
+            raise
 
 
 def _basis_layers(model: nn.Module) -> dict[str, BasisConv2d]:

@@ -94,6 +94,7 @@ class BasisConv2d(nn.Module):
     bias: nn.Parameter | None
     passed: Tensor | None
     _took_bias = False  # it was made without one
+    transposed, output_padding = False, (0, 0)  # what nn.Conv2d says of itself
 
     def __init__(
         self,
@@ -160,12 +161,22 @@ class BasisConv2d(nn.Module):
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("weight", "combine"):
-            raise AttributeError(
-                f"{name} of a BasisConv2d is computed from its factors and cannot be set. Make the "
-                f"layer dense first: basisconv.restore(model), or to_conv2d() of the layer."
-            )
+        _check_stored(name)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        _check_stored(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module; `weight` is none."""
+        _check_stored(name)
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As of any module; `weight` is none."""
+        _check_stored(name)
+        super().register_buffer(name, tensor, persistent)
 
     @property
     def blocks(self) -> int:
@@ -390,6 +401,16 @@ class BasisConv2d(nn.Module):
         shown = {k: getattr(self, k) for k, default in optional.items()}
         text += "".join(f", {k}={v}" for k, v in shown.items() if v != optional[k])
         return text + (", bias=False" if self.bias is None else "")
+
+
+def _check_stored(name: str) -> None:
+    # "weight_orig": pruning stores the kernel that it masks.
+    if name in ("weight", "combine", "weight_orig"):
+        raise AttributeError(
+            f"{name.removesuffix('_orig')} of a BasisConv2d is computed from its factors and "
+            f"cannot be set. Make the layer dense first: basisconv.restore(model), or "
+            f"to_conv2d() of the layer."
+        )
 
 
 def _as_1x1(matrix: Tensor) -> Tensor:

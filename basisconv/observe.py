@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from basisconv.snapshot import Snapshot
+from basisconv.snapshot import Snapshot, undone
 from basisconv.validity import whole
 
 # A shape, a tensor, positional arguments, or keyword arguments.
@@ -179,17 +179,18 @@ def undisturbed(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     own = {p for _, m in modules if type(m).train is not nn.Module.train for p in m.parameters()}
     kept = Snapshot(model, [p for p in own if type(p) is nn.Parameter])
     training = [(m, m.training) for _, m in modules]
-    with streams_kept(seed):
-        try:
-            model.eval()
-            # What is compiled runs as it was written: the work of hooks is not for a compiler.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                yield
-        finally:
-            for module, mode in training:  # from the outermost inwards
-                if module.training != mode:
-                    module.train(mode)
-            kept.put_back()
+
+    def put_back() -> None:
+        for module, mode in training:  # from the outermost inwards
+            if module.training != mode:
+                module.train(mode)
+        kept.put_back()
+
+    with streams_kept(seed), undone(put_back):
+        model.eval()
+        # What is compiled runs as it was written: the work of hooks is not for a compiler.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
     copied = kept.tensors()
     written = [n for n, p, was in versions if id(p) not in copied and _version(p) != was]
     if written:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -91,6 +92,30 @@ class Snapshot:
         elif not tensor.is_meta and tensor.layout == torch.strided:
             form = tensor.detach()
             self._tensors.append((tensor, form, _without_repeats(form).clone()))
+
+
+@contextmanager
+def put_back_on_error(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """A model as a `Snapshot` has it if an error or an interrupt leaves the block."""
+    kept = Snapshot(model, parameters)
+    try:
+        yield
+    except BaseException:
+        kept.put_back()
+        raise
+
+
+@contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Call `undo` when the block is left; after an error twice, for an interrupt may cut it off."""
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    except BaseException:
+        undo()
+        raise
 
 
 def _plain(item: object) -> bool:

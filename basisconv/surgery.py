@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from basisconv.holders import adapted, holders, hooked, memory, wrapped
 from basisconv.layer import BasisConv2d
+from basisconv.snapshot import undone
 from basisconv.validity import unfit
 
 Convolution = nn.Conv2d | BasisConv2d
@@ -137,6 +138,10 @@ def swap(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
         for attribute in vars(old).keys() - _ATTRIBUTES:
             if not attribute.startswith("_"):
                 setattr(new, attribute, getattr(old, attribute))
+    _place(model, replaced)
+
+
+def _place(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child is not None and child in replaced:
@@ -146,8 +151,7 @@ def swap(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
 @contextmanager
 def swapped(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
     """`swap`, undone when the block is left."""
-    swap(model, replaced)
-    try:
+    back = {new: old for old, new in replaced.items()}
+    with undone(lambda: _place(model, back)):
+        swap(model, replaced)
         yield
-    finally:
-        swap(model, {new: old for old, new in replaced.items()})

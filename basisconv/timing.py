@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.observe import Input, Observed, arguments, observe
 from basisconv.progress import progress
+from basisconv.snapshot import put_back_on_error
 from basisconv.surgery import check_replaceable, swap
 
 # Seconds of a sample on CUDA: many launches, and many ticks of its events' clock.
@@ -233,12 +234,13 @@ def tune(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         rows.append(replace(row, mode="dense") if drop and row.speedup < 1 else row)
-    # Nothing has changed yet.
     layers = {row: found[row.name].module for row in rows}
-    swap(model, {layer: layer.to_conv2d() for row, layer in layers.items() if row.mode == "dense"})
-    for row, layer in layers.items():
-        if row.mode != "dense":
-            layer.mode = row.mode
+    dense = {layer: layer.to_conv2d() for row, layer in layers.items() if row.mode == "dense"}
+    with put_back_on_error(model):
+        swap(model, dense)
+        for row, layer in layers.items():
+            if row.mode != "dense":
+                layer.mode = row.mode
     return tuple(rows)
 
 

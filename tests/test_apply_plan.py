@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections import deque
 from functools import partial
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import basisconv as bc
-from basisconv import BasisConv2d, Plan
+from basisconv import BasisConv2d, Plan, surgery, timing
 
 
 class Doubled(nn.Conv2d):
@@ -85,7 +86,7 @@ class Using(nn.Sequential):
     """It uses a convolution's attribute that a basis layer has not."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 if self[1].output_padding else 2)
+        return super().forward(x) * len(self[1].__constants__)
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -364,7 +365,7 @@ def test_a_layer_of_the_users_own_attributes_keeps_them():
     small = bc.apply_plan(model, Plan({"1": 2}))
     assert not hasattr(small[1], "_secret")
     assert small[1].gain == ["0.5"] and bc.restore(small)[1].gain == ["0.5"]
-    assert not hasattr(small[1], "transposed") and not hasattr(bc.restore(small)[1], "n_basis")
+    assert "transposed" not in vars(small[1]) and not hasattr(bc.restore(small)[1], "n_basis")
 
 
 def test_a_model_that_is_one_convolution():
@@ -487,3 +488,44 @@ def test_a_kernel_that_is_not_finite_is_named_and_nothing_is_changed(bad):
     with pytest.raises(ValueError, match=f"{bad}: Only a kernel of finite real numbers"):
         bc.apply_plan(model, bc.make_plan(model, ratio=0.5), inplace=True)
     assert names == dict(model.named_modules(remove_duplicate=False))
+
+
+class InterruptOnce:
+    """Puts the first layer in its place, and is then interrupted; later it puts all."""
+
+    def __init__(self) -> None:
+        self.place, self.cut_off = surgery._place, False
+
+    def __call__(self, model: nn.Module, replaced: Any) -> None:
+        if self.cut_off:
+            return self.place(model, replaced)
+        self.cut_off = True
+        self.place(model, dict([next(iter(replaced.items()))]))
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("change", ["apply", "restore", "tune", "for a while", "back"])
+def test_an_interrupt_between_two_layers_leaves_the_model(change, monkeypatch):
+    model = network()
+    if change in ("restore", "tune"):
+        bc.apply_plan(model, bc.make_plan(model, ratio=0.5), inplace=True)
+    layers = dict(model.named_modules())
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    dense = {c: copy.deepcopy(c) for c in model.modules() if isinstance(c, nn.Conv2d)}
+    with pytest.raises(KeyboardInterrupt):
+        if change == "back":
+            with surgery.swapped(model, dense):
+                monkeypatch.setattr(surgery, "_place", InterruptOnce())
+        monkeypatch.setattr(surgery, "_place", InterruptOnce())
+        if change == "apply":
+            bc.apply_plan(model, bc.make_plan(model, ratio=0.5), inplace=True)
+        elif change == "restore":
+            bc.restore(model, inplace=True)
+        elif change == "tune":
+            monkeypatch.setattr(timing.TunedLayer, "speedup", 0.5)
+            bc.tune(model, X, repeats=1, drop=True)
+        else:
+            with surgery.swapped(model, dense):
+                pass
+    assert dict(model.named_modules()) == layers
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from basisconv import BasisConv2d
 from basisconv.decompose import FORMS
@@ -448,3 +449,27 @@ def test_repr_shows_what_differs_from_the_defaults():
         "BasisConv2d(4, 8, kernel_size=(3, 3), n_basis=2, stride=(1, 1), padding=same, "
         "form=full, coef_rank=1, bias=False)"
     )
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda layer: delattr(layer, "weight"),
+        lambda layer: layer.register_parameter("weight", nn.Parameter(torch.ones(8, 3, 3, 3))),
+        lambda layer: layer.register_buffer("combine", torch.ones(8, 4)),
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_nothing_takes_the_place_of_the_computed_kernel(write: Any) -> None:
+    layer = BasisConv2d(3, 8, 3, n_basis=4)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(AttributeError, match="Make the layer dense first"):
+        write(layer)
+    after = layer.state_dict()
+    assert after.keys() == before.keys() and not layer._forward_pre_hooks
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_layer_says_what_a_convolution_says_of_itself() -> None:
+    dense, ours = nn.Conv2d(3, 8, 3), BasisConv2d(3, 8, 3, n_basis=4)
+    assert (ours.transposed, ours.output_padding) == (dense.transposed, dense.output_padding)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from basisconv.snapshot import undone
 from basisconv.surgery import swap, swapped
 
 
@@ -37,11 +38,12 @@ def _shift_means(changes: Changes) -> None:
 def changed(model: nn.Module, changes: Changes) -> Iterator[None]:
     """The model with these changes for a while."""
     means = [(m, m.clone()) for m in (norm.get_buffer("running_mean") for norm in changes.means)]
-    with swapped(model, changes.layers):
-        try:
-            _shift_means(changes)
-            yield
-        finally:
-            for mean, was in means:
-                with torch.no_grad(), torch.inference_mode(mean.is_inference()):
-                    mean.copy_(was)
+
+    def put_back() -> None:
+        for mean, was in means:
+            with torch.no_grad(), torch.inference_mode(mean.is_inference()):
+                mean.copy_(was)
+
+    with swapped(model, changes.layers), undone(put_back):
+        _shift_means(changes)
+        yield
