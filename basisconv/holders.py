@@ -1,8 +1,9 @@
 """Who else holds a layer: whatever would go on using the old one after it is replaced.
 
 Looked at is what the attributes of a module, its class and its own methods lead to: containers,
-partials, bound methods, weak references and modules that are not registered to any depth; closures,
-default arguments and attributes of plain objects up to three of these from the attribute. Tensors
+iterators, partials, bound methods, weak references and modules that are not registered to any
+depth; closures, default arguments and attributes of plain objects up to three of these from the
+attribute. Tensors
 that begin at the same place in memory are one. Of hooks on calls their own closures, arguments and
 objects are looked at, and no further, for they collect what they see. Not looked through are
 optimizers, whose parameters change with the layers by rule, and objects that hold the model
@@ -11,11 +12,19 @@ itself, as a trainer does.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import (
+    CellType,
+    FunctionType,
+    GeneratorType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 from weakref import ref
 
@@ -27,7 +36,11 @@ from basisconv.layer import BasisConv2d
 
 _STEPS = 3  # functions and plain objects from a module's attribute to what holds the layer
 # What holds others in the open; of a long list of other things none is looked at.
-_OPEN = (dict, list, tuple, set, frozenset, deque, partial, MethodType, ref, nn.Module)
+_VIEWS = (MappingProxyType, *map(type, (iter(()), iter([]), {}.keys(), {}.values(), {}.items())))
+_OPEN = (
+    dict, list, tuple, set, frozenset, deque, partial, MethodType, ref, nn.Module, property,
+    staticmethod, classmethod, GeneratorType, map, zip, filter, enumerate, reversed, *_VIEWS,
+)  # fmt: skip
 _OPAQUE = (type, ModuleType, Tensor, Optimizer)
 _MERGING = (
     "merge", "_merge", "merge_adapter", "merge_lora", "merge_weights", "fuse_lora", "_fuse_lora",
@@ -155,7 +168,7 @@ def _leads(value: object) -> bool:
 
 @cache
 def _has_attributes(kind: type) -> bool:
-    kept = kind.__dictoffset__ != 0 or "__slots__" in vars(kind)
+    kept = kind.__dictoffset__ != 0 or any("__slots__" in vars(base) for base in kind.__mro__)
     return kept and not issubclass(kind, _OPAQUE)
 
 
@@ -170,7 +183,9 @@ def _inside(value: object) -> Iterable[object]:
         return (held,) if isinstance(held := value(), nn.Conv2d | BasisConv2d | Tensor) else ()
     if isinstance(value, nn.Module):
         return (vars(value),)
-    return value if isinstance(value, Iterable) else ()
+    if isinstance(value, dict | list | tuple | set | frozenset | deque):
+        return value
+    return gc.get_referents(value)  # which uses up no iterator
 
 
 def _behind(value: object, model: nn.Module) -> Iterator[object]:
@@ -179,12 +194,14 @@ def _behind(value: object, model: nn.Module) -> Iterator[object]:
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
     if isinstance(value, MethodType | partial):
-        yield from _inside(value)
+        for inner in _inside(value):
+            yield from _inside(inner) if type(inner) in (tuple, dict) else (inner,)
         value = getattr(value, "__self__", None)
     held = [*getattr(value, "__dict__", {}).values()]
     if "<locals>" in type(value).__qualname__:  # its methods may have closures
         held += vars(type(value)).values()
-    held += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
+    for kind in type(value).__mro__:
+        held += [getattr(value, name, None) for name in vars(kind).get("__slots__", ())]
     if all(inner is not model for inner in held):  # else it is the model's trainer
         yield from held
 

@@ -7,9 +7,9 @@ import functools
 import re
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,8 +73,33 @@ def local(value: Any) -> Any:
     return Local()
 
 
+@dataclass(slots=True)
+class FewerSlots(Slots):
+    pass
+
+
+def generator(value: Any) -> Iterator[Any]:
+    while True:
+        yield value
+
+
+def started(value: Any) -> Iterator[Any]:
+    made = generator(value)
+    next(made)
+    return made
+
+
 HIDDEN = [
     Slots,
+    FewerSlots,
+    generator,
+    started,
+    lambda v: iter([v]),
+    lambda v: zip([v], strict=True),
+    lambda v: map(closure(v), "ab"),
+    lambda v: MappingProxyType({"layer": v}),
+    lambda v: {"layer": v}.values(),
+    lambda v: {"layer": v}.items(),
     weakref.ref,
     local,
     closure,
@@ -158,6 +183,13 @@ def test_a_hook_that_uses_a_layer(place: str):
     with pytest.raises(ValueError, match="^1 cannot .*a hook of a"):
         bc.apply_plan(model, Plan({"1": 2}), inplace=True)
     handle.remove()
+    for given in ((layer,), ()):
+        call = functools.partial(
+            lambda *args, **held: None, *given, **({} if given else {"v": layer})
+        )
+        handle = model.get_submodule(place).register_forward_hook(call)
+        assert "1" not in bc.layers(model)
+        handle.remove()
     # One that collects what it sees does not.
     model.handle = layer.register_forward_hook(lambda module, x, y: seen.append(module))
     model(torch.zeros(1, 4, 12, 12))
@@ -174,9 +206,16 @@ def test_what_a_class_holds():
         def forward(self, x: Tensor) -> Tensor:
             return conv(x)
 
+    class Static(nn.Sequential):
+        run = staticmethod(closure(conv))
+
     pooled, closed = Pool(*network()), Closed(nn.Conv2d(4, 4, 3), conv)
     pooled.pool.append(pooled[1])
-    for model, where in ((pooled, "pool of a Pool"), (closed, "forward of a Closed")):
+    for model, where in (
+        (pooled, "pool of a Pool"),
+        (closed, "forward of a Closed"),
+        (Static(nn.Conv2d(4, 4, 3), conv), "run of a Static"),
+    ):
         with pytest.raises(ValueError, match=f"^1 cannot .*{where} holds it"):
             bc.apply_plan(model, Plan({"1": 2}), inplace=True)
         assert "0" in bc.layers(model)
