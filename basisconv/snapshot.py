@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> None:
         self._containers: list[tuple[Any, Any]] = []
+        self._slots: list[tuple[Any, dict[str, Any]]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._lazy: list[tuple[Any, type, torch.dtype]] = []
         self._tensors: list[tuple[Tensor, Tensor, Tensor]] = []  # with its metadata and values
@@ -58,9 +59,10 @@ class Snapshot:
                 elif isinstance(item, tuple):
                     level.extend(item)
                 elif step < _STEPS and _plain(item):
-                    held = vars(item)
-                    if all(value is not model for value in held.values()):
-                        further.append(held)
+                    held, slots = getattr(item, "__dict__", {}), _slots(item)
+                    if all(value is not model for value in (*held.values(), *slots.values())):
+                        self._slots.append((item, slots))
+                        further.extend((held, *slots.values()))
             level = further
 
     def tensors(self) -> set[int]:
@@ -71,6 +73,9 @@ class Snapshot:
         """What differs from what it was, as it was."""
         for container, items in self._containers:
             _refill(container, items)
+        for item, slots in self._slots:
+            for name, value in slots.items():
+                object.__setattr__(item, name, value)
         for array, was in self._arrays:
             if not np.array_equal(array, was):
                 array[...] = was
@@ -120,7 +125,19 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 
 def _plain(item: object) -> bool:
     """Whether it has attributes that a pass may write to: modules that are not registered, too."""
-    return type(item).__dictoffset__ != 0 and not isinstance(item, _OPAQUE)
+    held = type(item).__dictoffset__ != 0 or bool(_slots(item))
+    return held and not isinstance(item, _OPAQUE)
+
+
+def _slots(item: object) -> dict[str, Any]:
+    """Attributes that an object keeps in slots."""
+    return {
+        name: member.__get__(item)
+        for kind in type(item).__mro__
+        if "__slots__" in vars(kind)
+        for name, member in vars(kind).items()
+        if isinstance(member, MemberDescriptorType) and hasattr(item, name)
+    }
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

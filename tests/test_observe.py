@@ -53,9 +53,19 @@ class Meter:
         self.total, self.values = 0, []
 
 
+class Slotted:
+    """The same without a dictionary."""
+
+    __slots__ = ("total", "values")
+
+    def __init__(self) -> None:
+        self.total, self.values = 0, []
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.slotted = Slotted()
         self.meter, self.stages = Meter(), {"a": {"b": []}}
         self.counter, self.sums = Counter(), defaultdict(int)
         self.array, self.tensors = np.zeros(2), [torch.zeros(2)]
@@ -71,6 +81,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.meter.total += 1
         self.meter.values.append(x)
+        self.slotted.total += 1
+        self.slotted.values.append(x)
         self.stages["a"]["b"].append(x)
         self.counter["calls"] += 1
         self.sums["calls"] += 1
@@ -91,6 +103,7 @@ def picture(model: Net) -> dict[str, Any]:
     flags = {n: m.training for n, m in model.named_modules()}
     plain = (model.calls, list(model.log), dict(model.seen), list(model.last))
     plain += (vars(model.meter) | {"values": len(model.meter.values)}, len(model.stages["a"]["b"]))
+    plain += (model.slotted.total, len(model.slotted.values))
     plain += (dict(model.counter), dict(model.sums), model.array.tolist())
     plain += (model.tensors[0].tolist(), model.apart[0].running_mean.tolist())
     streams = (torch.get_rng_state().tolist(), np.random.get_state()[2], random.getstate())
