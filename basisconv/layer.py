@@ -35,6 +35,7 @@ from basisconv.validity import (
     Init,
     check_alone,
     check_basis,
+    check_dtype,
     conv_arguments,
     unfit,
 )
@@ -121,6 +122,7 @@ class BasisConv2d(nn.Module):
             padding_mode, device="meta",
         )  # fmt: skip
         check_basis(conv, n_basis, form, coef_groups, coef_rank)
+        check_dtype(dtype)
         # Whole numbers of any kind, numpy's too.
         in_channels, out_channels, groups, n_basis, coef_groups = map(
             operator.index, (in_channels, out_channels, groups, n_basis, coef_groups)

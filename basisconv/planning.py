@@ -78,9 +78,7 @@ def make_plan(
     if (macs is None) != (input_size is None):
         raise ValueError("Give macs= and input_size= together.")
     ratios = ratio if isinstance(ratio, Mapping) else {} if ratio is None else {"*": ratio}
-    for value in ratios.values():
-        if not 0 < value <= 1:
-            raise ValueError(f"ratio={value} is outside (0, 1].")
+    ratios = {name: _share(name, value) for name, value in ratios.items()}
     if macs is not None and not 0 < macs < 1:
         raise ValueError(f"macs={macs} is outside (0, 1).")
     if isinstance(ratio, Mapping):
@@ -138,6 +136,19 @@ def make_plan(
     _warn_wasted(found, plan.layers, coef_groups)
     warn_costly(model, plan)
     return plan
+
+
+def _share(name: object, value: object) -> float:
+    """A ratio of any kind of number, numpy's and tensors too; ValueError for all else."""
+    try:
+        share = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        share = math.nan
+    if not 0 < share <= 1 or isinstance(value, str):
+        raise ValueError(f"ratio={value!r} is outside (0, 1].")
+    if not isinstance(name, str):
+        raise ValueError(f"ratio= maps names and globs to ratios, not {name!r}.")
+    return share
 
 
 def _filters(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -43,11 +42,9 @@ def unfit(conv: nn.Conv2d | BasisConv2d, kind: type[nn.Conv2d] | type[BasisConv2
     if isinstance(conv, nn.Conv2d):
         if isinstance(conv.weight, UninitializedParameter):
             return "its weight is not initialised yet; run one batch first"
-        if conv.weight.dtype not in _DTYPES:
-            return (
-                f"its weight is {conv.weight.dtype}, not a real floating type that a "
-                f"convolution is computed in"
-            )
+    dtype = (conv.weight if isinstance(conv, nn.Conv2d) else conv.basis).dtype
+    if dtype not in _DTYPES:
+        return f"its weight is {dtype}, not a real floating type that a convolution is computed in"
     try:
         fresh = ConvRules(**conv_arguments(conv, torch.empty(0, device="meta")))
     except (TypeError, ValueError) as error:
@@ -78,6 +75,13 @@ def check_alone(init: str) -> None:
         )
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown. Inits: {', '.join(INITS)}.")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError for a dtype that no convolution is computed in; None is torch's default."""
+    if dtype is not None and dtype not in _DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+        raise ValueError(f"dtype={dtype!r} is none that a convolution is computed in: {names}.")
 
 
 def check_basis(
@@ -122,7 +126,8 @@ def whole(value: object) -> int | None:
 
 def kernel_shape(conv: nn.Conv2d | BasisConv2d) -> tuple[int, int, int, int]:
     """(C_out, C_in/groups, kH, kW) of a layer's dense kernel, by its attributes."""
-    size = conv.kernel_size if isinstance(conv.kernel_size, Sequence) else [conv.kernel_size]
+    size: Any = conv.kernel_size
+    size = [size] if whole(size) is not None else list(size)
     inputs = conv.in_channels // conv.groups
     return int(conv.out_channels), int(inputs), int(size[0]), int(size[-1])
 

@@ -53,6 +53,17 @@ def test_on_meta_a_model_has_the_form_and_no_values(form: Any, init: Any):
     assert bc.summary(model, X.shape).macs == bc.summary(real, X.shape).dense.macs
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8])
+def test_a_basis_layer_of_a_dtype_without_convolutions_is_refused(dtype: torch.dtype):
+    with pytest.raises(ValueError, match="dtype.*float32"):
+        BasisConv2d(3, 8, 3, 4, dtype=dtype)
+    small = bc.apply_plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), Plan({"1": 4}))
+    for tensor in (*small[1].parameters(), small[1].passed):
+        tensor.requires_grad_(False).data = tensor.data.to(dtype)
+    with pytest.raises(ValueError, match=f"^1 cannot .*{dtype}"):
+        bc.restore(small)
+
+
 def test_dtypes_without_convolutions_are_left():
     model = network()
     model[1].plain.to(torch.float8_e4m3fn)

@@ -89,6 +89,10 @@ def test_rounding_of_n_basis(arguments, expected):
         ({"ratio": {"1.*": 0.5}, "layers": "1.*"}, "leave layers= out"),
         ({"ratio": 0.99, "layers": "1.plain"}, "No layer is left for the plan: 1.plain: .*12"),
         ({"ratio": 0.0}, r"ratio=0\.0 is outside \(0, 1\]"),
+        ({"ratio": "0.5"}, r"ratio='0\.5' is outside"),
+        ({"ratio": "much"}, "ratio='much' is outside"),
+        ({"ratio": {2: 0.5}}, "names and globs to ratios, not 2"),
+        ({"ratio": torch.tensor([0.5, 0.5])}, "is outside"),
         ({"ratio": -0.5}, r"outside \(0, 1\]"),
         ({"ratio": 1.01}, r"ratio=1\.01 is outside \(0, 1\]"),
         ({"ratio": float("nan")}, "ratio=nan is outside"),
@@ -234,6 +238,13 @@ def test_a_share_of_the_multiplications(macs: float, options: dict[str, Any]):
 # Numbers from elsewhere.
 
 
+@pytest.mark.parametrize("ratio", [np.float32(0.5), torch.tensor(0.5), np.array(0.5)], ids=repr)
+def test_a_ratio_of_another_kind_of_number(ratio: Any):
+    want = bc.make_plan(network(), ratio=0.5)
+    assert bc.make_plan(network(), ratio=ratio) == want
+    assert bc.make_plan(network(), ratio=dict.fromkeys(want.layers, ratio)) == want
+
+
 def test_numpy_integers_are_whole_numbers():
     widths = np.array([16, 20])
     net = nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.Conv2d(widths[0], widths[1], 3))
@@ -262,9 +273,10 @@ def test_numpy_integers_are_whole_numbers():
             BasisConv2d(3, 8, 3, bad)
 
 
-def test_a_kernel_size_that_is_one_number():
+@pytest.mark.parametrize("size", [3, np.int64(3), [3, 3], np.array([3, 3])], ids=repr)
+def test_a_kernel_size_of_another_kind(size: Any):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
-    net[1].kernel_size, net[1].stride = 3, 1
+    net[1].kernel_size, net[1].stride = size, 1
     plan = bc.make_plan(net, ratio=0.5)
     assert plan.layers == {"1": 4}
     small = bc.apply_plan(net, Plan({"1": 7}))
