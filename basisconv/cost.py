@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
+from basisconv.holders import check_unsharded
 from basisconv.layer import BasisConv2d
 from basisconv.observe import Forward, Input, Observed, arguments, observe
 from basisconv.plan import Plan, check_plan
@@ -204,7 +205,8 @@ def summary(model: nn.Module, input_size: Input, plan: Plan | None = None) -> Su
 
     Raises:
         TypeError: if `plan` is not a `Plan`, or the input of no such kind.
-        ValueError: if the plan does not fit the model, or a layer is not initialised yet.
+        ValueError: if the plan does not fit the model, a layer is not initialised yet, or the model
+            is in FullyShardedDataParallel.
     """
     if plan is not None:
         check_plan(model, plan)
@@ -223,6 +225,7 @@ def counter(
         input_size: as `summary` takes it; with `forward`, anything.
         forward: calls the model on it otherwise: `forward(model, input_size)`.
     """
+    check_unsharded(model)
     given = arguments(model, input_size) if forward is None else input_size
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     seen = observe(model, given, (_ConvNd, BasisConv2d, nn.Linear), forward)

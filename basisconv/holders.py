@@ -118,6 +118,17 @@ def wrapped(model: nn.Module) -> dict[int, str]:
     }
 
 
+def check_unsharded(model: nn.Module) -> None:
+    """Raise ValueError for a model of which FullyShardedDataParallel leaves each process a part."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", ())
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            raise ValueError(
+                f"{name or 'The model'} is sharded by FullyShardedDataParallel, which leaves each "
+                f"process a part of its layers: measure the model first, shard then."
+            )
+
+
 def adapted(model: nn.Module) -> dict[int, str]:
     """Names of adapters, as LoRA layers, that write to the weight of layers inside, by their ids.
 

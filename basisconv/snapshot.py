@@ -84,6 +84,8 @@ class Snapshot:
                 tensor.data = torch.empty(0, device=tensor.device, dtype=dtype)
                 tensor.__class__ = kind
         for tensor, form, values in self._tensors:
+            if _freed(form):
+                continue
             if _form(tensor) != _form(form):
                 tensor.data = form
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
@@ -94,7 +96,7 @@ class Snapshot:
     def _keep(self, tensor: Tensor) -> None:
         if is_lazy(tensor):
             self._lazy.append((tensor, type(tensor), tensor.dtype))
-        elif not tensor.is_meta and tensor.layout == torch.strided:
+        elif not tensor.is_meta and tensor.layout == torch.strided and not _freed(tensor):
             form = tensor.detach()
             self._tensors.append((tensor, form, _without_repeats(form).clone()))
 
@@ -144,6 +146,13 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     if is_traceable_wrapper_subclass(tensor):  # it has no memory of its own
         return ()
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr()
+
+
+def _freed(tensor: Tensor) -> bool:
+    """Whether its memory was given back, as FSDP does: to read it would be a crash."""
+    if is_traceable_wrapper_subclass(tensor) or not tensor.numel():
+        return False
+    return not tensor.untyped_storage().nbytes()
 
 
 def _without_repeats(tensor: Tensor) -> Tensor:

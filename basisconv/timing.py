@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 
+from basisconv.holders import check_unsharded
 from basisconv.layer import MODES, BasisConv2d
 from basisconv.observe import Input, Observed, arguments, observe
 from basisconv.progress import progress
@@ -215,6 +216,7 @@ def tune(
     """
     if drop and isinstance(model, BasisConv2d):
         raise ValueError("The model is itself a BasisConv2d: call its to_conv2d() instead.")
+    check_unsharded(model)
     given = arguments(model, input)
     # Autograd keeps no inference tensor.
     given = tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, given)

@@ -469,6 +469,9 @@ def test_what_an_fsdp_wrapper_holds():
     with pytest.raises(ValueError, match=f"^{name} cannot .*apply the plan first, shard then"):
         bc.apply_plan(model, Plan({name: 2}), inplace=True)
     assert isinstance(bc.apply_plan(model[0], Plan({"1": 2}))[1], BasisConv2d)
+    for look in (bc.summary, bc.tune):
+        with pytest.raises(ValueError, match="^1 is sharded .*measure the model first"):
+            look(model, (1, 4, 12, 12))
 
 
 def test_a_parameter_of_another_kind_than_a_plain_tensor():

@@ -133,6 +133,20 @@ def test_looking_leaves_modes_counts_and_merges_as_they_were(
 
 
 @pytest.mark.parametrize("look", LOOKS)
+def test_memory_that_was_given_back_is_not_read(look: Callable[[nn.Module], object]):
+    class Freeing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.held.untyped_storage().resize_(0)
+            return super().forward(x)
+
+    model = bc.apply_plan(Freeing(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), bc.Plan({"1": 4}))
+    model.freed, model.held = torch.ones(2**20), torch.ones(2**20)
+    model.freed.untyped_storage().resize_(0)
+    look(model)
+    assert not model.held.untyped_storage().nbytes() and model.freed.shape == (2**20,)
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_looking_at_a_model_that_fails_leaves_it_as_it_was(look: Callable[[nn.Module], object]):
     model = bc.apply_plan(Net(), bc.Plan({"b": 4}))
     model.fc.in_features = 8
