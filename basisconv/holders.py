@@ -3,11 +3,10 @@
 Looked at is what the attributes of a module, its class and its own methods lead to: containers,
 iterators, partials, bound methods, weak references and modules that are not registered to any
 depth; closures, default arguments and attributes of plain objects up to three of these from the
-attribute. Tensors
-that begin at the same place in memory are one. Of hooks on calls their own closures, arguments and
-objects are looked at, and no further, for they collect what they see. Not looked through are
-optimizers, whose parameters change with the layers by rule, and objects that hold the model
-itself, as a trainer does.
+attribute. Tensors that begin at the same place in memory are one. Of hooks on calls their own
+closures, arguments and objects are looked at, and no further, for they collect what they see. Not
+looked through are optimizers, whose parameters change with the layers by rule, and objects that
+hold the model itself, as a trainer does.
 """
 
 from __future__ import annotations
