@@ -62,12 +62,13 @@ def build(section: Section, records: Mapping[str, Record]) -> Report:
     }  # fmt: skip
     faster = lengths.speedup_frame(found, named_arms.answers(found))
     if not faster.empty:
-        bracket = lambda r: speedup.bracket_text(r.speedup_at_least, r.speedup_below)  # noqa: E731
         made["speedups"] = make_table(
             faster,
             [recipe, words("equal", "part", {EPOCHS: "epochs", TIME: "time"}),
              plain("length", "length"), arm, fixed("time", "time", 2), tables.accuracy(outcome),
-             words("speed-up", _speedup_text), words("measured lengths alone", bracket)],
+             words("speed-up", _speedup_text),
+             words("measured lengths alone",
+                   lambda r: speedup.bracket_text(r.speedup_at_least, r.speedup_below))],
             "How many times as fast as D to equal accuracy: by D's curve over its measured "
             "lengths, with the spread of means and of step times; and by comparisons with D of "
             "those lengths, without a curve. Open: beyond D's lengths. Times in dense epochs by "
