@@ -17,7 +17,6 @@ import json
 import math
 import random
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from faster_text_detection import FITTED, Word, crops, kept, words
+from faster_text_detection import FITTED, Word, crops, english_reader, kept, words
 from PIL import Image, ImageDraw, ImageFont
 
 import basisconv as bc
@@ -191,17 +190,10 @@ def fitted(original: torch.nn.Module, data: list[torch.Tensor], budget: str, fol
 
 def main(folder: Path, pages: int, budgets: Sequence[str]) -> None:
     """Fit what is not there yet, read the pages that were not read yet, and print the table."""
-    import easyocr
-    import easyocr_en_models
     from easyocr.imgproc import normalizeMeanVariance
 
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reader = easyocr.Reader(
-            ["en"], gpu=False, model_storage_directory=easyocr_en_models.model_dir(),
-            download_enabled=False, verbose=False,
-        )  # fmt: skip
+    reader = english_reader()
     original = reader.detector
     fits = [draw_page(1000 + i, False, 320, 480).pixels for i in range(FITTED)]
     data = crops(fits, normalizeMeanVariance)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +101,19 @@ def kept(now: Sequence[Word], before: Sequence[Word]) -> tuple[int, int]:
     return found, alike
 
 
+def english_reader() -> Any:
+    """EasyOCR's reader of English on the CPU, with the packaged weights; nothing is downloaded."""
+    import easyocr
+    import easyocr_en_models
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return easyocr.Reader(
+            ["en"], gpu=False, model_storage_directory=easyocr_en_models.model_dir(),
+            download_enabled=False, verbose=False,
+        )  # fmt: skip
+
+
 def export(detector: nn.Module, path: str) -> None:
     """Write an ONNX model for pages of any size: multiples of 32, as EasyOCR pads them."""
     size = {2: 32 * torch.export.Dim("rows"), 3: 32 * torch.export.Dim("columns")}
@@ -130,8 +145,6 @@ class Exported:
 
 def main(budget: str, paths: Sequence[str]) -> None:
     """Make the detector faster and print what it still finds."""
-    import easyocr
-    import easyocr_en_models
     from easyocr.imgproc import normalizeMeanVariance
 
     if paths:
@@ -140,10 +153,7 @@ def main(budget: str, paths: Sequence[str]) -> None:
         pages = [drawn_page(seed) for seed in range(FITTED + 4)]
     if len(pages) <= FITTED:
         sys.exit(f"Give more than {FITTED} pages: those beyond are for comparison.")
-    reader = easyocr.Reader(
-        ["en"], gpu=False, model_storage_directory=easyocr_en_models.model_dir(),
-        download_enabled=False, verbose=False,
-    )  # fmt: skip
+    reader = english_reader()
     original = reader.detector
     data = crops(pages[:FITTED], normalizeMeanVariance)
 

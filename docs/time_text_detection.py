@@ -11,7 +11,6 @@ one page; ratios are within a turn. Run it on a machine that does nothing else.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from evaluate_text_detection import CANVASES, SIDE, draw_page
-from faster_text_detection import Exported, export
+from faster_text_detection import Exported, english_reader, export
 
 import basisconv as bc
 
@@ -52,16 +51,8 @@ def table(timings: dict[str, bc.timing.Timing]) -> str:
 
 def main(folder: Path, threads: int, turns: int) -> None:
     """Time every detector of the folder and print the table."""
-    import easyocr
-    import easyocr_en_models
-
     torch.set_num_threads(threads)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reader = easyocr.Reader(
-            ["en"], gpu=False, model_storage_directory=easyocr_en_models.model_dir(),
-            download_enabled=False, verbose=False,
-        )  # fmt: skip
+    reader = english_reader()
     original = reader.detector
     detectors = {"original": original}
     for weights in sorted(folder.glob("*.pt"), reverse=True):

@@ -89,7 +89,7 @@ def speedup_frame(found: Sequence[Measured], answers: Mapping[str, str]) -> pd.D
 def trends(found: Sequence[Measured], rival: str = "D") -> dict[tuple[str, str], Contrast]:
     """By recipe and arm, how the logit gap to the rival at equal time changes per doubling of it.
 
-    Of arms that were trained beside the rival at two lengths or more.
+    Only for arms that share two lengths or more with the rival.
     """
     made: dict[tuple[str, str], Contrast] = {}
     for recipe in dict.fromkeys(m.detail["recipe"] for m in found):
